@@ -1,0 +1,78 @@
+"""voxring: exact statistics over many hospitals' labelled images, with nobody showing a number of its own."""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BoundError": "errors",
+    "ClassTotals": "totals",
+    "DeviceError": "errors",
+    "ImageError": "errors",
+    "LocalTotals": "totals",
+    "PeerError": "errors",
+    "ProtocolError": "errors",
+    "Statistics": "totals",
+    "Study": "study",
+    "StudyError": "errors",
+    "VoxringError": "errors",
+    "local_mean": "engine",
+    "local_totals": "engine",
+    "load_study": "study",
+    "party_totals": "batch",
+    "pooled": "totals",
+    "read_ground_truth": "images",
+    "read_image": "images",
+}
+__all__ = [
+    "BoundError",
+    "ClassTotals",
+    "DeviceError",
+    "ImageError",
+    "LocalTotals",
+    "PeerError",
+    "ProtocolError",
+    "Statistics",
+    "Study",
+    "StudyError",
+    "VoxringError",
+    "__version__",
+    "load_study",
+    "local_mean",
+    "local_totals",
+    "party_totals",
+    "pooled",
+    "read_ground_truth",
+    "read_image",
+]
+
+if TYPE_CHECKING:
+    from voxring.batch import party_totals
+    from voxring.engine import local_mean, local_totals
+    from voxring.errors import (
+        BoundError,
+        DeviceError,
+        ImageError,
+        PeerError,
+        ProtocolError,
+        StudyError,
+        VoxringError,
+    )
+    from voxring.images import read_ground_truth, read_image
+    from voxring.study import Study, load_study
+    from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
+
+
+def __getattr__(name: str) -> object:
+    """Import public names when they are first used: numpy and numba would make ``voxring --help`` slow."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'voxring' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"voxring.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,138 @@
+"""``voxring demo``: the whole thing on one machine, on a real CT."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from voxring.cli.report import Progress, print_table, write_result
+from voxring.errors import StudyError
+
+if TYPE_CHECKING:
+    from voxring.images import GroundTruth, Image
+    from voxring.study import Study
+
+_HOSPITALS = ("north", "centre", "south")
+
+
+@click.command()
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the study, the hospitals' images and manifests, and the result in this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def demo(keep: Path | None, as_json: bool) -> int:
+    """Three hospitals compute the exact mean and deviation of a real CT's seven tissues, together.
+
+    The CT (slicerio's CTChest4, with its segmentation) is cut into three parts along the body. Each part belongs to a
+    hospital: a process of its own that talks to the others over sockets and shows nobody a number.
+    """
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        return _demo(keep, as_json)
+    with tempfile.TemporaryDirectory(prefix="voxring-demo-") as folder:
+        return _demo(Path(folder), as_json)
+
+
+def _demo(folder: Path, as_json: bool) -> int:
+    from voxring import simulation
+
+    start = time.monotonic()
+    with Progress() as progress:
+        progress("demo", "reading the CT")
+        study, manifests = make_demo(folder)
+        progress("demo", "compiling the kernels (kept for later runs)")
+        _warm(folder, study)
+        progress("demo", "three hospitals and a researcher, each in a process of its own")
+        run = simulation.simulate(study, manifests, notify=progress)
+        progress("demo", "computing the same in the open, to compare")
+        equal = simulation.pooled_totals(study, manifests) == run.answer
+        progress("demo", f"done in {time.monotonic() - start:.1f} s")
+    write_result(run.answer, run.study, folder / "result.json")
+    if as_json:
+        click.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        print_table(run.answer)
+    click.echo(f"equal to pooled, bit for bit: {'yes' if equal else 'NO'}", err=as_json)
+    from voxring.ring.views import describe
+
+    click.echo("\nWhat each saw of the others", err=as_json)
+    for name, heard in run.parties.items():
+        click.echo(f"  {name:<11}{describe(heard.view)}", err=as_json)
+    click.echo(f"  {'researcher':<11}{describe(run.researcher)}", err=as_json)
+    return 0 if equal else 1
+
+
+def make_demo(folder: Path) -> tuple[Study, dict[str, Path]]:
+    """Write the study, and each hospital's part of the CT with its manifest, into a folder.
+
+    Raises
+    ------
+    StudyError
+        slicerio, which ships the CT, is not installed.
+    """
+    from voxring.images import read_ground_truth, read_image
+    from voxring.study import load_study
+
+    try:
+        data = resources.files("slicerio") / "data"
+    except ModuleNotFoundError:
+        raise StudyError(
+            "the demo's CT comes with slicerio, which is not installed: pip install 'voxring[demo]'"
+        ) from None
+    image = read_image(Path(str(data / "CTChest4.nrrd")))
+    ground_truth = read_ground_truth(Path(str(data / "Segmentation.seg.nrrd")))
+    (folder / "study.toml").write_text(_study_toml(ground_truth), encoding="utf-8")
+    manifests = {}
+    planes = image.voxels.shape[0]
+    for i, hospital in enumerate(_HOSPITALS):
+        part = slice(i * planes // len(_HOSPITALS), (i + 1) * planes // len(_HOSPITALS))
+        manifests[hospital] = _write_hospital(folder / hospital, image, ground_truth, part)
+    return load_study(folder / "study.toml"), manifests
+
+
+def _study_toml(ground_truth: GroundTruth) -> str:
+    classes = ", ".join(f'"{segment.name}" = {segment.label}' for segment in ground_truth.segments)
+    return (
+        f'name = "seven tissues of a chest CT"\nclasses = {{ {classes} }}\n\n'
+        '[window]\nsize = 7\nborder = "reflect"\n\n[privacy]\nmin_voxels = 50\n'
+    )
+
+
+def _write_hospital(folder: Path, image: Image, ground_truth: GroundTruth, part: slice) -> Path:
+    import nrrd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    header = _geometry(image, part.start)
+    for name, voxels in (("ct", image.voxels), ("ground_truth", ground_truth.layers[0])):
+        nrrd.write(str(folder / f"{name}.nrrd"), voxels[part], header, index_order="C")
+    manifest = folder / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "ground_truth"), ("ct.nrrd", "ground_truth.nrrd")])
+    return manifest
+
+
+def _geometry(image: Image, first_plane: int) -> dict[str, Any]:
+    """NRRD header fields of the grid that starts at a later plane."""
+    affine = image.grid.affine
+    if affine is None:
+        return {}
+    return {
+        "space": "right-anterior-superior",
+        "space directions": affine[:3, :3].T,
+        "space origin": affine[:3, 3] + first_plane * affine[:3, 2],
+    }
+
+
+def _warm(folder: Path, study: Study) -> None:
+    """Compile for the types of the demo, so that the hospitals' processes find the code in the cache."""
+    from voxring.batch import image_totals, read_manifest
+
+    image_totals(read_manifest(folder / _HOSPITALS[0] / "manifest.csv")[0], study)

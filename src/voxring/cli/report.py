@@ -1,0 +1,105 @@
+"""What the commands print: progress on stderr, results on stdout. No value of a hospital's own is ever printed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from voxring.errors import StudyError
+from voxring.study import Study
+from voxring.totals import Statistics, result_document
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+
+class Progress:
+    """Who is doing what: one live table on a terminal, plain lines otherwise. Safe to call from any thread."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.start = time.monotonic()
+        self.latest: dict[str, str] = {}
+        self.live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(stderr=True), refresh_per_second=8, get_renderable=self._table)
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, who: str, what: str) -> None:
+        self.latest[who] = what
+        if self.live is None and not self.quiet:
+            click.echo(f"{time.monotonic() - self.start:6.1f} s  {who}: {what}", err=True)
+
+    def _table(self) -> object:
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for who, what in list(self.latest.items()):
+            table.add_row(f"[bold]{who}[/]", what)
+        return table
+
+
+def write_result(answer: Mapping[str, Statistics | str], study: Study, out: Path) -> None:
+    """Write the result file, whole or not at all.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing or cannot be written.
+    """
+    document = msgspec.json.format(msgspec.json.encode(result_document(answer, study)), indent=2)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        partial.write_bytes(document + b"\n")
+        partial.replace(out)
+    except OSError as error:
+        raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a result path that cannot be written before anybody computes for it.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing, or the path is a folder.
+    """
+    if out.is_dir() or not out.parent.is_dir():
+        raise StudyError(f"{out}: expected a file in a folder that exists: make the folder, or write elsewhere")
+
+
+def print_table(answer: Mapping[str, Statistics | str], *, err: bool = False) -> None:
+    """Print class, voxels, mean and sigma."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("class")
+    for title in ("voxels", "mean", "sigma"):
+        table.add_column(title, justify="right")
+    for name, one in answer.items():
+        if isinstance(one, str):
+            table.add_row(name, "withheld", one, "")
+        else:
+            table.add_row(name, f"{one.voxels:,}", f"{float(one.mean):.6f}", f"{one.std:.6f}")
+    Console(stderr=err, highlight=False).print(table)

@@ -1,0 +1,112 @@
+"""``voxring party`` and ``voxring research``: a study between separate machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from voxring.cli.report import Progress, check_writable, print_table, write_result
+
+
+def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=1),
+            default=60.0,
+            show_default=True,
+            help="Seconds of silence allowed.",
+        ),
+        click.option(
+            "--insecure",
+            is_flag=True,
+            help="Accept links that are not encrypted: whoever can read them all learns every party's numbers.",
+        ),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Which party of the study this is.")
+@click.option("--manifest", type=click.Path(path_type=Path), required=True, help="CSV: image,ground_truth[,patient].")
+@click.option("--address", help="Listen here instead of at the study's address, as tcp://HOST:PORT.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@_link_options
+@click.option("--json", "as_json", is_flag=True, help="Print what was learned as JSON.")
+def party(
+    study: Path,
+    name: str,
+    manifest: Path,
+    address: str | None,
+    device: str,
+    timeout: float,
+    insecure: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Take part in the study file STUDY as one of its parties.
+
+    The images never leave this machine. Of the totals, what leaves is blinded; what comes back is the voxel count and
+    the mean over all parties together.
+    """
+    import msgspec
+
+    from voxring.batch import party_totals, read_manifest
+    from voxring.session import run_party
+    from voxring.study import load_study
+
+    checked = load_study(study)
+    read_manifest(manifest)
+    with Progress(quiet=quiet) as progress:
+        heard = run_party(
+            checked,
+            name,
+            lambda: party_totals(
+                manifest,
+                checked,
+                device=device,  # type: ignore[arg-type]  # click checks the choice
+                progress=lambda done, total: progress(name, f"image {done} of {total}"),
+            ),
+            address=address,
+            timeout=timeout,
+            insecure=insecure,
+            notify=lambda what: progress(name, what),
+        )
+    if as_json:
+        means = {of: [str(mean.numerator), str(mean.denominator)] for of, mean in heard.means.items()}
+        learned = {"voxels": heard.counts, "mean": means, "withheld": list(heard.withheld)}
+        click.echo(msgspec.json.encode(learned).decode())
+        return
+    for of, mean in heard.means.items():
+        click.echo(f"{of}: {heard.counts[of]:,} voxels in all, mean {float(mean):.6f}")
+    for of in heard.withheld:
+        click.echo(f"{of}: withheld")
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the result, as JSON.")
+@_link_options
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+def research(study: Path, out: Path, timeout: float, insecure: bool, quiet: bool, as_json: bool) -> None:
+    """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
+    from voxring.session import run_researcher
+    from voxring.study import load_study
+
+    checked = load_study(study)
+    check_writable(out)
+    with Progress(quiet=quiet) as progress:
+        answer, _ = run_researcher(
+            checked, timeout=timeout, insecure=insecure, notify=lambda what: progress("researcher", what)
+        )
+    write_result(answer, checked, out)
+    if as_json:
+        click.echo(out.read_text(encoding="utf-8"), nl=False)
+    else:
+        print_table(answer)

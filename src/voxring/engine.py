@@ -1,0 +1,411 @@
+"""One image and its ground truth become the integers that a party keeps (Algorithm 1, lines 1 and 5-12).
+
+The kernels sum stored integers; standardisation x = a·v + b is applied to the sums wherever one piece of the map
+holds the whole image, and to the voxels otherwise. Both give the same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import prod
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from voxring import fixedpoint
+from voxring.errors import DeviceError, ImageError
+from voxring.fixedpoint import STANDARDISED_LIMIT, AffineMap
+from voxring.kernels import Reduction
+from voxring.study import Border, Study
+from voxring.totals import ClassTotals, LocalTotals
+
+Device = Literal["auto", "cpu", "cuda"]
+Array = npt.NDArray[Any]
+
+
+def local_totals(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    labels: Mapping[str, int] | None = None,
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> LocalTotals:
+    """Reduce one image to the integers its party keeps.
+
+    Algorithm 1, lines 5-12, with lines 21-24 prepared: Σx and Σx² are kept, so the second pass needs no second read.
+
+    Parameters
+    ----------
+    image : (rows, cols) or (planes, rows, cols) array
+        Stored intensities: integers of 8, 16 or 32 bits, or floats.
+    ground_truth : array of integers, same shape
+        Label map. May hold none of the study's classes.
+    study : Study
+        Window, border, standardisation and bounds.
+    slope, intercept : float
+        The intensity that a stored v stands for is slope·v + intercept.
+    labels : mapping of class name to label value, optional
+        The classes that this label map holds, when not those of the study file.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute. Every device gives the same integers.
+    threads : int, optional
+        Threads of this call; NUMBA_NUM_THREADS, or all cores, when left out. The result does not depend on it.
+
+    Returns
+    -------
+    LocalTotals
+        Per class; sums in units of 1 / study.denominator, exact.
+
+    Raises
+    ------
+    ImageError
+        The shapes differ, a voxel is not finite, or a value leaves the range that the study declares.
+    StudyError
+        The window names axes that the image lacks.
+    DeviceError
+        ``device="cuda"`` and no GPU answers. Never falls back in silence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from voxring import Study
+    >>> study = Study.of(name="example", classes={"lesion": 1}, window={"size": 3})
+    >>> image = np.arange(16, dtype=np.int16).reshape(4, 4)
+    >>> totals = local_totals(image, (image == 5).astype(np.uint8), study)
+    >>> totals["lesion"].voxels, totals["lesion"].sum == 5 * study.denominator
+    (1, True)
+    """
+    if device not in get_args(Device):
+        raise DeviceError(f'expected device "cpu", "cuda" or "auto", got {device!r}')
+    if device == "cuda":
+        raise DeviceError('no CUDA engine answers: use device="cpu", or "auto" to take what there is')
+    named = labels if labels is not None else _label_values(study)
+    _check_shapes(image, ground_truth)
+    window = study.window.along(image.ndim)
+    voxels, mapping = _standardised(image, Fraction(slope), Fraction(intercept), study)
+    a, b = mapping
+    reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads)
+    return LocalTotals(
+        {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}
+    )
+
+
+def _label_values(study: Study) -> dict[str, int]:
+    values: dict[str, int] = {}
+    for name, label in study.classes.items():
+        if not isinstance(label, int):
+            raise ImageError(
+                f"class {name!r} names the segment {label!r}, a label map has numbers only: give its number in labels="
+            )
+        values[name] = label
+    return values
+
+
+def _check_shapes(image: Array, ground_truth: Array) -> None:
+    if image.ndim not in (2, 3):
+        raise ImageError(f"expected an image with 2 or 3 axes, got {image.ndim}: pass one volume at a time")
+    if image.shape != ground_truth.shape:
+        raise ImageError(
+            f"the ground truth has shape {ground_truth.shape}, the image {image.shape}: they must cover the same voxels"
+        )
+    if 0 in image.shape:
+        raise ImageError(f"expected at least one voxel, got shape {image.shape}")
+    if ground_truth.dtype.kind not in "iub":
+        raise ImageError(f"expected a ground truth of integers, got {ground_truth.dtype}: convert it to a label map")
+    if image.dtype.kind == "b" or (image.dtype.kind not in "iu" and image.dtype not in (np.float32, np.float64)):
+        raise ImageError(f"expected an image of integers or of 32 or 64-bit floats, got {image.dtype}: convert it")
+    if image.dtype.itemsize == 8 and image.dtype.kind in "iu":
+        raise ImageError(f"expected integers of at most 32 bits, got {image.dtype}: convert the image first")
+
+
+def _reduce(
+    voxels: Array,
+    ground_truth: Array,
+    named: Mapping[str, int],
+    window: tuple[int, int, int],
+    border: Border,
+    threads: int | None,
+) -> list[Reduction]:
+    from voxring.kernels import cpu  # numba takes a second to import
+
+    try:
+        return cpu.reduce(
+            _volume(voxels), _volume(ground_truth), tuple(named.values()), window, border, threads=threads
+        )
+    except OverflowError as error:
+        raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
+
+
+def _volume(array: Array) -> Array:
+    """Give a 2D image its one plane, in C order and native bytes."""
+    if array.dtype.kind == "b":
+        array = array.view(np.uint8)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(array.reshape(1, *array.shape) if array.ndim == 2 else array)
+
+
+def _class_totals(reduction: Reduction, a: int, b: int, window: tuple[int, int, int], study: Study) -> ClassTotals:
+    """Turn sums of stored integers v into sums of x = a·v + b, over the study's denominators."""
+    size = prod(window)
+    common = study.window.denominator
+    total = 0
+    for inside, (voxels, window_sum) in reduction.groups.items():
+        sums = a * window_sum + b * inside * voxels
+        if study.window.border == "clip":
+            total += sums * (common // inside)
+        else:
+            total += (sums + study.fill * (size - inside) * voxels) * (common // size)
+    voxels = reduction.voxels
+    return ClassTotals(
+        voxels=voxels,
+        sum=total,
+        total=a * reduction.total + b * voxels,
+        squares=a * a * reduction.squares + 2 * a * b * reduction.total + b * b * voxels,
+        patients=int(voxels > 0),
+    )
+
+
+def _standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, tuple[int, int]]:
+    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+    shift = 0
+    if image.dtype.kind == "f":
+        image, slope, intercept = _on_grid(image, slope, intercept, study)
+        shift = fixedpoint.FLOAT_SHIFT
+    if slope == 0:
+        raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
+    try:
+        low, high = _range(image, slope, intercept, study)
+        mapping = _mapping(image, slope, intercept, study, shift)
+        least, largest = mapping.ends(low, high)
+        single = mapping.single(low, high)
+        limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
+        if least < -limit or largest > limit:
+            raise ImageError(
+                f"standardised values run from {least / study.unit:.6g} to {largest / study.unit:.6g}, "
+                f"the study allows {limit / study.unit:.6g} either way: "
+                "use a larger bounds.intensity, fewer fraction_bits or another method"
+            )
+        if single is not None:
+            return image, single
+        return mapping.apply(image).astype(_narrowest(least, largest)), (1, 0)
+    except (ValueError, OverflowError) as error:
+        raise ImageError(str(error)) from None
+
+
+def _on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:
+    """Put a float image on the grid 2^-p, its slope and intercept applied in binary64."""
+    values = image.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError("expected finite voxels, got NaN or infinity: replace them before the study")
+    if slope != 1 or intercept != 0:
+        values = values * float(slope) + float(intercept)
+    try:
+        integers = fixedpoint.grid(values, study.standardise.fraction_bits)
+    except OverflowError as error:
+        raise ImageError(f"{error}: use fewer fraction_bits") from None
+    return integers, Fraction(1, study.unit), Fraction(0)
+
+
+def _range(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
+    """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
+    info = np.iinfo(image.dtype)
+    if study.standardise.method == "none" and image.dtype.itemsize <= 4:
+        ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
+        if max(-ends[0], ends[1]) <= study.intensity_bound:
+            return int(info.min), int(info.max)
+    return int(image.min()), int(image.max())
+
+
+def _narrowest(least: int, largest: int) -> npt.DTypeLike:
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= least and largest <= np.iinfo(dtype).max:
+            return dtype
+    return np.int64
+
+
+def _mapping(image: Array, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
+    """The integer map of one image under the study's method."""
+    options, bits = study.standardise, study.standardise.fraction_bits
+    if options.method == "none":
+        return fixedpoint.plain(slope, intercept, bits)
+    if options.method == "rescale":
+        low, high = options.range or (0.0, 1.0)
+        values = [Fraction(repr(low)), Fraction(repr(high))]
+        return fixedpoint.through(_rising(values, [0, 1], slope, intercept), bits, shift=shift)
+    counted = _Counted.of(image)
+    foreground = counted.foreground(options.foreground, slope, intercept)
+    if options.method == "zscore":
+        return foreground.zscore(bits, shift, negative=slope < 0)
+    percentiles = [Fraction(repr(q)) for q in options.percentiles or ()]
+    targets = [Fraction(repr(t)) for t in options.landmarks or (0.0, 1.0)]
+    stored = [foreground.percentile(q if slope > 0 else 100 - q) for q in percentiles]
+    knots = [(Fraction(v), x) for v, x in zip(stored, targets, strict=True)]
+    return fixedpoint.through(knots if slope > 0 else knots[::-1], bits, shift=shift)
+
+
+def _rising(
+    values: list[Fraction], targets: list[int], slope: Fraction, intercept: Fraction
+) -> list[tuple[Fraction, Fraction]]:
+    """Knots (stored, standardised) with the stored values rising, whatever the sign of the slope."""
+    knots = [((value - intercept) / slope, Fraction(target)) for value, target in zip(values, targets, strict=True)]
+    return knots if slope > 0 else knots[::-1]
+
+
+class _Counted:
+    """An image as its distinct stored integers, rising, and how often each occurs: all its statistics are exact."""
+
+    def __init__(self, values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+        self.values, self.counts = values, counts
+
+    @classmethod
+    def of(cls, image: Array) -> _Counted:
+        if image.dtype.itemsize > 2:
+            values, counts = np.unique(image, return_counts=True)
+            return cls(values.astype(np.int64), counts.astype(np.int64))
+        low = int(np.iinfo(image.dtype).min)
+        histogram = np.zeros(1 << (8 * image.dtype.itemsize), np.int64)
+        for part in image if image.ndim == 3 else (image,):
+            histogram += np.bincount(part.ravel().astype(np.intp) - low, minlength=histogram.size)
+        present = np.flatnonzero(histogram)
+        return cls(present + low, histogram[present])
+
+    def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
+        """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""
+        if which == "all":
+            return self
+        if which == "nonzero":
+            zero = -intercept / slope
+            keep = self.values != (zero.numerator if zero.denominator == 1 else np.iinfo(np.int64).min)
+        else:
+            mean = Fraction(_dot(self.values, self.counts), int(self.counts.sum()))
+            above = self.values > mean.numerator // mean.denominator
+            below = self.values < -(-mean.numerator // mean.denominator)
+            keep = above if slope > 0 else below
+        return _Counted(self.values[keep], self.counts[keep])
+
+    def zscore(self, bits: int, shift: int, *, negative: bool) -> AffineMap:
+        values, counts = self.values, self.counts
+        high, low = values >> 24, values & 0xFFFFFF
+        squares = (_dot(high * high, counts) << 48) + (_dot(high * low, counts) << 25) + _dot(low * low, counts)
+        made = fixedpoint.zscore(int(counts.sum()), _dot(values, counts), squares, bits, shift=shift)
+        if negative:  # round half to even is symmetric
+            return AffineMap((-made.a[0],), (-made.b[0],), shift=shift)
+        return made
+
+    def percentile(self, percentile: Fraction) -> int:
+        """The value of rank ⌈q·n/100⌉ (nearest rank), the least value for q = 0."""
+        if not self.counts.size:
+            raise ValueError("the foreground is empty: use another standardise.foreground")
+        ranks = np.cumsum(self.counts)
+        rank = max(1, -(-percentile * int(ranks[-1]) // 100))
+        return int(self.values[np.searchsorted(ranks, rank)])
+
+
+def _dot(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:
+    """Σ values·counts, exact: values below 2^48 in size go in two limbs of 24 bits, counts add up to less than 2^38."""
+    return (int(((values >> 24) * counts).sum()) << 24) + int(((values & 0xFFFFFF) * counts).sum())
+
+
+@overload
+def local_mean(
+    image: Array,
+    window: int | tuple[int, ...],
+    border: Border = ...,
+    *,
+    fill: float = ...,
+    fraction_bits: int = ...,
+    exact: Literal[False] = ...,
+    threads: int | None = ...,
+) -> npt.NDArray[np.float64]: ...
+@overload
+def local_mean(
+    image: Array,
+    window: int | tuple[int, ...],
+    border: Border = ...,
+    *,
+    fill: float = ...,
+    fraction_bits: int = ...,
+    exact: Literal[True],
+    threads: int | None = ...,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def local_mean(
+    image: Array,
+    window: int | tuple[int, ...],
+    border: Border = "reflect",
+    *,
+    fill: float = 0.0,
+    fraction_bits: int = 16,
+    exact: bool = False,
+    threads: int | None = None,
+) -> npt.NDArray[np.float64] | tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Mean of the window around every voxel (Algorithm 1, line 7), as a map.
+
+    Parameters
+    ----------
+    image : (rows, cols) or (planes, rows, cols) array
+        Integers of at most 32 bits, or floats, which are put on the grid 2^-fraction_bits first.
+    window : int or tuple of int
+        Size along every axis, or one per axis; odd or even, 1 leaves an axis out.
+    border : {"reflect", "mirror", "nearest", "constant", "clip"}
+        As in scipy.ndimage; ``clip`` counts only voxels inside the image.
+    fill : float
+        What lies outside under ``constant``; rounded to an integer, or to the grid for floats.
+    fraction_bits : int
+        The grid of float images.
+    exact : bool
+        Return integers instead of floats.
+    threads : int, optional
+        Threads of this call.
+
+    Returns
+    -------
+    float64 array, or (sums, counts)
+        The means; or, exact, the int64 window sums (times 2^fraction_bits for floats) and how many voxels each
+        window holds, an int64 array that broadcasts against them.
+
+    Raises
+    ------
+    ImageError
+        The image has no voxels, voxels that are not finite, or sums beyond 63 bits.
+    StudyError
+        The window does not fit the axes or the border is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sums, counts = local_mean(np.array([[1, 2, 4]], np.int16), (1, 3), "clip", exact=True)
+    >>> sums, counts
+    (array([[3, 7, 6]]), array([[2, 3, 2]]))
+    """
+    from voxring.kernels import cpu
+
+    study = Study.of(
+        name="local mean",
+        classes={"all": 1},
+        window={"size": window, "border": border, "fill": fill if border == "constant" else 0.0},
+        standardise={"fraction_bits": fraction_bits},
+        bounds={"intensity": 2**32},
+    )
+    _check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
+    shape, unit = image.shape, 1
+    if image.dtype.kind == "f":
+        image, _, _ = _on_grid(image, Fraction(1), Fraction(0), study)
+        unit = study.unit
+    along = study.window.along(len(shape))
+    outside = round(Fraction(repr(study.window.fill)) * unit)
+    try:
+        sums = cpu.window_sums(_volume(image), along, border, fill=outside, threads=threads).reshape(shape)
+    except OverflowError as error:
+        raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
+    counts = np.full((1,) * len(shape), prod(along), np.int64)
+    if border == "clip":
+        planes, rows, columns = cpu.inside_counts(_volume(image).shape, along)
+        counts = (planes[:, None, None] * rows[:, None] * columns).reshape(shape)
+    return (sums, counts) if exact else sums / (counts * unit)

@@ -1,0 +1,115 @@
+"""NIfTI-1 and NIfTI-2 in one file, .nii or .nii.gz.
+
+nibabel reads the header. The voxels are mapped (.nii) or inflated straight into their array (.nii.gz), and stay the
+stored integers; nibabel's own path would go through float64.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from voxring.errors import ImageError
+from voxring.images import payload
+from voxring.images.stored import Stored
+
+# By the header's own size, its first field: the class, the magic and where it stands, and where voxels may begin.
+_VERSIONS: dict[int, tuple[Any, bytes, int, int]] = {
+    348: (Nifti1Header, b"n+1\0", 344, 352),
+    540: (Nifti2Header, b"n+2\0\r\n\x1a\n", 4, 544),
+}
+_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
+_LONGEST_HEADER = 540
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read(path: Path) -> Stored:
+    """Read a NIfTI file."""
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_HEADER)
+    compressed = start.startswith(_GZIP_MAGIC)
+    if compressed != path.name.lower().endswith(".gz"):
+        right = "compressed, name it .nii.gz" if compressed else "not compressed, name it .nii"
+        raise ImageError(f"{path}: the file's ending and content differ: it is {right}")
+    if not compressed:
+        header = _header(path, start)
+        return _stored(path, header, payload.mapped(path, _offset(path, header), *_layout(path, header)))
+    with path.open("rb") as file, payload.gzip_stream(file) as stream:
+        with payload.corruption(path):
+            start = stream.read(_LONGEST_HEADER)
+        header = _header(path, start)
+        with payload.corruption(path):
+            stream.seek(_offset(path, header))
+        packed = path.stat().st_size
+        return _stored(path, header, payload.inflated(path, stream, packed, payload.DEFLATE, *_layout(path, header)))
+
+
+def _header(path: Path, start: bytes) -> Any:
+    for order in ("<", ">"):
+        size = int(np.frombuffer(start[:4].ljust(4, b"\0"), order + "i4")[0])
+        if size not in _VERSIONS:
+            continue
+        kind, magic, at, _ = _VERSIONS[size]
+        if len(start) < size:
+            raise ImageError(f"{path}: expected a header of {size} bytes, got {len(start)}: the file is truncated")
+        if start[at : at + len(magic)] != magic:
+            raise ImageError(
+                f"{path}: expected a NIfTI file that holds header and voxels, got something else (an ANALYZE file or "
+                "a .hdr/.img pair?): convert it to .nii.gz"
+            )
+        return kind(start[:size], endianness=order, check=False)
+    raise ImageError(f"{path}: expected a NIfTI header, got something else: check that the file is what it is named")
+
+
+def _offset(path: Path, header: Any) -> int:
+    offset, first = float(header["vox_offset"]), _VERSIONS[int(header["sizeof_hdr"])][3]
+    if not (first <= offset < 2**62 and offset.is_integer()):
+        raise ImageError(f"{path}: expected voxels at byte {first} or later, got {offset}: the header is damaged")
+    return int(offset)
+
+
+def _layout(path: Path, header: Any) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        raise ImageError(f"{path}: expected 1 to 7 axes, got {axes}: the header is damaged")
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        dtype = np.dtype("V0")
+    if dtype.itemsize == 0:  # so nibabel gives "binary" and "unknown" too
+        raise ImageError(
+            f"{path}: expected integers or floats, got data type {int(header['datatype'])}: convert it, or copy it "
+            "again if the header is damaged"
+        )
+    shape = payload.array_shape(path, [int(size) for size in header["dim"][1 : axes + 1]])
+    return payload.checked_dtype(path, dtype), shape
+
+
+def _stored(path: Path, header: Any, voxels: NDArray[np.generic]) -> Stored:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or np.isnan(slope):  # the standard's way to say that there is no scaling
+        slope, intercept = 1.0, 0.0
+    if not np.isfinite([slope, intercept]).all():
+        raise ImageError(f"{path}: expected a finite slope and intercept, got {slope} and {intercept}: set them anew")
+    return Stored((voxels,), _affine(path, header), slope, intercept)
+
+
+def _affine(path: Path, header: Any) -> NDArray[np.float64] | None:
+    """Prefer the sform; without a qform either, the file states no position."""
+    try:
+        affine, code = header.get_sform(coded=True)
+        if not code:
+            affine, code = header.get_qform(coded=True)
+    except (HeaderDataError, ValueError) as error:
+        raise ImageError(f"{path}: the qform is no rotation ({error}): set the header's geometry anew") from error
+    if not code:
+        return None
+    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    placed: NDArray[np.float64] = np.diag([scale, scale, scale, 1.0]) @ affine
+    if not np.isfinite(placed).all():
+        raise ImageError(f"{path}: expected finite positions, got NaN or infinity: set the header's geometry anew")
+    return placed

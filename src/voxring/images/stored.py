@@ -1,0 +1,98 @@
+"""What every reader returns, and the rules that turn it into an Image or a GroundTruth, the same for all formats."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxring.errors import ImageError
+from voxring.images.image import Grid, GroundTruth, Image, Segment
+
+_LABEL_DTYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """What a file holds, before its use is known.
+
+    ``layers`` are arrays of the grid's shape with integers, booleans or floats of any width up to 64 bits and any byte
+    order. ``palette`` says that the numbers are indices of colours.
+    """
+
+    layers: tuple[NDArray[np.generic], ...]
+    affine: NDArray[np.float64] | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    segments: tuple[Segment, ...] = ()
+    palette: bool = False
+
+
+def as_image(name: str, stored: Stored) -> Image:
+    """Take what a file holds as an image; ImageError when it is a segmentation or a palette."""
+    if len(stored.layers) != 1:
+        raise ImageError(
+            f"{name}: expected one image, got {len(stored.layers)} layers of segments: give it as a ground truth"
+        )
+    if stored.palette:
+        raise ImageError(f"{name}: expected grey levels, got indices of a palette: save it as greyscale")
+    voxels = _at_most_32_bits(name, stored.layers[0])
+    return Image(voxels, stored.slope, stored.intercept, Grid(voxels.shape, stored.affine))
+
+
+def as_ground_truth(name: str, stored: Stored) -> GroundTruth:
+    """Take what a file holds as label maps; ImageError when a value is not an integer of at most 32 bits."""
+    layers = tuple(_labels(name, layer, stored.slope, stored.intercept) for layer in stored.layers)
+    return GroundTruth(layers, stored.segments, Grid(layers[0].shape, stored.affine), name)
+
+
+def _at_most_32_bits(name: str, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+    if voxels.dtype == np.bool_:
+        return np.not_equal(_native(voxels).view(np.uint8), 0).astype(np.uint8)  # Pillow's True is 255
+    if voxels.dtype.kind == "f":
+        return _native(voxels, np.dtype(np.float32)) if voxels.dtype.itemsize == 2 else _native(voxels)
+    if voxels.dtype.itemsize < 8:
+        return _native(voxels)
+    low, high = int(voxels.min()), int(voxels.max())
+    for dtype in (np.int32, np.uint32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return _native(voxels, np.dtype(dtype))
+    raise ImageError(f"{name}: expected integers that fit 32 bits, got larger ones: rescale or convert them")
+
+
+def _labels(name: str, voxels: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.integer]:
+    numbers = _at_most_32_bits(name, voxels)
+    integers: NDArray[np.integer]
+    if numbers.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            low, high = float(numbers.min()), float(numbers.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ImageError(f"{name}: expected integer labels, got NaN or infinity: write the map as integers")
+        integers = numbers.astype(_smallest(name, math.floor(low), math.ceil(high)))
+        if not np.array_equal(integers, numbers):
+            raise ImageError(f"{name}: expected integer labels, got fractions: is this an image or a probability map?")
+    else:
+        integers = numbers  # type: ignore[assignment]
+    if slope == 1 and intercept == 0:
+        return integers
+    if not (slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2**62):
+        raise ImageError(
+            f"{name}: expected integer labels, got a slope or intercept that makes fractions: write the map without"
+        )
+    a, b = int(slope), int(intercept)
+    ends = sorted(a * int(end) + b for end in (integers.min(), integers.max()))
+    # In int64 the product may wrap, but the sum is known to fit 32 bits, and arithmetic mod 2^64 gives just that sum.
+    return (integers.astype(np.int64) * np.int64(a) + np.int64(b)).astype(_smallest(name, *ends))
+
+
+def _smallest(name: str, low: int, high: int) -> type[np.integer]:
+    for dtype in _LABEL_DTYPES:
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return dtype
+    raise ImageError(f"{name}: expected integer labels that fit 32 bits, got larger ones: renumber the labels")
+
+
+def _native(voxels: NDArray[np.generic], dtype: np.dtype[np.generic] | None = None) -> NDArray[np.generic]:
+    """C order, native byte order, aligned; a copy only where the file has it otherwise."""
+    array = np.ascontiguousarray(voxels, dtype=dtype or voxels.dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()

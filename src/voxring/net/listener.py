@@ -1,0 +1,103 @@
+"""The answering end: one address, a few threads, each frame answered at once or within a second."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pynng
+
+from voxring.errors import PeerError
+
+log = logging.getLogger(__name__)
+
+THREADS = 4  # one may hold a long poll of the researcher, one its predecessor's share; the rest answer strangers
+
+
+class Listener:
+    """Listens at an address and answers every frame with ``answer(frame, pipe)``, from several threads.
+
+    Parameters
+    ----------
+    address : str
+        ``tcp://HOST:PORT``; port 0 takes a free one, `address` then tells which.
+    answer : callable
+        Gets the bytes that came and a number for the connection; returns the bytes to send back. Must not raise.
+    closed : callable
+        Called with that number when a connection closes, from a thread of nng: must be quick and not call back.
+    max_frame : int
+        Longer frames are dropped by nng before they take memory, and their connection is closed.
+
+    Raises
+    ------
+    PeerError
+        The address cannot be listened at.
+    """
+
+    def __init__(
+        self, address: str, answer: Callable[[bytes, int], bytes], closed: Callable[[int], None], *, max_frame: int
+    ) -> None:
+        self._answer = answer
+        self._socket = pynng.Rep0(recv_max_size=max_frame, send_timeout=1000)
+        self._socket.add_post_pipe_remove_cb(lambda pipe: closed(pipe.id))
+        try:
+            listener = self._socket.listen(address)
+        except pynng.NNGException as error:
+            self._socket.close()
+            raise PeerError(f"cannot listen at {address}: {error}: choose another port or end what uses it") from None
+        self.address = f"{address.rpartition(':')[0]}:{_bound_port(listener, address)}"
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(THREADS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _serve(self) -> None:
+        context = self._socket.new_context()
+        try:
+            while True:
+                message = context.recv_msg()
+                pipe = message.pipe.id if message.pipe is not None else 0
+                answer = self._answer(_content(message), pipe)
+                try:
+                    context.send(answer)
+                except pynng.Closed:
+                    raise
+                except pynng.NNGException as error:
+                    # The one who asked is gone or reads nothing; it will ask again or be missed.
+                    log.debug("an answer of %d bytes was not sent: %s", len(answer), error)
+        except pynng.Closed:
+            return
+        finally:
+            with suppress(pynng.Closed):
+                context.close()
+
+    def close(self) -> None:
+        """Stop listening. Answers not yet on the wire may be lost."""
+        self._socket.close()
+        for thread in self._threads:
+            thread.join(timeout=2)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _content(message: pynng.Message) -> bytes:
+    try:
+        return bytes(message.bytes)
+    except RuntimeError:  # how pynng reads an empty message
+        return b""
+
+
+def _bound_port(listener: pynng.Listener, address: str) -> int:
+    """Port 0 is replaced by the port that the system gave; pynng has no name for this option yet."""
+    port = urlsplit(address).port or 0
+    if port == 0:
+        bound = pynng.ffi.new("int *")
+        pynng.lib.nng_listener_get_int(listener.listener, b"tcp-bound-port", bound)
+        port = int(bound[0])
+    return port

@@ -1,0 +1,94 @@
+"""The frames: what goes over the wire, and the strict reading of it.
+
+A frame is ``VXR``, one byte of protocol version, 16 bytes of BLAKE2b over the rest, and the rest: a msgpack array of
+the fields of `Message` in order. The hash finds accidents (a flipped bit in a residue would otherwise be a wrong
+total that nobody sees); it is no signature and stops nobody who means it.
+
+Bodies are bytes of fixed width, since msgpack ends at 64 bits and residues do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+
+from voxring.errors import RemoteProtocolError
+
+VERSION = 1
+OVERHEAD = 512
+"""No frame is longer than its body plus this."""
+
+_MAGIC = b"VXR"
+_HASH = 16
+_HEAD = len(_MAGIC) + 1 + _HASH
+
+SumName = Literal["voxels", "sum", "sdsum"]
+Kind = Literal["hello", "poll", "share", "released", "means", "done", "abort", "welcome", "status", "ok", "refused"]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """One message.
+
+    ``share`` goes round the ring. The researcher asks with ``hello``, ``poll``, ``released``, ``means``, ``done`` and
+    ``abort``; the answers are ``welcome``, ``status``, ``ok`` and ``refused``. ``sum`` and ``ring`` matter to a share.
+    """
+
+    kind: Kind
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    sender: Name
+    receiver: Name
+    sum: SumName | Literal[""] = ""
+    ring: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+    body: bytes = b""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the frame of a message."""
+    payload = _encoder.encode(message)
+    return _MAGIC + bytes([VERSION]) + _hash(payload) + payload
+
+
+def decode(frame: bytes, *, limit: int) -> Message:
+    """Read a frame of at most ``limit`` bytes.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The frame is too long, of another program or protocol version, damaged, or malformed. What came is named by
+        its kind, never by its content.
+
+    Examples
+    --------
+    >>> hello = Message(kind="hello", digest=bytes(32), session=bytes(16), sender="researcher", receiver="a")
+    >>> decode(encode(hello), limit=1000) == hello
+    True
+    """
+    if len(frame) > limit:
+        raise RemoteProtocolError(f"frame: expected at most {limit} bytes, got {len(frame)}")
+    if len(frame) < _HEAD or not frame.startswith(_MAGIC):
+        raise RemoteProtocolError("frame: expected a message of voxring, got something else")
+    version = frame[len(_MAGIC)]
+    if version != VERSION:
+        raise RemoteProtocolError(
+            f"frame: expected protocol version {VERSION}, got {version}: run the same release of voxring everywhere"
+        )
+    payload = frame[_HEAD:]
+    if frame[len(_MAGIC) + 1 : _HEAD] != _hash(payload):
+        raise RemoteProtocolError("frame: damaged on the way: its hash does not match")
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        # The decoder's own words could quote what came.
+        raise RemoteProtocolError("frame: expected the fields of a message, got others") from None
+
+
+def _hash(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=_HASH, person=b"voxring frame").digest()

@@ -1,0 +1,12 @@
+"""Algorithm 1 among real processes: as one party, and as the researcher.
+
+`plan` is what all sides agree on, `bodies` how they write it down, `party` and `researcher` are Algorithm 1 as two
+state machines without I/O, and `as_party` and `as_researcher` drive them over `voxring.net`.
+"""
+
+from voxring.ring.views import View
+from voxring.session.as_party import run_party
+from voxring.session.as_researcher import run_researcher
+from voxring.session.party import Heard
+
+__all__ = ["Heard", "View", "run_party", "run_researcher"]

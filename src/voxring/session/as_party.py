@@ -1,0 +1,205 @@
+"""A party as a process: its state machine behind a listener, its successor at the end of a link, and a clock."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from voxring.errors import PeerError, StudyError
+from voxring.net import Link, Listener, Presence, check_address
+from voxring.ring.order import RESEARCHER
+from voxring.session.party import ENDED, Heard, Party
+from voxring.study import Study
+from voxring.totals import LocalTotals
+
+LONG_POLL = 0.5  # seconds that a poll without news is held back
+TICK = 0.1  # seconds between looks at the clock
+GRACE = 3.0  # seconds for a closed connection to come back
+
+
+def grace(timeout: float) -> float:
+    """Seconds for a closed connection to come back, within any timeout."""
+    return min(GRACE, timeout / 2)
+
+
+def run_party(
+    study: Study,
+    name: str,
+    local_totals: Callable[[], LocalTotals],
+    *,
+    address: str | None = None,
+    peers: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+    insecure: bool = False,
+    notify: Callable[[str], None] = lambda what: None,
+    listening: Callable[[str], Mapping[str, str] | None] = lambda address: None,
+) -> Heard:
+    """Take part in a study as one party, from listening to the end.
+
+    Parameters
+    ----------
+    study : Study
+        With its parties.
+    name : str
+        Which of them this is.
+    local_totals : callable
+        Reads the images; runs in this thread when the researcher is there, while the listener answers heartbeats.
+    address : str, optional
+        Where to listen, instead of the study's address; ``tcp://HOST:0`` takes a free port.
+    peers : mapping of name to address, optional
+        Where parties are found, instead of the study's addresses.
+    timeout : float
+        Seconds without the researcher, or without an answer of the next party, after which the party ends.
+    insecure : bool
+        Links are in the clear; must be asked for.
+    notify : callable
+        Gets the phases in plain words, in this thread.
+    listening : callable
+        Called once with the address bound; may return addresses that replace ``peers``.
+
+    Raises
+    ------
+    StudyError
+        The study has no such party, or no usable address.
+    PeerError
+        The researcher or the next party was not there in time, went away, or ended the session.
+    BoundError
+        This party's totals leave the study's bounds; nothing was sent.
+    ProtocolError
+        The researcher's messages did not fit.
+    """
+    if name not in study.parties:
+        raise StudyError(f"the study has the parties {', '.join(study.parties)}; {name!r} is none of them")
+    own = check_address(name, address or _address_of(study, name), insecure=insecure)
+    process = _Process(Party(study, name, secrets.token_bytes), timeout, notify)
+    with Listener(own, process.answer, process.closed, max_frame=process.party.plan.largest_frame) as listener:
+        notify(f"listening at {listener.address}")
+        peers = listening(listener.address) or peers or {}
+        successor = process.party.plan.ring.successor(name)
+        if successor == RESEARCHER:
+            return process.run(local_totals, None)
+        there = check_address(successor, peers.get(successor) or _address_of(study, successor), insecure=insecure)
+        with Link(successor, there, max_frame=process.party.plan.largest_frame, grace=grace(timeout)) as link:
+            return process.run(local_totals, link)
+
+
+def _address_of(study: Study, name: str) -> str:
+    return next((party.address for party in study.party if party.name == name), "")
+
+
+class _Process:
+    """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
+
+    def __init__(self, party: Party, timeout: float, notify: Callable[[str], None]) -> None:
+        self.party, self.timeout, self.notify = party, timeout, notify
+        self.changed = threading.Condition()
+        self.researcher = Presence(timeout, grace(timeout))
+        self._gone: list[int] = []  # connections that closed; nng's thread only appends
+
+    # Called by the listener's threads.
+
+    def answer(self, frame: bytes, pipe: int) -> bytes:
+        """Answer a frame; hold back the answer to a poll that waits for news."""
+        until = time.monotonic() + LONG_POLL
+        with self.changed:
+            while (answer := self.party.answer(frame, patient=time.monotonic() < until)) is None:
+                self.researcher.heard(pipe, time.monotonic())
+                self.changed.wait(max(0.0, until - time.monotonic()))
+            if answer.sender == RESEARCHER:
+                self.researcher.heard(pipe, time.monotonic())
+            self.changed.notify_all()
+            return answer.frame
+
+    def closed(self, pipe: int) -> None:
+        """Note that a connection closed, for `_look` to find."""
+        self._gone.append(pipe)
+
+    # Called by the party's own thread.
+
+    def run(self, local_totals: Callable[[], LocalTotals], link: Link | None) -> Heard:
+        """Go from waiting to done."""
+        reason = "it was stopped"
+        try:
+            self._wait_for_researcher()
+            if link is not None:
+                link.wait(self.timeout)
+            self.notify("computing local totals")
+            reason = "it could not compute its local totals"
+            totals = local_totals()
+            reason = "its numbers leave the study's bounds"
+            with self.changed:
+                self.party.supply(totals)
+                self.changed.notify_all()
+            reason = "it lost the next party in the ring or was stopped"
+            while self._next():
+                self._send(link)
+            heard = self.party.heard()
+        finally:
+            # After an error this tells the researcher why; after success it lets the last answer get out.
+            with self.changed:
+                self.party.fail(reason)
+                self.changed.notify_all()
+            self._linger()
+        self.notify("done")
+        return heard
+
+    def _wait_for_researcher(self) -> None:
+        self.notify("waiting for the researcher")
+        until = time.monotonic() + self.timeout
+        with self.changed:
+            while self.party.state == "waiting":
+                if time.monotonic() > until:
+                    refused = f"; last message refused: {self.party.refused}" if self.party.refused else ""
+                    raise PeerError(f"the researcher was not heard within {self.timeout:g} s{refused}")
+                self.changed.wait(TICK)
+
+    def _next(self) -> bool:
+        """Wait until there is something to send; False when the session is done."""
+        while True:
+            with self.changed:
+                news = list(self.party.news)
+                self.party.news.clear()
+                if not news and not self.party.outbox and self.party.state not in ENDED:
+                    self.changed.wait(TICK)
+                self._look()
+                ready, done = bool(self.party.outbox), self.party.state == "done"
+            for what in news:
+                self.notify(what)
+            if ready or (done and not news):
+                return not done
+
+    def _look(self) -> None:
+        """Raise whatever ended the session."""
+        self._note_closed()
+        if self.party.error is not None:
+            raise self.party.error
+        missing = self.researcher.missing(time.monotonic())
+        if missing is not None and self.party.state not in ENDED:
+            raise PeerError(f"the researcher {missing}: the session has ended without a result")
+
+    def _note_closed(self) -> None:
+        while self._gone:
+            self.researcher.closed(self._gone.pop(0), time.monotonic())
+
+    def _send(self, link: Link | None) -> None:
+        with self.changed:
+            share = self.party.outbox[0]
+        if link is None:
+            raise PeerError("the last party of the ring has nobody to send to")
+        answer = link.ask(share, self.timeout)
+        with self.changed:
+            self.party.delivered(answer)
+
+    def _linger(self) -> None:
+        """Wait, a short while, until the researcher has been told and hangs up: closing at once loses answers."""
+        until = time.monotonic() + grace(self.timeout)
+        with self.changed, suppress(KeyboardInterrupt):
+            while time.monotonic() < until:
+                self._note_closed()
+                if not self.researcher.here or (self.party.state == "failed" and self.party.told):
+                    break
+                self.changed.wait(TICK / 5)
+        time.sleep(TICK / 2)

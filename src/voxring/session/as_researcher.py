@@ -1,0 +1,155 @@
+"""The researcher as a process: its state machine and one link to each party, each with a thread of its own."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+
+from voxring.errors import PeerError, VoxringError
+from voxring.net import Link, check_address
+from voxring.ring.views import View
+from voxring.session.researcher import Researcher
+from voxring.session.as_party import TICK, grace
+from voxring.study import Study
+from voxring.totals import Statistics
+
+ABORT_SECONDS = 1.0  # for telling a party that the session has ended; it may be gone itself
+
+
+def run_researcher(
+    study: Study,
+    *,
+    peers: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+    insecure: bool = False,
+    notify: Callable[[str], None] = lambda what: None,
+) -> tuple[dict[str, Statistics | str], View]:
+    """Run a study as its researcher: greet the parties, start the three secure sums, work out the answer.
+
+    Parameters
+    ----------
+    study : Study
+        With its parties.
+    peers : mapping of name to address, optional
+        Where parties are found, instead of the study's addresses.
+    timeout : float
+        Seconds to wait for a party that does not answer.
+    insecure : bool
+        Links are in the clear; must be asked for.
+    notify : callable
+        Gets the phases in plain words, in this thread.
+
+    Returns
+    -------
+    answer : dict
+        For each class its statistics, or why it is withheld; exactly what `voxring.totals.pooled` gives.
+    view : View
+        What this process received and learned.
+
+    Raises
+    ------
+    StudyError
+        The study has too few parties or no usable address.
+    PeerError
+        A party was not there in time, went away, refused, or ended the session. All others were told.
+    ProtocolError
+        A party's answers did not fit.
+    """
+    machine = Researcher(study, secrets.token_bytes)
+    addresses = {party.name: party.address for party in study.party} | dict(peers or {})
+    where = {name: check_address(name, addresses[name], insecure=insecure) for name in study.parties}
+    with ExitStack() as stack:
+        links = []
+        for name in study.parties:
+            link = Link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
+            links.append(stack.enter_context(link))
+        _Process(machine, links, timeout, notify).run()
+    return machine.answer, machine.view
+
+
+class _Process:
+    """One courier for each party meets the others here; ``changed`` guards the state machine."""
+
+    def __init__(self, machine: Researcher, links: list[Link], timeout: float, notify: Callable[[str], None]) -> None:
+        self.machine, self.links, self.timeout, self.notify = machine, links, timeout, notify
+        self.changed = threading.Condition()
+        self.heartbeat = min(1.0, timeout / 4)
+        self.ended: str | None = None
+        """Why the session has ended early, for the parties."""
+
+    def run(self) -> None:
+        """Run until the machine is done.
+
+        Raises
+        ------
+        VoxringError
+            The first one that a courier met; all parties were told.
+        """
+        self.notify("waiting for the parties")
+        with ThreadPoolExecutor(len(self.links), "courier") as pool:
+            couriers = [pool.submit(self._courier, link) for link in self.links]
+            reason = "the researcher was stopped"
+            try:
+                self._watch(couriers)
+            except VoxringError as error:
+                reason = str(error)
+                raise
+            finally:
+                if not self.machine.done:
+                    self._end(reason, couriers)
+        self._tell_news()
+
+    def _watch(self, couriers: list[Future[None]]) -> None:
+        while True:
+            finished, going = wait(couriers, timeout=TICK, return_when=FIRST_EXCEPTION)
+            self._tell_news()
+            for courier in finished:
+                courier.result()
+            if not going:
+                return
+
+    def _tell_news(self) -> None:
+        with self.changed:
+            news = list(self.machine.news)
+            self.machine.news.clear()
+        for what in news:
+            self.notify(what)
+
+    def _end(self, reason: str, couriers: list[Future[None]]) -> None:
+        """Have every courier tell its party, as far as the party listens; then cut what still waits."""
+        with self.changed:
+            self.ended = reason
+            self.changed.notify_all()
+        wait(couriers, timeout=2 * ABORT_SECONDS)
+        for link in self.links:
+            link.close()
+
+    def _courier(self, link: Link) -> None:
+        """Carry questions to one party and answers back."""
+        try:
+            while (question := self._question(link.peer)) is not None:
+                answer = link.ask(question, self.timeout)
+                with self.changed:
+                    self.machine.take(link.peer, answer)
+                    self.changed.notify_all()
+        except PeerError:
+            if self.ended is None:
+                raise
+        if self.ended is not None:
+            with suppress(PeerError):
+                link.ask(self.machine.abort(link.peer, self.ended), ABORT_SECONDS)
+
+    @property
+    def _over(self) -> bool:
+        return self.machine.done or self.ended is not None
+
+    def _question(self, party: str) -> bytes | None:
+        """Wait until there is something to ask, or it is time for a heartbeat; None when all is over."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._over or self.machine.request(party) is not None, self.heartbeat)
+            if self._over:
+                return None
+            return self.machine.request(party) or self.machine.heartbeat(party)

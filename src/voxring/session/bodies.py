@@ -1,0 +1,113 @@
+"""How the bodies of the researcher's and the parties' messages are written, and read strictly.
+
+Integers are signed, highest byte first, in as few bytes as they need: msgpack's own end at 64 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import msgspec
+
+from voxring.errors import RemoteProtocolError
+
+REASON_LENGTH = 300
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A party's answer to a poll: where it is, why it ended, and the ring message that it hands to the master."""
+
+    state: str
+    reason: str = ""
+    share: bytes = b""
+
+
+T = TypeVar("T")
+
+
+def write_status(status: Status) -> bytes:
+    """Write the answer to a poll."""
+    return msgspec.msgpack.encode(status)
+
+
+def read_status(body: bytes) -> Status:
+    """Read the answer to a poll."""
+    status: Status = _read(body, Status, "status")
+    return status
+
+
+def write_counts(counts: Mapping[str, int]) -> bytes:
+    """Write n of each released class."""
+    return msgspec.msgpack.encode([(name, _bytes(count)) for name, count in counts.items()])
+
+
+def read_counts(body: bytes) -> dict[str, int]:
+    """Read n of each released class; the names come once each, any number of them.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed.
+    """
+    rows = _read(body, list[tuple[str, bytes]], "released")
+    return _once([(name, _integer(count)) for name, count in rows], "released")
+
+
+def write_means(means: Mapping[str, Fraction]) -> bytes:
+    """Write μ of each released class."""
+    rows = [(name, _bytes(mean.numerator), _bytes(mean.denominator)) for name, mean in means.items()]
+    return msgspec.msgpack.encode(rows)
+
+
+def read_means(body: bytes) -> dict[str, Fraction]:
+    """Read μ of each released class.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed or a μ is not in lowest terms.
+    """
+    means = []
+    for name, high, low in _read(body, list[tuple[str, bytes, bytes]], "means"):
+        numerator, denominator = _integer(high), _integer(low)
+        if denominator < 1 or Fraction(numerator, denominator).denominator != denominator:
+            raise RemoteProtocolError("means: expected μ in lowest terms, got another fraction")
+        means.append((name, Fraction(numerator, denominator)))
+    return _once(means, "means")
+
+
+def write_reason(reason: str) -> bytes:
+    """Write a plain reason, cut to a length that any frame holds."""
+    return reason[:REASON_LENGTH].encode()
+
+
+def read_reason(body: bytes) -> str:
+    """Read a reason for an operator's eyes: one line, printable."""
+    text = body[: 4 * REASON_LENGTH].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else " " for c in text)[:REASON_LENGTH]
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _integer(digits: bytes) -> int:
+    number = int.from_bytes(digits, "big", signed=True)
+    if _bytes(number) != digits:
+        raise RemoteProtocolError("expected an integer in as few bytes as it needs, got another")
+    return number
+
+
+def _read(body: bytes, kind: Any, what: str) -> Any:
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise RemoteProtocolError(f"{what}: the body is malformed") from None
+
+
+def _once(rows: list[tuple[str, T]], what: str) -> dict[str, T]:
+    if len(dict(rows)) != len(rows):
+        raise RemoteProtocolError(f"{what}: expected each class once, got one twice")
+    return dict(rows)

@@ -1,0 +1,309 @@
+"""Algorithm 1 as one party, without I/O: frames in, frames out.
+
+Theory of operation
+-------------------
+The party answers every frame that comes to its address (`answer`) and now and then has one for its successor in the
+ring (`outbox`). Its own totals come in through `supply`, which holds them against the study's bounds first.
+
+    waiting -- hello --> computing -- own totals --> ready -- share of "voxels" --> counted
+    counted -- released (n) --> released -- share of "sum" --> summed -- means (μ) --> averaged
+    averaged -- share of "sdsum" --> spread -- done --> done
+
+When no class is released, "released" leads straight to "spread". The last party of the ring has no successor that
+listens: its share waits for the researcher's next poll. A message that does not fit is answered with "refused" and
+changes nothing; a repeat of one already handled gets the same answer again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+
+from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, VoxringError
+from voxring.ring.message import Kind, Message, decode, encode
+from voxring.ring.order import RESEARCHER
+from voxring.ring.protocol import Member, SecureSum
+from voxring.ring.residues import Random
+from voxring.ring.views import Received, View
+from voxring.session import bodies
+from voxring.session.plan import SESSION_BYTES, Plan
+from voxring.study import Study
+from voxring.totals import LocalTotals, check_bounds, count_bound
+
+NOBODY = bytes(SESSION_BYTES)
+ENDED = ("done", "failed", "aborted")
+
+# (state, event) -> state.
+TRANSITIONS = {
+    ("waiting", "hello"): "computing",
+    ("computing", "own totals"): "ready",
+    ("ready", "share voxels"): "counted",
+    ("counted", "released"): "released",
+    ("counted", "released none"): "spread",
+    ("released", "share sum"): "summed",
+    ("summed", "means"): "averaged",
+    ("averaged", "share sdsum"): "spread",
+    ("spread", "done"): "done",
+}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a party hears in the end: n and μ of the released classes, which are withheld, and its view."""
+
+    counts: dict[str, int]
+    means: dict[str, Fraction]
+    withheld: tuple[str, ...]
+    view: View
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The frame to send back, and whose request it answers; ``sender`` is None if it was refused."""
+
+    frame: bytes
+    sender: str | None
+
+
+class Party:
+    """One party of one session. `answer` and the rest must be called by one thread at a time."""
+
+    def __init__(self, study: Study, name: str, random: Random) -> None:
+        self.plan, self.name = Plan(study), name
+        self._study, self._random = study, random
+        self._ring = self.plan.ring
+        self.state = "waiting"
+        self.session = NOBODY
+        self.error: VoxringError | None = None
+        self.outbox: deque[bytes] = deque()
+        self.news: deque[str] = deque()
+        self.told = False
+        """Whether the researcher has heard that this party failed."""
+        self.refused = ""
+        """Why the last message that did not fit was refused."""
+        self._reason = ""
+        self._totals = LocalTotals()
+        self._handled: dict[tuple[str, str, int], tuple[Message, bytes]] = {}
+        self._members: dict[str, Member] = {}
+        self._moduli: dict[str, int] = {}
+        self._share = b""
+        self._counts: dict[str, int] = {}
+        self._means: dict[str, Fraction] = {}
+
+    # Steps of this process.
+
+    def supply(self, totals: LocalTotals) -> None:
+        """Hand in this party's totals.
+
+        Raises
+        ------
+        BoundError
+            They leave the study's bounds. Nothing was sent.
+        LocalProtocolError
+            They were handed in already, or the session has not begun.
+        """
+        if self.state in ENDED:
+            return
+        if (self.state, "own totals") not in TRANSITIONS:
+            raise LocalProtocolError(f"totals are handed in once, while computing; this party is {self.state}")
+        check_bounds(totals, self._study)
+        self._totals = totals
+        self._join(self.plan.voxels(self.session), self.plan.voxel_values(totals))
+        self._step("own totals")
+
+    def fail(self, reason: str) -> None:
+        """End this party; the researcher is told the reason, which must hold no value."""
+        if self.state not in ENDED:
+            self.state, self._reason = "failed", reason
+            self.outbox.clear()
+            self._share = b""
+
+    def delivered(self, frame: bytes) -> None:
+        """Take the successor's answer to the first frame of the outbox.
+
+        Raises
+        ------
+        PeerError
+            The successor refused it.
+        RemoteProtocolError
+            The answer is none to what was sent.
+        """
+        answer = decode(frame, limit=self.plan.largest_frame)
+        successor = self._ring.successor(self.name)
+        if answer.kind == "refused":
+            raise PeerError(f"{successor} refused this party's share: {bodies.read_reason(answer.body)}")
+        if (answer.kind, answer.session, answer.sender) != ("ok", self.session, successor):
+            raise RemoteProtocolError(f"expected {successor}'s answer to a share, got another message")
+        if self.outbox:
+            self.outbox.popleft()
+
+    def heard(self) -> Heard:
+        """What this party has heard.
+
+        Raises
+        ------
+        LocalProtocolError
+            The session is not done.
+        """
+        if self.state != "done":
+            raise LocalProtocolError(f"the answer is there when the session is done; this party is {self.state}")
+        received = tuple(
+            Received(name, ring, self._moduli[name], tuple(residues))
+            for name, member in self._members.items()
+            for ring, residues in member.received.items()
+        )
+        learned: dict[tuple[str, str], int | Fraction] = {}
+        for name, count in self._counts.items():
+            learned["n", name] = count
+            learned["μ", name] = self._means[name]
+        withheld = tuple(name for name in self._study.classes if name not in self._counts)
+        return Heard(self._counts, self._means, withheld, View(self.name, received, learned))
+
+    # Frames from outside.
+
+    def answer(self, frame: bytes, *, patient: bool = False) -> Answer | None:
+        """Answer a frame; never raises, whatever came.
+
+        With ``patient``, None means: a poll that asks for news, and there is none yet.
+        """
+        sender = ""
+        session = NOBODY
+        try:
+            message = decode(frame, limit=self.plan.largest_frame)
+            sender, session = message.sender, message.session
+            self._check(message)
+            reply = self._handle(message, patient)
+        except RemoteProtocolError as error:
+            self.refused = str(error)
+            return Answer(self._reply("refused", sender, session, bodies.write_reason(str(error))), None)
+        except BoundError as error:
+            self.fail("its numbers leave the study's bounds")
+            self.error = error
+            return Answer(self._reply("refused", sender, session, bodies.write_reason(self._reason)), sender)
+        return None if reply is None else Answer(reply, sender)
+
+    def _check(self, message: Message) -> None:
+        if message.digest != self.plan.digest:
+            raise RemoteProtocolError(
+                f"{self.name} has study {self.plan.digest.hex()[:12]}, {message.sender} has "
+                f"{message.digest.hex()[:12]}: both need the same study file"
+            )
+        if message.receiver != self.name:
+            raise RemoteProtocolError(
+                f"this is {self.name}, the message is for {message.receiver}: check the addresses"
+            )
+        if message.kind == "share":
+            if message.sender != self._ring.predecessor(self.name):
+                raise RemoteProtocolError(f"{message.sender} does not stand before {self.name} in the ring")
+        elif message.sender != RESEARCHER:
+            raise RemoteProtocolError(
+                f"a message {message.kind!r} comes from the researcher, not from {message.sender}"
+            )
+        if message.kind == "hello" and self.session == NOBODY and message.session != NOBODY:
+            return
+        if message.session != self.session:
+            wanted = "no session runs here" if self.session == NOBODY else "another session runs here"
+            raise RemoteProtocolError(f"{wanted}: the message {message.kind!r} is from an old or a second run")
+
+    def _handle(self, message: Message, patient: bool) -> bytes | None:
+        if message.kind == "poll":
+            if patient and message.body.decode("ascii", "replace") == self.state:
+                return None
+            return self._status(message)
+        if message.kind == "abort":
+            if self.state not in ENDED:
+                self.fail("ended by the researcher")
+                self.state = "aborted"
+                self.error = PeerError(f"the researcher ended the session: {bodies.read_reason(message.body)}")
+            return self._ok(message)
+        key = (message.kind, message.sum, message.ring)
+        if key in self._handled:
+            known, reply = self._handled[key]
+            if message != known:
+                raise RemoteProtocolError(f"a second, different {message.kind!r} came in place of one already handled")
+            return reply
+        reply = self._first(message)
+        self._handled[key] = message, reply
+        return reply
+
+    def _first(self, message: Message) -> bytes:
+        """Handle a message of its kind for the first time."""
+        event = f"share {message.sum}" if message.kind == "share" else message.kind
+        if (self.state, event) not in TRANSITIONS:
+            raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
+        if message.kind == "hello":
+            self.session = message.session
+        elif message.kind == "share":
+            self._pass_on(self._members[message.sum].receive(message))
+            self.news.append(f"secure sum: {message.sum}")
+        elif message.kind == "released":
+            self._counts = self._checked_counts(bodies.read_counts(message.body))
+            if not self._counts:
+                event = "released none"
+            else:
+                released = list(self._counts)
+                values = self.plan.sum_values(self._totals, released)
+                self._join(self.plan.sums(self.session, released), values)
+        elif message.kind == "means":
+            self._means = self._checked_means(bodies.read_means(message.body))
+            values = self.plan.sdsum_values(self._totals, self._means)
+            self._join(self.plan.sdsums(self.session, self._means), values)
+            self.news.append("μ received")
+        self._step(event)
+        return self._ok(message)
+
+    def _pass_on(self, share: Message) -> None:
+        if share.receiver == RESEARCHER:
+            self._share = encode(share)
+        else:
+            self.outbox.append(encode(share))
+
+    def _checked_counts(self, counts: dict[str, int]) -> dict[str, int]:
+        """What this party can see for itself before it gives its sum away."""
+        study = self._study
+        if list(counts) != [name for name in study.classes if name in counts]:
+            raise RemoteProtocolError("released: expected classes of the study in its order, got others")
+        for name, count in counts.items():
+            if count < study.privacy.min_voxels:
+                raise RemoteProtocolError(
+                    f"released: class {name!r} has fewer than privacy.min_voxels = {study.privacy.min_voxels} voxels"
+                )
+            others = (len(study.parties) - 1) * count_bound(study)
+            if not 0 <= count - self._totals[name].voxels <= others:
+                raise RemoteProtocolError(f"released: n of class {name!r} does not fit this party's own n")
+        return counts
+
+    def _checked_means(self, means: dict[str, Fraction]) -> dict[str, Fraction]:
+        study = self._study
+        if list(means) != list(self._counts):
+            raise RemoteProtocolError("means: expected the released classes, got others")
+        for name, mean in means.items():
+            if abs(mean) * study.unit > study.intensity_bound:
+                raise RemoteProtocolError(f"means: μ of class {name!r} leaves the public bounds of the study")
+            if (study.denominator * self._counts[name]) % mean.denominator:
+                raise RemoteProtocolError(f"means: μ of class {name!r} is no sum of the study's grid over n")
+        return means
+
+    def _join(self, agreed: SecureSum, values: list[int]) -> None:
+        self._members[agreed.name] = Member(agreed, self.name, values, self._random)
+        self._moduli[agreed.name] = agreed.residues.modulus
+
+    def _step(self, event: str) -> None:
+        self.state = TRANSITIONS[self.state, event]
+
+    # Replies.
+
+    def _status(self, message: Message) -> bytes:
+        if self.state == "failed":
+            self.told = True
+        status = bodies.Status(self.state, self._reason[: bodies.REASON_LENGTH], self._share)
+        return self._reply("status", message.sender, self.session, bodies.write_status(status))
+
+    def _ok(self, message: Message) -> bytes:
+        return self._reply("ok", message.sender, self.session, f"{message.kind} {message.sum}".encode())
+
+    def _reply(self, kind: Kind, receiver: str, session: bytes, body: bytes) -> bytes:
+        return encode(
+            Message(kind=kind, digest=self.plan.digest, session=session, sender=self.name, receiver=receiver, body=body)
+        )

@@ -1,0 +1,261 @@
+"""Algorithm 1 as the researcher, without I/O.
+
+Theory of operation
+-------------------
+The researcher asks and the parties answer. `request` says what to ask a party next, or that there is nothing to ask
+now; `take` gets its answer. Between questions `heartbeat` keeps the party from missing the researcher. Each step ends
+when every party it needs has answered, so no message can be early anywhere:
+
+    greeting    hello to all                    -> computing
+    computing   poll all until they are ready   -> voxels
+    voxels      ring; R learns n and patients   -> releasing
+    releasing   released classes and n to all   -> sum, or closing if there are none
+    sum         ring; R learns sum              -> averaging
+    averaging   μ to all                        -> sdsum
+    sdsum       ring; R learns sdsum            -> closing
+    closing     done to all                     -> done
+
+In a ring step R sends its blinded share to the first party and polls the last until that hands over the ring's end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from fractions import Fraction
+
+from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError
+from voxring.ring.message import Kind, Message, decode, encode
+from voxring.ring.order import RESEARCHER
+from voxring.ring.protocol import Master, SecureSum
+from voxring.ring.residues import Random
+from voxring.ring.views import Received, View
+from voxring.session import bodies
+from voxring.session.plan import SESSION_BYTES, Plan
+from voxring.study import Study
+from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
+
+# What all parties are told in a step, and the state that the ring's last party is in before a ring step.
+BROADCAST: dict[str, Kind] = {
+    "greeting": "hello",
+    "releasing": "released",
+    "averaging": "means",
+    "closing": "done",
+}
+BEFORE_RING = {"voxels": "ready", "sum": "released", "sdsum": "averaged"}
+NEXT = {
+    "greeting": "computing",
+    "computing": "voxels",
+    "voxels": "releasing",
+    "releasing": "sum",
+    "sum": "averaging",
+    "averaging": "sdsum",
+    "sdsum": "closing",
+    "closing": "done",
+}
+
+
+class Researcher:
+    """One session of a study. Must be called by one thread at a time."""
+
+    def __init__(self, study: Study, random: Random) -> None:
+        self.plan, self._study, self._random = Plan(study), study, random
+        self.session = random(SESSION_BYTES)
+        self.step = "greeting"
+        self.news: deque[str] = deque()
+        self._answered: set[str] = set()
+        self._body = b""
+        self._masters: dict[str, Master] = {}
+        self._agreed: dict[str, SecureSum] = {}
+        self._first_share = b""
+        self._answer: dict[str, Statistics | str] = {}
+        self._learned: dict[tuple[str, str], int | Fraction] = {}
+        self._counts: dict[str, int] = {}
+        self._sums: dict[str, int] = {}
+        self._means: dict[str, Fraction] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is there and every party knows."""
+        return self.step == "done"
+
+    @property
+    def answer(self) -> dict[str, Statistics | str]:
+        """Statistics of each class, or why it is withheld.
+
+        Raises
+        ------
+        LocalProtocolError
+            The session is not done.
+        """
+        if not self.done:
+            raise LocalProtocolError(f"the answer is there when the session is done; this one is at {self.step!r}")
+        return {name: self._answer[name] for name in self._study.classes}
+
+    @property
+    def view(self) -> View:
+        """What the researcher has received and learned."""
+        received = tuple(
+            Received(name, ring, self._agreed[name].residues.modulus, tuple(residues), tuple(master.blinds[ring]))
+            for name, master in self._masters.items()
+            for ring, residues in master.received.items()
+        )
+        return View(RESEARCHER, received, dict(self._learned))
+
+    # What to ask.
+
+    def request(self, party: str) -> bytes | None:
+        """Return what to ask a party now, or None."""
+        if self.step in BROADCAST:
+            return None if party in self._answered else self._ask(BROADCAST[self.step], party, self._body)
+        if self.step == "computing" and party not in self._answered:
+            return self._ask("poll", party, b"computing")
+        if self.step in BEFORE_RING:
+            if party == self.plan.ring.successor(RESEARCHER) and party not in self._answered:
+                return self._first_share
+            if party == self.plan.ring.last:
+                return self._ask("poll", party, BEFORE_RING[self.step].encode())
+        return None
+
+    def heartbeat(self, party: str) -> bytes:
+        """Return a poll that is answered at once."""
+        return self._ask("poll", party, b"")
+
+    def abort(self, party: str, reason: str) -> bytes:
+        """Return the message that ends the session for a party; the reason must hold no value."""
+        return self._ask("abort", party, bodies.write_reason(reason))
+
+    def _ask(self, kind: Kind, party: str, body: bytes) -> bytes:
+        return encode(
+            Message(
+                kind=kind,
+                digest=self.plan.digest,
+                session=self.session,
+                sender=RESEARCHER,
+                receiver=party,
+                body=body,
+            )
+        )
+
+    # What was answered.
+
+    def take(self, party: str, frame: bytes) -> None:
+        """Take a party's answer.
+
+        Raises
+        ------
+        PeerError
+            The party refused, or has ended.
+        RemoteProtocolError
+            The answer is malformed or not from this session.
+        """
+        answer = decode(frame, limit=self.plan.largest_frame)
+        if answer.kind == "refused":
+            raise PeerError(f"{party} refused: {bodies.read_reason(answer.body)}")
+        if (answer.digest, answer.session) != (self.plan.digest, self.session):
+            raise RemoteProtocolError(f"{party} answered for another study or session")
+        if (answer.sender, answer.receiver) != (party, RESEARCHER):
+            raise RemoteProtocolError(f"expected an answer of {party}, got one of {answer.sender!r}")
+        if answer.kind == "status":
+            self._take_status(party, bodies.read_status(answer.body))
+        elif answer.kind == "ok":
+            self._take_ok(party, answer.body.decode("ascii", "replace"))
+        else:
+            raise RemoteProtocolError(f"{party} answered with a message {answer.kind!r}")
+
+    def _take_ok(self, party: str, what: str) -> None:
+        expected = f"share {self.step}" if self.step in BEFORE_RING else f"{BROADCAST.get(self.step, '')} "
+        if what != expected:
+            return  # the repeated answer to a question of an earlier step
+        self._answered.add(party)
+        if self.step in BROADCAST and len(self._answered) == len(self._study.parties):
+            self._enter(NEXT[self.step])
+
+    def _take_status(self, party: str, status: bodies.Status) -> None:
+        if status.state == "failed":
+            raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
+        if status.state == "aborted":
+            raise PeerError(f"{party} was told to end the session")
+        if self.step == "computing" and status.state == "ready":
+            self._answered.add(party)
+            if len(self._answered) == len(self._study.parties):
+                self._enter("voxels")
+        if status.share:
+            self._take_share(party, decode(status.share, limit=self.plan.largest_frame))
+
+    def _take_share(self, party: str, share: Message) -> None:
+        if party != self.plan.ring.last:
+            raise RemoteProtocolError(f"{party} handed over a share, but {self.plan.ring.last} is last in the ring")
+        if share.sum not in self._masters:
+            raise RemoteProtocolError(f"{party} handed over a share of {share.sum!r} before it was asked for")
+        master = self._masters[share.sum]
+        master.receive(share)
+        if share.sum == self.step and master.state == "done":
+            self._finish(master.total)
+
+    # Steps.
+
+    def _enter(self, step: str) -> None:
+        self.step, self._answered, self._body = step, set(), b""
+        if step == "computing":
+            self.news.append("parties are computing their totals")
+        elif step == "voxels":
+            self._open(self.plan.voxels(self.session))
+        elif step == "releasing":
+            self._body = bodies.write_counts(self._counts)
+        elif step == "sum":
+            self._open(self.plan.sums(self.session, list(self._counts)))
+        elif step == "averaging":
+            self._body = bodies.write_means(self._means)
+            self.news.append("μ sent")
+        elif step == "sdsum":
+            self._open(self.plan.sdsums(self.session, self._means))
+        elif step == "done":
+            self.news.append("done")
+
+    def _open(self, agreed: SecureSum) -> None:
+        master = Master(agreed, [0] * agreed.residues.slots, self._random)
+        (share,) = master.start()
+        self._masters[agreed.name], self._agreed[agreed.name] = master, agreed
+        self._first_share = encode(share)
+        self.news.append(f"secure sum: {agreed.name}")
+
+    def _finish(self, total: Sequence[int]) -> None:
+        """A ring is back; lines 14 to 16 and 26."""
+        if self.step == "voxels":
+            self._finish_voxels(total)
+        elif self.step == "sum":
+            self._finish_sum(total)
+        else:
+            self._finish_sdsum(total)
+        self._enter(NEXT[self.step] if self._counts else "closing")
+
+    def _finish_voxels(self, total: Sequence[int]) -> None:
+        classes = list(self._study.classes)
+        for name, voxels, patients in zip(classes, total[: len(classes)], total[len(classes) :], strict=True):
+            if voxels < 0 or patients < 0:
+                raise RemoteProtocolError(f"class {name!r}: a count below 0: a party's numbers are inconsistent")
+            self._learned["n", name], self._learned["patients", name] = voxels, patients
+            reason = withheld(voxels, patients, self._study)
+            if reason is None:
+                self._counts[name] = voxels
+            else:
+                self._answer[name] = reason
+
+    def _finish_sum(self, total: Sequence[int]) -> None:
+        most = self._study.intensity_bound * self._study.window.denominator
+        for (name, voxels), value in zip(self._counts.items(), total, strict=True):
+            if abs(value) > voxels * most:
+                raise RemoteProtocolError(f"class {name!r}: a sum that n voxels cannot have: numbers are inconsistent")
+            self._sums[name] = value
+            self._means[name] = mean_of(voxels, value, self._study)
+            self._learned["sum", name] = Fraction(value, self._study.denominator)
+
+    def _finish_sdsum(self, total: Sequence[int]) -> None:
+        for (name, mean), value in zip(self._means.items(), total, strict=True):
+            voxels = self._counts[name]
+            if not 0 <= value <= len(self._study.parties) * sdsum_bound(self._study, mean):
+                raise RemoteProtocolError(f"class {name!r}: an sdsum that cannot be: numbers are inconsistent")
+            sdsum = Fraction(value, (mean.denominator * self._study.unit) ** 2)
+            self._learned["sdsum", name] = sdsum
+            self._answer[name] = Statistics(voxels, Fraction(self._sums[name], self._study.denominator), sdsum)

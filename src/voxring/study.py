@@ -1,0 +1,308 @@
+"""The study: what all parties agree on. Read from ``study.toml``, checked once, frozen; its digest is everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from math import isfinite, lcm, prod
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from voxring.errors import StudyError
+
+Border = Literal["reflect", "mirror", "nearest", "constant", "clip"]
+Axis = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The window of the local mean (Section 3.1: c × c), its size along the axes and what it sees past the border.
+
+    ``size`` is one number for all axes or one per axis, (rows, columns) or (planes, rows, columns); 1 leaves an axis
+    out. ``fill`` is what lies outside under ``constant``, in standardised units.
+    """
+
+    size: Axis | Annotated[tuple[Axis, ...], msgspec.Meta(min_length=2, max_length=3)] = 7
+    border: Border = "reflect"
+    fill: float = 0.0
+
+    def along(self, ndim: int) -> tuple[int, int, int]:
+        """Return the size along (planes, rows, columns) of an image with ndim axes; a 2D image is one plane.
+
+        Raises
+        ------
+        StudyError
+            The size names axes that the image does not have.
+        """
+        sizes = (self.size,) * ndim if isinstance(self.size, int) else self.size
+        if ndim == 2 and len(sizes) == 3 and sizes[0] == 1:
+            sizes = sizes[1:]
+        if len(sizes) != ndim:
+            raise StudyError(
+                f"study: window.size has {len(sizes)} numbers, the image has {ndim} axes: give one number per axis"
+            )
+        return (1, *sizes)[-3:]  # type: ignore[return-value]  # 1 + 2 or 1 + 3 numbers, the last 3
+
+    @property
+    def denominator(self) -> int:
+        """Least common multiple L of all window counts that can occur in an image of the study."""
+        shapes = [self.along(n) for n in (2, 3)] if isinstance(self.size, int) else [self.along(len(self.size))]
+        if self.border == "clip":
+            return lcm(*(prod(lcm(*range(1, c + 1)) for c in shape) for shape in shapes))
+        return lcm(*(prod(shape) for shape in shapes))
+
+
+class Standardise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How intensities become comparable between images (Algorithm 1, line 1)."""
+
+    method: Literal["none", "rescale", "zscore", "percentile", "nyul"] = "none"
+    fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=40)] = 16
+    range: tuple[float, float] | None = None
+    percentiles: tuple[float, ...] | None = None
+    landmarks: tuple[float, ...] | None = None
+    foreground: Literal["all", "nonzero", "above-mean"] = "above-mean"
+
+
+class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be learned, and by how many colluders not more."""
+
+    collusion: Annotated[int, msgspec.Meta(ge=1)] = 1
+    min_parties: Annotated[int, msgspec.Meta(ge=3)] = 3
+    min_voxels: Annotated[int, msgspec.Meta(ge=2)] = 2
+    min_patients: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Public bounds; the modulus is made from them, and a party that breaks one refuses before it sends.
+
+    ``intensity`` bounds the size of a standardised value; when left out it follows from the method.
+    """
+
+    voxels_per_party: Annotated[int, msgspec.Meta(ge=1, le=10**18)] = 10_000_000_000
+    intensity: Annotated[int, msgspec.Meta(ge=1, le=2**47)] | None = None
+
+
+class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One hospital: its name, where it listens, its public key."""
+
+    name: str
+    address: str = ""
+    key: str = ""
+
+
+_INTENSITY = {"none": 2**32, "rescale": 2, "zscore": 2**10, "percentile": 2, "nyul": 2**10}
+
+
+class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A frozen, checked study. Make one with `load_study`, `parse_study` or `Study.of`.
+
+    Examples
+    --------
+    >>> study = Study.of(name="liver", classes={"lesion": 1}, window={"size": 7})
+    >>> study.denominator == 2**16 * 7**3
+    True
+    """
+
+    name: str
+    classes: dict[str, int | str]
+    window: Window = Window()
+    standardise: Standardise = Standardise()
+    privacy: Privacy = Privacy()
+    bounds: Bounds = Bounds()
+    party: tuple[Party, ...] = ()
+
+    @classmethod
+    def of(cls, **tables: object) -> Study:
+        """Make a study from the tables of ``study.toml`` given as keywords.
+
+        Raises
+        ------
+        StudyError
+            A key is unknown, missing or impossible.
+        """
+        return _checked(tables, "study")
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """Names of the parties, in the order of the file."""
+        return tuple(party.name for party in self.party)
+
+    @property
+    def unit(self) -> int:
+        """2^p: a standardised integer x stands for x / unit."""
+        return 1 << self.standardise.fraction_bits
+
+    @property
+    def denominator(self) -> int:
+        """D = 2^p · L: local means are integers over it."""
+        return self.unit * self.window.denominator
+
+    @property
+    def intensity_bound(self) -> int:
+        """Largest size of a standardised integer x."""
+        bound = self.bounds.intensity
+        return (bound if bound is not None else _INTENSITY[self.standardise.method]) * self.unit
+
+    @property
+    def fill(self) -> int:
+        """The fill of the ``constant`` border as a standardised integer."""
+        return round(Fraction(repr(self.window.fill)) * self.unit)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, in hexadecimal."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+    def canonical(self) -> bytes:
+        """The study as JSON with every default written out, keys sorted, no white space."""
+        return msgspec.json.encode(self, order="sorted")
+
+    def with_parties(self, parties: Sequence[Party]) -> Study:
+        """Return the same study with these parties."""
+        return _checked(
+            {**msgspec.to_builtins(self), "party": [msgspec.to_builtins(party) for party in parties]}, "study"
+        )
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises
+    ------
+    StudyError
+        The file is missing, is no TOML, or a key is unknown, missing or impossible.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such study file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read as a study: {error}") from None
+    return parse_study(text, source=str(path))
+
+
+def parse_study(text: str, *, source: str = "study") -> Study:
+    """Check a study given as TOML text; ``source`` names it in errors."""
+    try:
+        tables = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
+        raise StudyError(f"{source}: not TOML: {error}") from None
+    return _checked(tables, source)
+
+
+def _checked(tables: object, source: str) -> Study:
+    try:
+        study = msgspec.convert(tables, Study)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$")
+        place = place.rstrip("`").lstrip(".")
+        raise StudyError(f"{source}: {place + ': ' if place else ''}{message[0].lower()}{message[1:]}") from None
+    for key, fault in _faults(study):
+        raise StudyError(f"{source}: {key}: {fault}")
+    return study
+
+
+def _faults(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield what the types cannot say: (key, what was expected, what came, the remedy)."""
+    if not study.name.strip():
+        yield "name", "expected a name, got an empty string: say what the study is about"
+    if not study.classes:
+        yield "classes", "expected at least one class, got none: write classes = { lesion = 1 }"
+    for name in study.classes:
+        if not name.strip():
+            yield "classes", "a class needs a name, got an empty string"
+    labels = list(study.classes.values())
+    for name, label in study.classes.items():
+        if labels.count(label) > 1:
+            yield (
+                f"classes.{name}",
+                f"label {label!r} is given to two classes: give each class a label of its own",
+            )
+        if isinstance(label, int) and not -(2**31) <= label < 2**32:
+            yield f"classes.{name}", f"a label fits 32 bits, got {label}"
+    if not isfinite(study.window.fill):
+        yield "window.fill", f"expected a finite number, got {study.window.fill}"
+    if study.window.fill and study.window.border != "constant":
+        yield (
+            "window.fill",
+            f'only the border "constant" has a fill, got "{study.window.border}": leave one out',
+        )
+    if abs(study.fill) > study.intensity_bound:
+        yield "window.fill", "the fill leaves bounds.intensity: raise the bound or lower the fill"
+    sizes = study.window.size
+    if prod(sizes if isinstance(sizes, tuple) else (sizes,) * 3) >= 2**31:
+        yield "window.size", "a window must hold fewer than 2^31 voxels: make it smaller"
+    elif study.window.border == "clip" and study.window.denominator.bit_length() > 4096:
+        yield "window.size", "under clip, the means of a window this large have no common denominator of 4096 bits"
+    yield from _standardise_faults(study.standardise)
+    if study.intensity_bound >= 2**62:
+        yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
+    yield from _party_faults(study)
+
+
+def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
+    method = standardise.method
+    wanted = {"rescale": {"range"}, "percentile": {"percentiles"}, "nyul": {"percentiles", "landmarks"}}
+    for key in ("range", "percentiles", "landmarks"):
+        given = getattr(standardise, key)
+        needed = key in wanted.get(method, set())
+        if given is None and needed:
+            yield f"standardise.{key}", f'method "{method}" needs it, it is missing: write {key} = [ … ]'
+        if given is not None and not needed:
+            yield f"standardise.{key}", f'method "{method}" does not use it: leave it out'
+        if given is not None and not all(isfinite(number) for number in given):
+            yield f"standardise.{key}", "expected finite numbers"
+        if given is not None and any(low >= high for low, high in pairwise(given)):
+            yield f"standardise.{key}", f"expected rising numbers, got {list(given)}"
+    for percentile in standardise.percentiles or ():
+        if not 0 <= percentile <= 100:
+            yield "standardise.percentiles", f"expected numbers from 0 to 100, got {percentile}"
+    count = len(standardise.percentiles or ())
+    if method == "percentile" and count != 2:
+        yield "standardise.percentiles", f"expected two, the ones mapped to 0 and 1, got {count}"
+    if method == "nyul" and (count < 2 or count != len(standardise.landmarks or ())):
+        yield "standardise.landmarks", "expected at least two, one for each percentile"
+
+
+def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
+    if not study.party:
+        return
+    if len(study.party) < study.privacy.min_parties:
+        yield (
+            "party",
+            f"expected at least {study.privacy.min_parties} parties, got {len(study.party)}: "
+            "with fewer, a total tells one party the other's number",
+        )
+    for name in study.parties:
+        if not _NAME.fullmatch(name):
+            yield "party.name", f"expected letters, digits, '.', '_' and '-', at most 64, got {name!r}"
+        if name == "researcher":
+            yield "party.name", "'researcher' is the name of the ring's master: choose another"
+        if study.parties.count(name) > 1:
+            yield "party.name", f"{name!r} stands twice: give each party a name of its own"
+    addresses = [party.address for party in study.party if party.address]
+    for address in addresses:
+        if not _address_ok(address):
+            yield "party.address", f"expected tcp://HOST:PORT or tls+tcp://HOST:PORT, got {address!r}"
+        if addresses.count(address) > 1:
+            yield "party.address", f"{address!r} stands twice: each party listens at an address of its own"
+    if study.privacy.collusion > 1:
+        yield (
+            "privacy.collusion",
+            f"a single ring stands 1 colluder, got {study.privacy.collusion}: the largest reachable now is 1",
+        )
+
+
+def _address_ok(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("tcp", "tls+tcp") and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        return False

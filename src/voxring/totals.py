@@ -1,0 +1,188 @@
+"""What a party keeps of its images, and what the totals of all parties say: the algebra of Algorithm 1.
+
+A party keeps, for each class, n, the sum of local means, Σx and Σx². From these it answers the second pass
+(lines 19-25) without reading an image again: sdsum = Σx² − 2μΣx + nμ². Everything is an integer over a denominator
+that all parties know, until the last square root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Context, Decimal
+from fractions import Fraction
+
+from voxring.errors import BoundError
+from voxring.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTotals:
+    """Integers of one class: voxel count n, Σ of local means over ``study.denominator``, Σx, Σx², patients seen."""
+
+    voxels: int = 0
+    sum: int = 0
+    total: int = 0
+    squares: int = 0
+    patients: int = 0
+
+    def __add__(self, other: ClassTotals) -> ClassTotals:
+        return ClassTotals(
+            self.voxels + other.voxels,
+            self.sum + other.sum,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.patients + other.patients,
+        )
+
+    def sdsum(self, mean: Fraction, unit: int) -> int:
+        """Σ (x/unit − μ)² (line 22) as an integer over ``(mean.denominator · unit)²``."""
+        numerator, denominator = mean.numerator * unit, mean.denominator
+        return (
+            self.squares * denominator**2
+            - 2 * self.total * numerator * denominator
+            + self.voxels * numerator * numerator
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTotals:
+    """A party's integers for each class of the study. Adds up over images and workers, in any order.
+
+    Examples
+    --------
+    >>> one = LocalTotals({"lesion": ClassTotals(voxels=2, sum=10)})
+    >>> (one + one).classes["lesion"].voxels
+    4
+    """
+
+    classes: Mapping[str, ClassTotals] = field(default_factory=dict)
+
+    def __add__(self, other: LocalTotals) -> LocalTotals:
+        names = dict.fromkeys([*self.classes, *other.classes])
+        none = ClassTotals()
+        return LocalTotals({n: self.classes.get(n, none) + other.classes.get(n, none) for n in names})
+
+    def __getitem__(self, name: str) -> ClassTotals:
+        return self.classes.get(name, ClassTotals())
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The exact answer for one class: n, sum, μ = sum / n, sdsum, σ² = sdsum / (n − 1)."""
+
+    voxels: int
+    sum: Fraction
+    sdsum: Fraction
+
+    @property
+    def mean(self) -> Fraction:
+        """The global mean μ (line 16)."""
+        return self.sum / self.voxels
+
+    @property
+    def variance(self) -> Fraction:
+        """σ², as in line 27 before the square root."""
+        return self.sdsum / (self.voxels - 1)
+
+    @property
+    def std(self) -> float:
+        """σ (line 27): the one number that is rounded, to the nearest float."""
+        return square_root(self.variance)
+
+
+def square_root(value: Fraction) -> float:
+    """Square root of an exact fraction, correct to 50 digits before the one rounding to float."""
+    context = Context(prec=60)
+    quotient = context.divide(Decimal(value.numerator), Decimal(value.denominator))
+    return float(context.sqrt(quotient))
+
+
+def mean_of(voxels: int, total: int, study: Study) -> Fraction:
+    """Global mean (line 16) from n and the sum over ``study.denominator``."""
+    return Fraction(total, study.denominator * voxels)
+
+
+def withheld(voxels: int, patients: int, study: Study) -> str | None:
+    """Return why a class is not released, or None."""
+    privacy = study.privacy
+    if voxels < privacy.min_voxels:
+        return f"fewer than {privacy.min_voxels} voxels in all (privacy.min_voxels)"
+    if patients < privacy.min_patients:
+        return f"fewer than {privacy.min_patients} patients in all (privacy.min_patients)"
+    return None
+
+
+def pooled(totals: LocalTotals, study: Study) -> dict[str, Statistics | str]:
+    """The answer in the open, from everybody's totals added up; a class that is withheld has its reason instead."""
+    answer: dict[str, Statistics | str] = {}
+    for name in study.classes:
+        mine = totals[name]
+        reason = withheld(mine.voxels, mine.patients, study)
+        if reason is not None:
+            answer[name] = reason
+            continue
+        mean = mean_of(mine.voxels, mine.sum, study)
+        sdsum = Fraction(mine.sdsum(mean, study.unit), (mean.denominator * study.unit) ** 2)
+        answer[name] = Statistics(mine.voxels, Fraction(mine.sum, study.denominator), sdsum)
+    return answer
+
+
+def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dict[str, object]:
+    """The result file as JSON types: exact numbers are pairs of decimal strings in lowest terms."""
+
+    def pair(value: Fraction) -> list[str]:
+        return [str(value.numerator), str(value.denominator)]
+
+    def entry(one: Statistics | str) -> dict[str, object]:
+        if isinstance(one, str):
+            return {"withheld": one}
+        return {
+            "voxels": one.voxels,
+            "sum": pair(one.sum),
+            "mean": pair(one.mean),
+            "sdsum": pair(one.sdsum),
+            "variance": pair(one.variance),
+            "mean_float": float(one.mean),
+            "std_float": one.std,
+        }
+
+    return {
+        "study": study.name,
+        "digest": study.digest,
+        "parties": len(study.party),
+        "classes": {name: entry(one) for name, one in answer.items()},
+    }
+
+
+def count_bound(study: Study) -> int:
+    """Largest voxel count, or number of patients, of one party."""
+    return study.bounds.voxels_per_party
+
+
+def sum_bound(study: Study) -> int:
+    """Largest size of one party's sum, over ``study.denominator``."""
+    return study.bounds.voxels_per_party * study.intensity_bound * study.window.denominator
+
+
+def sdsum_bound(study: Study, mean: Fraction) -> int:
+    """Largest sdsum of one party, over ``(mean.denominator · study.unit)²``: no |x − μ| exceeds twice the bound."""
+    return study.bounds.voxels_per_party * (2 * study.intensity_bound * mean.denominator) ** 2
+
+
+def check_bounds(totals: LocalTotals, study: Study) -> None:
+    """Refuse totals that leave the study's public bounds, before anything is sent.
+
+    Raises
+    ------
+    BoundError
+        Names the class and the bound, not the value.
+    """
+    for name, mine in totals.classes.items():
+        if mine.voxels > count_bound(study) or mine.patients > count_bound(study):
+            raise BoundError(
+                f"class {name!r} has more voxels here than bounds.voxels_per_party = {count_bound(study)}: "
+                "nothing was sent; ask the researcher for a study with a larger bound"
+            )
+        if abs(mine.sum) > sum_bound(study):
+            raise BoundError(f"class {name!r}: the sum leaves the study's bounds; nothing was sent")

@@ -1,0 +1,282 @@
+"""The processor's kernels against a loop from the definition, in Python integers, and against scipy."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from voxring.kernels import BORDERS, Reduction, cpu
+
+IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
+LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
+WIDEST = 2**47 - 1  # what an int64 image may hold
+
+
+def naive_place(p, length, border):
+    """The coordinate that is read at ``p``, by the picture of each border in scipy's manual; None outside."""
+    if 0 <= p < length:
+        return p
+    if border in ("clip", "constant"):
+        return None
+    if border == "nearest":
+        return 0 if p < 0 else length - 1
+    if border == "reflect":
+        return naive_place(-1 - p if p < 0 else 2 * length - 1 - p, length, border)
+    return 0 if length == 1 else naive_place(-p if p < 0 else 2 * length - 2 - p, length, border)
+
+
+def naive_read(image, place, border):
+    at = tuple(naive_place(p, length, border) for p, length in zip(place, image.shape, strict=True))
+    return None if None in at else int(image[at])
+
+
+def naive_window(image, voxel, window, border):
+    """(how many places of the window lie inside, their sum)."""
+    inside = total = 0
+    for offset in itertools.product(*(range(-(c // 2), c - c // 2) for c in window)):
+        value = naive_read(image, tuple(q + o for q, o in zip(voxel, offset, strict=True)), border)
+        if value is not None:
+            inside += 1
+            total += value
+    return inside, total
+
+
+def naive_reduce(image, labels, value, window, border):
+    answer = Reduction()
+    for voxel in itertools.product(*map(range, image.shape)):
+        if int(labels[voxel]) == value:
+            v = int(image[voxel])
+            inside, total = naive_window(image, voxel, window, border)
+            voxels, so_far = answer.groups.get(inside, (0, 0))
+            answer.groups[inside] = (voxels + 1, so_far + total)
+            answer.total += v
+            answer.squares += v * v
+    return answer
+
+
+def scipy_sums(image, window, border, fill=0):
+    """Window sums by another library, exact below 2^53."""
+    mode = "constant" if border == "clip" else border
+    fill = fill if border == "constant" else 0
+    sums = image.astype(np.int64) - fill  # with the fill shifted to 0
+    for axis, size in enumerate(window):
+        ones = np.ones(size, np.int64)
+        sums = ndimage.correlate1d(sums, ones, axis, mode=mode, origin=0)
+    return sums + fill * prod(window)
+
+
+def padded_sums(image, window, border):
+    """Window sums by numpy's own borders and running sums, exact modulo 2^64."""
+    mode = {"reflect": "symmetric", "mirror": "reflect", "nearest": "edge"}.get(border, "constant")
+    sums = image.astype(np.int64)
+    for axis, size in enumerate(window):
+        pad = [(0, 0)] * 3
+        pad[axis] = (size // 2 + 1, size - 1 - size // 2)
+        running = np.cumsum(np.pad(sums, pad, mode=mode), axis)
+        length = image.shape[axis]
+        sums = running.take(range(size, size + length), axis) - running.take(range(length), axis)
+    return sums
+
+
+def limits(dtype):
+    if dtype == "int64":
+        return -WIDEST, WIDEST
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+
+
+@st.composite
+def images(draw, dtypes=IMAGE_TYPES, most=6):
+    shape = tuple(draw(st.integers(1, most)) for _ in range(3))
+    dtype = draw(st.sampled_from(dtypes))
+    low, high = limits(dtype)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    image = rng.integers(low, high, shape, dtype=dtype, endpoint=True)
+    if draw(st.booleans()):  # to the very ends
+        image = np.where(rng.random(shape) < 0.5, low, high).astype(dtype)
+    return image
+
+
+windows = st.tuples(*[st.integers(1, 9)] * 3)
+borders = st.sampled_from(BORDERS)
+
+
+def random_labels(rng, shape, dtype, values, share):
+    labels = rng.choice(np.array(values, dtype=dtype), shape)
+    return np.where(rng.random(shape) < share, labels, np.array(0, dtype)).astype(dtype)
+
+
+def patches(shape, seed, level=0.5, spacing=6):
+    """Smooth blobs, as ground truths are."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.random([length // spacing + 2 for length in shape])
+    fine = ndimage.zoom(coarse, [length / n for length, n in zip(shape, coarse.shape, strict=True)], order=1)
+    return fine > level
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
+@given(image=images(), window=windows, border=borders, data=st.data())
+def test_reduce_equals_naive_at_full_range(image, window, border, data):
+    dtype = data.draw(st.sampled_from(LABEL_TYPES))
+    values = [3, 1, 100, *([-5] if np.iinfo(dtype).min < 0 else [])]
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    labels = random_labels(rng, image.shape, dtype, values, data.draw(st.sampled_from([0.1, 0.6, 1.0])))
+    classes = data.draw(st.lists(st.sampled_from([*values, 0, 7, -5, 300, 2**70, -(2**70)]), max_size=4))
+    got = cpu.reduce(image, labels, classes, window, border)
+    assert got == [naive_reduce(image, labels, value, window, border) for value in classes]
+
+
+@settings(max_examples=60, deadline=None)
+@given(image=images(most=5), window=windows, border=borders, fill=st.integers(-1000, 1000))
+def test_window_sums_equal_naive(image, window, border, fill):
+    got = cpu.window_sums(image, window, border, fill=fill)
+    assert got.dtype == np.int64
+    for voxel in itertools.product(*map(range, image.shape)):
+        inside, total = naive_window(image, voxel, window, border)
+        if border == "constant":
+            total += fill * (prod(window) - inside)
+        assert int(got[voxel]) == total
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(1, 40), st.integers(1, 70)),
+    window=st.tuples(st.integers(1, 15), st.integers(1, 50), st.integers(1, 80)),
+    border=borders,
+    fill=st.sampled_from([0, -7]),
+)
+def test_window_sums_equal_scipy(shape, window, border, fill):
+    image = np.random.default_rng(prod(shape)).integers(-(2**31), 2**31, shape, dtype=np.int32)
+    got = cpu.window_sums(image, window, border, fill=fill, threads=2)
+    assert np.array_equal(got, scipy_sums(image, window, border, fill))
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("dtype", IMAGE_TYPES)
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((1, 300, 260), (1, 7, 7)),
+        ((1, 40, 3000), (1, 4, 9)),
+        ((24, 70, 65), (5, 5, 5)),
+        ((30, 61, 50), (15, 15, 15)),
+        ((70, 31, 33), (1, 6, 3)),
+        ((9, 80, 100), (12, 3, 2)),
+    ],
+)
+def test_reduce_equals_window_sums_at_real_sizes(shape, window, border, dtype):
+    """Sizes at which every road and lane comes into play, with blobs for labels."""
+    rng = np.random.default_rng(7)
+    image = rng.integers(*limits(dtype), shape, dtype=dtype, endpoint=True)
+    labels = np.where(patches(shape, 1), 2, 0).astype(np.uint8)
+    labels[patches(shape, 2, 0.8)] = 9
+    check_against_window_sums(image, labels, [2, 9, 4], window, border)
+
+
+def check_against_window_sums(image, labels, classes, window, border):
+    sums = padded_sums(image, window, border)
+    if border in ("clip", "constant"):
+        z, y, x = cpu.inside_counts(image.shape, window)
+        inside = z[:, None, None] * y[:, None] * x
+    else:
+        inside = np.full(image.shape, prod(window))
+    expected = []
+    for value in classes:
+        here = labels == value
+        answer = Reduction(sum(image[here].tolist()), sum(v * v for v in image[here].tolist()))
+        for m in np.unique(inside[here]).tolist():
+            answer.groups[m] = (int(np.sum(here & (inside == m))), sum(sums[here & (inside == m)].tolist()))
+        expected.append(answer)
+    for threads in (1, 2, 3):
+        assert cpu.reduce(image, labels, classes, window, border, threads=threads) == expected
+
+
+@pytest.mark.parametrize("dtype", IMAGE_TYPES)
+@pytest.mark.parametrize("window", [(1, 7, 7), (1, 15, 15), (5, 5, 5), (6, 6, 7), (15, 15, 15), (1, 16, 16), (2, 3, 3)])
+@pytest.mark.parametrize("border", ["reflect", "nearest", "clip"])
+def test_every_lane_holds_its_very_limit(dtype, window, border):
+    """All voxels at the end of their type, all of them in the ground truth: the largest sums there can be."""
+    shape = (20 if window[0] > 1 else 2, 40, 600)
+    for value in limits(dtype):
+        image = np.full(shape, value, dtype)
+        labels = np.ones(shape, np.uint8)
+        (got,) = cpu.reduce(image, labels, [1], window, border)
+        n = prod(shape)
+        assert (got.total, got.squares, got.voxels) == (n * value, n * value * value, n)
+        assert all(total == voxels * inside * value for inside, (voxels, total) in got.groups.items())
+        assert np.array_equal(cpu.window_sums(image, window, "reflect"), np.full(shape, value * prod(window)))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 10])
+@pytest.mark.parametrize("size", [1, 2, 5, 30])
+def test_inside_counts_are_what_clip_counts(length, size):
+    _, _, x = cpu.inside_counts((1, 1, length), (1, 1, size))
+    image = np.zeros((1, 1, length), int)
+    assert x.tolist() == [naive_window(image, (0, 0, q), (1, 1, size), "clip")[0] for q in range(length)]
+
+
+def test_window_sums_that_could_leave_63_bits_are_refused():
+    image = np.full((1, 1, 4), WIDEST, np.int64)
+    image[0, 0, 2] = -WIDEST
+    size = (2**63 - 1) // WIDEST
+    assert cpu.window_sums(image[..., :1], (1, 1, size), "reflect").tolist() == [[[size * WIDEST]]]
+    (got,) = cpu.reduce(image[..., :2], np.ones((1, 1, 2), np.uint8), [1], (1, 1, size), "reflect")
+    assert got.groups == {size: (2, 2 * size * WIDEST)}
+    with pytest.raises(OverflowError, match="window: 1×1×65537"):
+        cpu.window_sums(image, (1, 1, size + 1), "reflect")
+    with pytest.raises(OverflowError, match="window: 1×1×65537"):
+        cpu.reduce(image, image, [1], (1, 1, size + 1), "reflect")
+    with pytest.raises(OverflowError, match="window"):
+        cpu.window_sums(np.zeros((1, 1, 4), np.int8), (1, 1, 2), "constant", fill=2**62)
+    with pytest.raises(OverflowError, match="larger"):
+        cpu.reduce(image + 1, image, [1], (1, 1, 1), "reflect")
+
+
+def test_arguments_outside_the_contract_are_refused():
+    image = np.zeros((2, 3, 4), np.uint8)
+    with pytest.raises(TypeError, match="float32"):
+        cpu.window_sums(image.astype(np.float32), (1, 1, 1), "reflect")
+    with pytest.raises(ValueError, match="wrap"):
+        cpu.window_sums(image, (1, 1, 1), "wrap")
+    with pytest.raises(ValueError, match="at least 1"):
+        cpu.window_sums(image, (1, 0, 1), "reflect")
+    with pytest.raises(ValueError, match="axes"):
+        cpu.window_sums(image[0], (1, 1, 1), "reflect")
+    with pytest.raises(ValueError, match="labels"):
+        cpu.reduce(image, image[:1], [1], (1, 1, 1), "reflect")
+    with pytest.raises(ValueError, match="threads"):
+        cpu.reduce(image, image, [1], (1, 1, 1), "reflect", threads=0)
+
+
+def test_empty_images_and_class_lists_are_fine():
+    nothing = np.zeros((0, 3, 4), np.int16)
+    assert cpu.reduce(nothing, nothing, [1], (1, 1, 1), "reflect") == [Reduction()]
+    assert cpu.window_sums(nothing, (1, 1, 1), "reflect").shape == (0, 3, 4)
+    assert cpu.reduce(np.zeros((1, 1, 1), np.int16), np.zeros((1, 1, 1), bool), [], (1, 1, 1), "clip") == []
+
+
+def test_foreign_byte_order_strides_and_bools_are_read_right():
+    image = np.arange(24, dtype=">i2").reshape(2, 3, 4)
+    mask = image > 5
+    expected = [naive_reduce(image, mask, 1, (1, 3, 3), "mirror")]
+    assert cpu.reduce(image, mask, [1], (1, 3, 3), "mirror") == expected
+    assert cpu.reduce(np.asfortranarray(image), mask, [1], (1, 3, 3), "mirror") == expected
+
+
+def test_many_classes_take_wide_class_numbers():
+    labels = np.arange(400, dtype=np.int32).reshape(1, 20, 20)
+    image = labels.astype(np.int16)
+    got = cpu.reduce(image, labels, range(400), (1, 3, 3), "clip")
+    assert got == [naive_reduce(image, labels, value, (1, 3, 3), "clip") for value in range(400)]
+
+
+def test_calls_from_several_threads_at_once_agree():
+    image = np.random.default_rng(3).integers(0, 255, (4, 200, 200), np.uint8)
+    labels = patches(image.shape, 4).astype(np.uint8)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: cpu.reduce(image, labels, [1], (1, 5, 5), "clip", threads=2), range(8)))
+    assert all(answer == answers[0] for answer in answers)
