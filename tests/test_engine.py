@@ -2,13 +2,13 @@
 
 from fractions import Fraction
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+import naive
 from voxring import (
     DeviceError,
     ImageError,

@@ -2,12 +2,12 @@
 
 from fractions import Fraction
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import naive
 from voxring import fixedpoint
 from voxring.fixedpoint import AffineMap
 

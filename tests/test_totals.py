@@ -4,12 +4,12 @@ import json
 import math
 from fractions import Fraction
 
-import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import naive
 from voxring import BoundError, ClassTotals, LocalTotals, Statistics, Study, local_totals, pooled
 from voxring.totals import check_bounds, result_document, sdsum_bound, square_root, sum_bound
 

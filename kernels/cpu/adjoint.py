@@ -81,7 +81,9 @@ def load_tile(image: Array, work: Work, plane: int, tile: Array, stride: int, va
 
 
 @jit
-def count_plane(mask: Array, size: tuple[int, int, int], window: tuple[int, int], sums: Array, out: Array, spare: Array) -> None:
+def count_plane(
+    mask: Array, size: tuple[int, int, int], window: tuple[int, int], sums: Array, out: Array, spare: Array
+) -> None:
     """Box sums of a mask plane: rows first, rolling down the tile, then along the flat tile.
 
     ``sums`` (uint8) holds at most cy <= 255, ``out`` at most cy · cx, which the caller's lane holds.
@@ -104,7 +106,9 @@ def count_plane(mask: Array, size: tuple[int, int, int], window: tuple[int, int]
 
 
 @jit
-def adjoint(image: Array, labels: Array, value: int, unsigned: bool, work: Work, tiles: Array, narrow: Array, wide: Array) -> tuple[int, int, int, int]:
+def adjoint(
+    image: Array, labels: Array, value: int, unsigned: bool, work: Work, tiles: Array, narrow: Array, wide: Array
+) -> tuple[int, int, int, int]:
     """(voxels, Σ S, Σ v, Σ v²) of the class ``value`` in the given tiles of extended places.
 
     ``tiles[t]`` = (z0, z1, y0, y1, x0, x1). ``narrow`` and ``wide`` lend their types: the lanes of counts in a plane,

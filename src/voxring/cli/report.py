@@ -18,6 +18,7 @@ from voxring.totals import Statistics, result_document
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.table import Table
 
 
 class Progress:
@@ -49,7 +50,7 @@ class Progress:
         if self.live is None and not self.quiet:
             click.echo(f"{time.monotonic() - self.start:6.1f} s  {who}: {what}", err=True)
 
-    def _table(self) -> object:
+    def _table(self) -> Table:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))

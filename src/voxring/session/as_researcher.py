@@ -11,8 +11,8 @@ from contextlib import ExitStack, suppress
 from voxring.errors import PeerError, VoxringError
 from voxring.net import Link, check_address
 from voxring.ring.views import View
-from voxring.session.researcher import Researcher
 from voxring.session.as_party import TICK, grace
+from voxring.session.researcher import Researcher
 from voxring.study import Study
 from voxring.totals import Statistics
 

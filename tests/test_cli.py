@@ -1,0 +1,321 @@
+"""The command as a user runs it: real processes, real sockets, exit codes and words."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from voxring.cli.demo import make_demo
+
+BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
+NUMPY_PAD = {"reflect": "symmetric", "mirror": "reflect", "nearest": "edge", "constant": "constant"}
+
+
+def run(*arguments, check=None, cwd=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "voxring", *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd
+    )
+    if check is not None:
+        assert done.returncode == check, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's CT and ground truth, whole, and its folder with three hospitals."""
+    import nrrd
+
+    folder = tmp_path_factory.mktemp("demo")
+    study, manifests = make_demo(folder)
+    parts = [nrrd.read(str(path.parent / "ct.nrrd"), index_order="C")[0] for path in manifests.values()]
+    labels = [nrrd.read(str(path.parent / "ground_truth.nrrd"), index_order="C")[0] for path in manifests.values()]
+    return folder, study, manifests, parts, labels
+
+
+def write_study(folder, window, border, standardise):
+    path = folder / f"study-{border}.toml"
+    classes = ", ".join(f"t{label} = {label}" for label in range(1, 8))
+    path.write_text(
+        f'name = "test"\nclasses = {{ {classes} }}\n[window]\nsize = {window}\nborder = "{border}"\n'
+        f"[standardise]\n{standardise}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def party_options(manifests):
+    return [f"--party={name}={path}" for name, path in manifests.items()]
+
+
+def pairwise_sums(image, window, border):
+    """Window sums and counts through numpy's padding and sliding windows; nothing of voxring's."""
+    sizes = (window,) * 3 if isinstance(window, int) else window
+    pad = [(c // 2, c - 1 - c // 2) for c in sizes]
+    mode = NUMPY_PAD.get(border, "constant")
+    values = np.pad(image.astype(np.int64), pad, mode=mode)
+    ones = np.pad(np.ones(image.shape, np.int64), pad, mode=mode if border == "clip" else "edge")
+    for axis, c in enumerate(sizes):
+        values = np.lib.stride_tricks.sliding_window_view(values, c, axis).sum(-1)
+        ones = np.lib.stride_tricks.sliding_window_view(ones, c, axis).sum(-1)
+    return values, ones
+
+
+def standardised(image, standardise, bits=16):
+    """x of one image, an integer over 2^bits, from the definition."""
+    v = image.astype(np.int64)
+    if "none" in standardise:
+        return v << bits
+    if "rescale" in standardise:
+        a = round(Fraction(2**bits, 4000))
+        return a * (np.clip(v, -1000, 3000) + 1000)
+    if "zscore" in standardise:
+        kept = v[v * v.size > v.sum()]
+        n, total, squares = kept.size, int(kept.sum()), int((kept * kept).sum())
+        target = Fraction(4**bits * n * n, n * squares - total * total)
+        a = int(float(target) ** 0.5)
+        while Fraction(2 * a + 1, 2) ** 2 < target:
+            a += 1
+        return a * v + round(Fraction(-a * total, n))
+    kept = np.sort(v[v * v.size > v.sum()])
+    low, high = (int(kept[max(1, -(-q * kept.size // 100)) - 1]) for q in (1, 99))
+    return round(Fraction(2**bits, high - low)) * (np.clip(v, low, high) - low)
+
+
+CASES = [(border, window, "none") for border in BORDERS for window in (7, (1, 5, 5), 4)] + [
+    ("reflect", 7, "rescale"),
+    ("clip", 4, "zscore"),
+    ("mirror", (1, 5, 5), "percentile"),
+]
+OPTIONS = {
+    "none": 'method = "none"',
+    "rescale": 'method = "rescale"\nrange = [-1000, 3000]',
+    "zscore": 'method = "zscore"',
+    "percentile": 'method = "percentile"\npercentiles = [1, 99]',
+}
+
+
+@pytest.mark.parametrize(("border", "window", "method"), CASES)
+def test_simulate_equals_an_independent_computation(demo, tmp_path, border, window, method):
+    _, _, manifests, parts, labels = demo
+    study = write_study(tmp_path, list(window) if isinstance(window, tuple) else window, border, OPTIONS[method])
+    run("simulate", study, *party_options(manifests), "--out", tmp_path / "r.json", "--quiet", check=0)
+    document = json.loads((tmp_path / "r.json").read_text())
+    n, total = dict.fromkeys(range(1, 8), 0), dict.fromkeys(range(1, 8), Fraction(0))
+    intensities = {label: [] for label in range(1, 8)}
+    for image, truth in zip(parts, labels, strict=True):
+        x = standardised(image, method)
+        sums, counts = pairwise_sums(x, window, border)
+        for label in n:
+            here = truth == label
+            n[label] += int(here.sum())
+            intensities[label].append(x[here])
+            for count in np.unique(counts[here]):
+                total[label] += Fraction(int(sums[here & (counts == count)].sum()), int(count) * 2**16)
+    for label in n:
+        got = document["classes"][f"t{label}"]
+        mean = total[label] / n[label]
+        x = np.concatenate(intensities[label]).astype(object)
+        squares, plain = int((x * x).sum()), int(x.sum())
+        sdsum = Fraction(squares, 4**16) - 2 * mean * Fraction(plain, 2**16) + n[label] * mean * mean
+        assert got["voxels"] == n[label]
+        assert Fraction(*map(int, got["sum"])) == total[label]
+        assert got["mean"] == [str(mean.numerator), str(mean.denominator)]
+        assert got["sdsum"] == [str(sdsum.numerator), str(sdsum.denominator)]
+        variance = sdsum / (n[label] - 1)
+        assert got["variance"] == [str(variance.numerator), str(variance.denominator)]
+        assert got["mean_float"] == float(mean)
+        assert abs(got["std_float"] - float(variance) ** 0.5) <= 1e-15 * got["std_float"]
+
+
+def test_the_demo_says_what_happened():
+    start = time.monotonic()
+    done = run("demo", check=0)
+    assert time.monotonic() - start < 60
+    assert "equal to pooled, bit for bit: yes" in done.stdout
+    for word in ("right lung", "north", "centre", "south", "researcher", "uniform"):
+        assert word in done.stdout
+    assert "compiling the kernels" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_simulate_pooled_and_json(demo, tmp_path):
+    folder, _, manifests, _, _ = demo
+    out = tmp_path / "r.json"
+    done = run(
+        "simulate", folder / "study.toml", *party_options(manifests), "--out", out, "--pooled", "--json", check=0
+    )
+    assert json.loads(done.stdout) == json.loads(out.read_text())
+    assert "equal to pooled, bit for bit: yes" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_bad_image_ends_the_study_with_its_reason_and_no_result(demo, tmp_path):
+    folder, _, manifests, _, _ = demo
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "ct.nrrd").write_bytes((manifests["south"].parent / "ct.nrrd").read_bytes()[:900])
+    (bad / "m.csv").write_text(f"image,ground_truth\nct.nrrd,{manifests['south'].parent / 'ground_truth.nrrd'}\n")
+    out = tmp_path / "r.json"
+    done = run(
+        "simulate",
+        folder / "study.toml",
+        *party_options({**manifests, "south": bad / "m.csv"}),
+        "--out",
+        out,
+        "--timeout",
+        20,
+        check=4,
+    )
+    assert "ct.nrrd" in done.stderr.splitlines()[-1]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nothing"], 2, "No such command 'nothing'"),
+        (["simulate"], 2, "Missing argument 'STUDY'"),
+        (["simulate", "s.toml", "--party", "a", "--out", "r"], 2, "expected NAME=MANIFEST, got 'a'"),
+        (["simulate", "s.toml", "--party", "a=m", "--party", "a=m", "--out", "r"], 2, "'a' is given twice"),
+        (["simulate", "none.toml", "--party", "a=m", "--out", "r"], 3, "none.toml: no such study file"),
+        (["simulate", "s.toml", "--party", "a=m", "--party", "b=m", "--out", "r"], 3, "at least 3 parties, got 2"),
+        (["simulate", "s.toml", "--party=a=m", "--party=b=m", "--party=c=m", "--out", "x/r"], 3, "make the folder"),
+        (["simulate", "s.toml", "--party=a=m", "--party=b=m", "--party=c=m", "--out", "r"], 3, "no such manifest"),
+        (["party", "p.toml", "--name", "a", "--manifest", "m.csv"], 3, "no such manifest"),
+        (["research", "p.toml", "--out", "r"], 5, "--insecure"),
+        (["study", "check", "none.toml"], 3, "no such study file"),
+    ],
+)
+def test_misuse_is_told_in_one_line_with_its_exit_code(tmp_path, arguments, code, words):
+    (tmp_path / "s.toml").write_text('name = "s"\nclasses = { a = 1 }\n')
+    parties = "".join(f'[[party]]\nname = "{p}"\naddress = "tcp://127.0.0.1:{i}"\n' for i, p in enumerate("abc", 9))
+    (tmp_path / "p.toml").write_text('name = "s"\nclasses = { a = 1 }\n' + parties)
+    done = run(*arguments, check=code, cwd=tmp_path)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_study_check_says_who_learns_what(demo, tmp_path):
+    path = write_study(tmp_path, 7, "clip", OPTIONS["rescale"])
+    done = run("study", "check", path, check=0)
+    for words in ("digest   ", "moduli   voxels", "Who learns what", "rounded by 2.3%", "min_voxels"):
+        assert words in done.stdout
+    document = json.loads(run("study", "check", path, "--json", check=0).stdout)
+    assert len(document["digest"]) == 64
+    assert document["warnings"]
+    assert document["disclosure"]
+
+
+def test_separate_processes_run_a_study(demo, tmp_path):
+    """`voxring party` three times and `voxring research`, in the order in which things go wrong in life."""
+    folder, _, manifests, _, _ = demo
+    study = tmp_path / "study.toml"
+    ports = free_ports(len(manifests))
+    tables = "".join(
+        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{port}"\n'
+        for name, port in zip(manifests, ports, strict=True)
+    )
+    study.write_text((folder / "study.toml").read_text() + tables)
+    command = [sys.executable, "-m", "voxring"]
+    research = subprocess.Popen(
+        [*command, "research", study, "--out", tmp_path / "r.json", "--insecure", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    parties = [
+        subprocess.Popen(
+            [*command, "party", study, "--name", name, "--manifest", path, "--insecure", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, path in manifests.items()
+    ]
+    answer, said = research.communicate(timeout=90)
+    assert research.returncode == 0, said
+    document = json.loads(answer)
+    for party in parties:
+        learned, said = party.communicate(timeout=30)
+        assert party.returncode == 0, said
+        assert json.loads(learned)["mean"]["tissue"] == document["classes"]["tissue"]["mean"]
+
+
+def free_ports(count):
+    import socket
+
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
+    folder, _, manifests, _, _ = demo
+    study = tmp_path / "study.toml"
+    ports = free_ports(len(manifests))
+    tables = "".join(
+        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{port}"\n'
+        for name, port in zip(manifests, ports, strict=True)
+    )
+    study.write_text((folder / "study.toml").read_text() + tables)
+    command, timeout = [sys.executable, "-m", "voxring"], 10
+    options = ["--insecure", "--timeout", str(timeout)]
+    names = list(manifests)
+    # The first two parties wait for the third, which never comes to life as a party: it is killed while it listens.
+    running = {
+        name: subprocess.Popen(
+            [*command, "party", study, "--name", name, "--manifest", manifests[name], *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    }
+    running["researcher"] = subprocess.Popen(
+        [*command, "research", study, "--out", tmp_path / "r.json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    victim = running.pop(names[1])
+    while "computing" not in victim.stderr.readline():
+        pass
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    killed = time.monotonic()
+    for process in running.values():
+        _, said = process.communicate(timeout=timeout + 20)
+        assert process.returncode == 5, said
+        assert "Traceback" not in said
+        assert said.splitlines()[-1].startswith("voxring: ")
+    assert time.monotonic() - killed < timeout + 5
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_help_is_instant():
+    """Less than 0.15 s of CPU beyond the interpreter's own start; the least of several, as machines are noisy."""
+
+    def cpu(*command):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    bare = min(cpu(sys.executable, "-c", "pass") for _ in range(5))
+    voxring = min(cpu(sys.executable, "-m", "voxring", "--help") for _ in range(5))
+    assert voxring - bare < 0.15
+    code = "import sys, voxring.cli; sys.exit(any(m in sys.modules for m in ('numpy', 'numba', 'rich', 'pynng')))"
+    subprocess.run([sys.executable, "-c", code], check=True)
