@@ -189,7 +189,7 @@ def test_a_bad_image_ends_the_study_with_its_reason_and_no_result(demo, tmp_path
         (["simulate", "s.toml", "--party=a=m", "--party=b=m", "--party=c=m", "--out", "x/r"], 3, "make the folder"),
         (["simulate", "s.toml", "--party=a=m", "--party=b=m", "--party=c=m", "--out", "r"], 3, "no such manifest"),
         (["party", "p.toml", "--name", "a", "--manifest", "m.csv"], 3, "no such manifest"),
-        (["research", "p.toml", "--out", "r"], 5, "--insecure"),
+        (["research", "p.toml", "--out", "r"], 3, "--insecure"),
         (["study", "check", "none.toml"], 3, "no such study file"),
     ],
 )

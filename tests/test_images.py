@@ -330,6 +330,21 @@ def test_nifti_prefers_sform_and_has_no_geometry_without_either(folder):
     assert read_image(path).grid.affine is None
 
 
+@pytest.mark.parametrize("absurd", [math.nan, math.inf, -math.inf, 3e38, -3e38, 1e30])
+@pytest.mark.parametrize("at", [*range(76, 92, 4), *range(256, 328, 4)])
+@pytest.mark.parametrize("sform", [None, OBLIQUE])
+def test_absurd_numbers_in_nifti_geometry_are_refused_or_kept_finite(folder, sform, at, absurd):
+    qform = ([0.1, 0.2, 0.3, 1.0, 2.0, 3.0], [1.0] * 8)
+    content = bytearray(nifti_bytes(np.zeros((2, 3, 4), np.uint8), sform=sform, qform=qform))
+    struct.pack_into("<f", content, at, absurd)
+    path = folder / "absurd.nii"
+    path.write_bytes(content)
+    with contextlib.suppress(ImageError):
+        grid = read_image(path).grid
+        assert np.isfinite(grid.affine).all()
+        grid.difference(Grid(grid.shape, np.eye(4) * 1e300))
+
+
 @pytest.mark.parametrize(("units", "scale"), [(0, 1), (1, 1000), (2, 1), (2 | 8, 1), (3, 0.001)])
 def test_nifti_units_become_millimetres(folder, units, scale):
     path = folder / "units.nii"

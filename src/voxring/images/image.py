@@ -62,11 +62,15 @@ class Grid:
             return f"shape {self.shape} against {other.shape}"
         if self.affine is None or other.affine is None:
             return None
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers differ, they do not warn
+            return self._displacement(self.affine, other.affine)
+
+    def _displacement(self, one: NDArray[np.float64], two: NDArray[np.float64]) -> str | None:
         lengths = self.shape[::-1]
-        steps = self.affine[:3, : len(lengths)], other.affine[:3, : len(lengths)]
+        steps = one[:3, : len(lengths)], two[:3, : len(lengths)]
         spacings = [np.linalg.norm(step, axis=0) for step in steps]
         corners = np.array(list(itertools.product(*[(0, n - 1) for n in lengths])), dtype=np.float64).T
-        places = [step @ corners + grid[:3, 3:] for step, grid in zip(steps, (self.affine, other.affine), strict=True)]
+        places = [step @ corners + grid[:3, 3:] for step, grid in zip(steps, (one, two), strict=True)]
         tolerance = _TOLERANCE * min(spacing.min() for spacing in spacings)
         tolerance += 2 * np.finfo(np.float32).eps * max(np.abs(place).max() for place in places)
         apart = np.linalg.norm(places[0] - places[1], axis=0)
@@ -75,9 +79,9 @@ class Grid:
         if apart[0] > tolerance:  # the first corner is voxel (0, 0, 0)
             return f"origin differs by {apart[0]:.3g} mm"
         for axis, length in enumerate(lengths):
-            one, two = spacings[0][axis], spacings[1][axis]
-            if abs(one - two) * (length - 1) > tolerance:
-                return f"spacing along {_AXES[axis]} {one:.6g} mm against {two:.6g} mm"
+            here, there = spacings[0][axis], spacings[1][axis]
+            if abs(here - there) * (length - 1) > tolerance:
+                return f"spacing along {_AXES[axis]} {here:.6g} mm against {there:.6g} mm"
         return f"directions differ: the far corner is off by {apart.max():.3g} mm"
 
 

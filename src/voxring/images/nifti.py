@@ -100,16 +100,17 @@ def _stored(path: Path, header: Any, voxels: NDArray[np.generic]) -> Stored:
 
 def _affine(path: Path, header: Any) -> NDArray[np.float64] | None:
     """Prefer the sform; without a qform either, the file states no position."""
-    try:
-        affine, code = header.get_sform(coded=True)
-        if not code:
-            affine, code = header.get_qform(coded=True)
-    except (HeaderDataError, ValueError) as error:
-        raise ImageError(f"{path}: the qform is no rotation ({error}): set the header's geometry anew") from error
-    if not code:
-        return None
     scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
-    placed: NDArray[np.float64] = np.diag([scale, scale, scale, 1.0]) @ affine
+    with np.errstate(over="ignore", invalid="ignore"):  # judged below
+        try:
+            affine, code = header.get_sform(coded=True)
+            if not code:
+                affine, code = header.get_qform(coded=True)
+        except (HeaderDataError, ValueError) as error:
+            raise ImageError(f"{path}: the qform is no rotation ({error}): set the header's geometry anew") from error
+        if not code:
+            return None
+        placed: NDArray[np.float64] = np.diag([scale, scale, scale, 1.0]) @ affine
     if not np.isfinite(placed).all():
         raise ImageError(f"{path}: expected finite positions, got NaN or infinity: set the header's geometry anew")
     return placed
