@@ -773,6 +773,46 @@ def test_tiff_whose_chain_of_pages_never_ends_is_refused(folder):
     refusal(read_image, path, "no end")
 
 
+def tag_at(content: bytes, code: int) -> int:
+    """Find where a tag of the first page stands in a small-endian classic TIFF."""
+    (page,) = struct.unpack_from("<I", content, 4)
+    (tags,) = struct.unpack_from("<H", content, page)
+    places = [page + 2 + 12 * tag for tag in range(tags)]
+    return next(place for place in places if struct.unpack_from("<H", content, place)[0] == code)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}])
+def test_tiff_that_lacks_strips_is_not_filled_with_zeros(folder, options):
+    path = folder / "strips.tif"
+    tifffile.imwrite(path, np.ones((8, 5), "u1"), metadata=None, byteorder="<", rowsperstrip=2, **options)
+    content = bytearray(path.read_bytes())
+    for code in (273, 279):  # StripOffsets, StripByteCounts
+        assert struct.unpack_from("<I", content, tag_at(content, code) + 4) == (4,)
+        struct.pack_into("<I", content, tag_at(content, code) + 4, 3)
+    path.write_bytes(content)
+    refusal(read_image, path, "lacks some of its strips")
+
+
+def test_tiff_cut_within_its_pixels_says_so(folder):
+    path = folder / "cut.tif"
+    tifffile.imwrite(path, np.ones((60, 50), "u1"), metadata=None)
+    path.write_bytes(path.read_bytes()[:-10])
+    refusal(read_image, path, "expected pixels up to byte", "truncated")
+
+
+def test_tiff_page_that_tifffile_leaves_out_is_missed(folder):
+    path = folder / "left_out.tif"
+    tifffile.imwrite(path, np.ones((6, 5), "u1"), metadata=None, byteorder="<")
+    content = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", content, 4)
+    (tags,) = struct.unpack_from("<H", content, first)
+    struct.pack_into("<I", content, first + 2 + 12 * tags, len(content))
+    path.write_bytes(content + struct.pack("<H", 5000) + bytes(12 * 5000 + 4))
+    with tifffile.TiffFile(path) as tiff:
+        assert len(tiff.pages) == 1
+    refusal(read_image, path, "1 of 2 pages")
+
+
 @pytest.mark.parametrize(
     "array",
     [

@@ -9,7 +9,9 @@ over all *extended* places e (see `axes`), v(e) being read through the border ma
 never exceed |W|, whatever the border, because the image is extended and the counts are not folded. Voxels where the
 count is 0 are not read: blocks that the class does not reach cost nothing.
 
-A window at q covers e = q … q + c − 1, so count(e) sums the mask over q = e − c + 1 … e.
+A window at q covers e = q … q + c − 1, so count(e) sums the mask over q = e − c + 1 … e; e itself stands for the
+coordinate e − c//2. A tile is a box of extended places; the kernel walks down its planes and keeps the counts of the
+last cz mask planes in a ring.
 """
 
 from __future__ import annotations
@@ -19,13 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .jit import Array, Arrays, jit
-from .rows import INT32, add_row, dot, load, mark, masked_moments, next_row, roll, window_row
-
-LANES = 32
-"""Rows of a tile begin at multiples of this."""
-
-FLIP = 32768
-"""uint16 comes as the int16 of the same bits. A tile with values from 2^15 on is shifted down by this much."""
+from .rows import LANES, PIECE, add_row, mark, next_row, reduce_stretch, roll, window_row
 
 
 class Work(NamedTuple):
@@ -34,15 +30,15 @@ class Work(NamedTuple):
     shape: tuple[int, int, int]
     window: tuple[int, int, int]
     maps: Arrays
-    voxels: tuple[int, int, int, int, int, int]  # the q that count: z0, z1, y0, y1, x0, x1
-    occupied: Array  # (planes, blocks of rows, blocks of columns): whether the class is there
+    voxels: tuple[int, int, int, int, int, int]  # the q whose windows are summed: z0, z1, y0, y1, x0, x1
+    occupied: Array  # (planes, blocks of rows, blocks of columns): 0 where the class is not
     block: tuple[int, int]  # rows and columns of such a block
 
 
 @jit
-def reached(work: Work, z: int, y0: int, y1: int, x0: int, x1: int) -> bool:
-    """Whether plane z has voxels of the class, to a block, in rows y0 … y1 − 1 and columns x0 … x1 − 1."""
-    if z < work.voxels[0] or z >= work.voxels[1]:
+def occupied(work: Work, z: int, y0: int, y1: int, x0: int, x1: int) -> bool:
+    """Whether plane z may have voxels of the class in rows y0 … y1 − 1 and columns x0 … x1 − 1."""
+    if y0 >= y1 or x0 >= x1:
         return False
     rows, columns = work.block
     for y in range(y0 // rows, (y1 - 1) // rows + 1):
@@ -53,43 +49,15 @@ def reached(work: Work, z: int, y0: int, y1: int, x0: int, x1: int) -> bool:
 
 
 @jit
-def load_tile(image: Array, work: Work, plane: int, tile: Array, stride: int, values: Array) -> tuple[int, int]:
-    """Copy a tile of one image plane, read through the border, into int16 rows; the least and greatest value."""
-    y0, y1, x0, x1 = tile[2], tile[3], tile[4], tile[5]
-    _, rows, columns = work.shape
-    _, y_map, x_map = work.maps
-    first = work.window[2] // 2  # the place of column 0
-    own0 = min(max(x0, first), x1)
-    own1 = max(min(x1, first + columns), own0)
-    low = high = np.int16(0)
-    for y in range(y0, y1):
-        at = (plane * rows + y_map[y]) * columns
-        row = values[(y - y0) * stride : (y - y0) * stride + x1 - x0]
-        low, high = load(row[own0 - x0 : own1 - x0], image[at + own0 - first : at + own1 - first], low, high)
-        for x in range(x0, own0):
-            row[x - x0] = image[at + x_map[x]]
-        for x in range(own1, x1):
-            row[x - x0] = image[at + x_map[x]]
-    for y in range(y1 - y0):  # what the border reads may lie outside the tile's own columns
-        for x in range(own0 - x0):
-            low = min(low, values[y * stride + x])
-            high = max(high, values[y * stride + x])
-        for x in range(own1 - x0, x1 - x0):
-            low = min(low, values[y * stride + x])
-            high = max(high, values[y * stride + x])
-    return low, high
-
-
-@jit
 def count_plane(
-    mask: Array, size: tuple[int, int, int], window: tuple[int, int], sums: Array, out: Array, spare: Array
+    mask: Array, height: int, width: int, cy: int, cx: int, sums: Array, out: Array, spare: Array
 ) -> None:
-    """Box sums of a mask plane: rows first, rolling down the tile, then along the flat tile.
+    """Box sums of a mask plane: down the rows of the tile, then along all of them in one go.
 
-    ``sums`` (uint8) holds at most cy <= 255, ``out`` at most cy · cx, which the caller's lane holds.
+    ``sums`` (uint8) holds at most cy <= 255, ``out`` at most cy · cx, which the caller's lane holds. The places
+    between the end of one row and the begin of the next hold garbage.
     """
-    height, width, stride = size
-    cy, cx = window
+    stride = sums.size // height
     first = sums[:stride]
     first[:] = 0
     for y in range(cy):
@@ -106,100 +74,172 @@ def count_plane(
 
 
 @jit
+def roll_tile(counts: Array, edges: Array, new: Array, old: Array, left: int) -> None:
+    """counts += new − old. The columns that the image has go to packed rows, those beside it to ``edges``.
+
+    ``left`` columns of the tile lie to the left of the image, edges.shape[1] on both sides of it.
+    """
+    height, beside = edges.shape
+    stride = new.size // height
+    inner = counts.size // height
+    for y in range(height):
+        at = y * stride + left
+        roll(counts[y * inner : (y + 1) * inner], new[at : at + inner], old[at : at + inner])
+        for x in range(beside):
+            place = y * stride + (x if x < left else x + inner)
+            edges[y, x] += np.int64(new[place]) - np.int64(old[place])
+
+
+@jit
+def reduce_tile(
+    image: Array,
+    labels: Array,
+    value: int,
+    unsigned: bool,
+    work: Work,
+    z: int,
+    tile: Array,
+    left: int,
+    counts: Array,
+    edges: Array,
+    wanted: tuple[bool, bool],
+    one: int,
+    kept: Array,
+    sums: Array,
+) -> None:
+    """Add to ``sums`` what one extended plane of the tile holds: Σ count(e) · v(e), and moments, if ``wanted``."""
+    dots, moments = wanted
+    planes, rows, columns = work.shape
+    cz, cy, cx = work.window
+    z_map, y_map, x_map = work.maps
+    height, beside = edges.shape
+    inner = counts.size // height
+    x0 = tile[4]
+    column = x0 + left - cx // 2  # of the image, where the packed rows begin
+    own_plane = 0 <= z - cz // 2 < planes
+    y = 0
+    while y < height:
+        row = y_map[tile[2] + y]
+        own = 0 <= tile[2] + y - cy // 2 < rows
+        stop = y + 1
+        if own and inner == columns:  # rows that follow each other in the image are one stretch
+            stop = min(height, rows + cy // 2 - tile[2])
+        at = (z_map[z] * rows + row) * columns + column
+        n = (stop - y) * inner
+        with_moments = moments and own and own_plane
+        if dots or with_moments:
+            reduce_stretch(
+                image[at : at + n],
+                counts[y * inner : y * inner + n] if dots else counts[:0],
+                labels[at : at + n] if with_moments else labels[:0],
+                value,
+                unsigned,
+                cz * cy * cx,
+                one,
+                kept,
+                sums,
+            )
+        y = stop
+    if dots:
+        for y in range(height):
+            at = (z_map[z] * rows + y_map[tile[2] + y]) * columns
+            for x in range(beside):
+                v = np.int64(image[at + x_map[x0 + (x if x < left else x + inner)]])
+                sums[1] += edges[y, x] * (v & 0xFFFF if unsigned else v)
+
+
+@jit
 def adjoint(
-    image: Array, labels: Array, value: int, unsigned: bool, work: Work, tiles: Array, narrow: Array, wide: Array
+    image: Array,
+    labels: Array,
+    value: int,
+    unsigned: bool,
+    work: Work,
+    tiles: Array,
+    one: int,
+    narrow: Array,
+    wide: Array,
 ) -> tuple[int, int, int, int]:
     """(voxels, Σ S, Σ v, Σ v²) of the class ``value`` in the given tiles of extended places.
 
-    ``tiles[t]`` = (z0, z1, y0, y1, x0, x1). ``narrow`` and ``wide`` lend their types: the lanes of counts in a plane,
-    and of counts. |v| < 2^16 and counts <= |W| < 2^15, so 2^30 places sum to less than 2^61 in each result. Must equal
-    the loop over every voxel of the class, over every place of its window, in Python integers.
+    Σ S is over the q in ``work.voxels``; the others over all voxels of the class whose own place is in the tiles.
+
+    Parameters
+    ----------
+    image : flat array of uint8, int8 or int16
+        uint16 comes as the int16 of the same bits, with ``unsigned`` true.
+    labels : flat array of uint8
+    tiles : (n, 6) array
+        z0, z1, y0, y1, x0, x1 of each.
+    narrow, wide : arrays
+        Lend their types: the lanes of counts in a plane, at most cy · cx, and of counts, at most |W|.
+
+    Notes
+    -----
+    |v| < 2^16 and counts <= |W| < 2^15, so 2^30 places sum to less than 2^62 in each result. Must equal the loop over
+    every voxel of the class and every place of its window in Python integers.
     """
     cz, cy, cx = work.window
-    before_z = cz // 2
-    after_y = cy - 1 - cy // 2
-    after_x = cx - 1 - cx // 2
-    size = cz * cy * cx
     q_z0, q_z1, q_y0, q_y1, q_x0, q_x1 = work.voxels
-    _, rows, columns = work.shape
-    height = width = 0
-    for t in range(tiles.shape[0]):
-        height = max(height, tiles[t, 3] - tiles[t, 2])
-        width = max(width, tiles[t, 5] - tiles[t, 4])
-    stride = (width + cx - 1 + LANES - 1) // LANES * LANES
-    area = height * stride
-    mask_area = (height + cy - 1) * stride
-    masks = np.empty((before_z + 1) * mask_area, np.uint8)  # the last planes: moments wait for their image plane
-    sums = np.empty(area, np.uint8)
-    spare = np.empty(area, narrow.dtype)
-    planes = np.empty((cz + 2) * area, narrow.dtype)  # the window's planes, the one that leaves, and zeros
-    zeros = planes[(cz + 1) * area :]
-    zeros[:] = 0
-    counts = np.empty(area, wide.dtype)
-    values = np.empty(area, np.int16)
-    marked = np.empty(stride, np.uint8)
+    planes, rows, columns = work.shape
+    tallest = np.max(tiles[:, 3] - tiles[:, 2])
+    widest = np.max(tiles[:, 5] - tiles[:, 4])
+    stride = (widest + cx - 1 + LANES - 1) // LANES * LANES
+    mask = np.empty((tallest + cy - 1) * stride, np.uint8)
+    sums = np.empty(tallest * stride, np.uint8)
+    spare = np.empty(tallest * stride, narrow.dtype)
+    ring = np.empty((cz + 1) * tallest * stride, narrow.dtype)  # the planes of the window, and the one that leaves
+    zeros = np.zeros(tallest * stride, narrow.dtype)
+    packed = np.empty(tallest * widest, wide.dtype)
+    beside = np.empty(tallest * widest, np.int64)
     live = np.empty(cz + 1, np.bool_)
-    voxels = total = moment = squares = np.int64(0)
+    kept = np.empty(PIECE, np.int16)
+    result = np.zeros(5, np.int64)
     for t in range(tiles.shape[0]):
         tile = tiles[t]
         z0, z1, y0, y1, x0, x1 = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
         height = y1 - y0
         width = x1 - x0
-        n = (height - 1) * stride + width
-        # the voxels whose windows reach this tile
-        top, bottom = max(q_y0, y0 - cy + 1), min(q_y1, y1)
-        left, right = max(q_x0, x0 - cx + 1), min(q_x1, x1)
-        if top >= bottom or left >= right:
-            continue
-        masks[:] = 0
-        values[:] = 0
+        area = height * stride
+        top, bottom = max(q_y0, y0 - cy + 1), min(q_y1, y1)  # the q whose windows reach this tile
+        near, far = max(q_x0, x0 - cx + 1), min(q_x1, x1)
+        row0, row1 = max(y0 - cy // 2, 0), min(y1 - cy // 2, rows)  # the tile's own part of the image
+        column0 = min(max(x0 - cx // 2, 0), columns)
+        column1 = max(min(x1 - cx // 2, columns), column0)
+        inner = column1 - column0
+        left = min(max(cx // 2 - x0, 0), width) if inner > 0 else width
+        counts = packed[: height * inner]
+        edges = beside[: height * (width - inner)].reshape(height, width - inner)
+        mask[:] = 0
         counts[:] = 0
+        edges[:] = 0
         live[:] = False
         alive = 0
         for step in range(z1 - z0 + cz - 1):
             z = z0 - cz + 1 + step
             new = step % (cz + 1)
             old = (step + 1) % (cz + 1)
-            mask = masks[step % (before_z + 1) * mask_area :][:mask_area]
-            live[new] = reached(work, z, top, bottom, left, right)
+            live[new] = q_z0 <= z < q_z1 and occupied(work, z, top, bottom, near, far)
             if live[new]:
                 alive += 1
                 for y in range(top, bottom):
                     at = (z * rows + y) * columns
                     to = (y - (y0 - cy + 1)) * stride - (x0 - cx + 1)
-                    mark(labels[at + left : at + right], value, mask[to + left : to + right])
-                count_plane(mask, (height, width, stride), (cy, cx), sums, planes[new * area : (new + 1) * area], spare)
+                    mark(labels[at + near : at + far], value, mask[to + near : to + far])
+                count_plane(mask, height, width, cy, cx, sums[:area], ring[new * area : (new + 1) * area], spare)
             if live[old]:
                 alive -= 1
             if live[new] or live[old]:
-                entering = planes[new * area : new * area + n] if live[new] else zeros[:n]
-                leaving = planes[old * area : old * area + n] if live[old] else zeros[:n]
-                roll(counts, entering, leaving)
-            if z < z0 or alive == 0:
+                entering = ring[new * area : (new + 1) * area] if live[new] else zeros[:area]
+                leaving = ring[old * area : (old + 1) * area] if live[old] else zeros[:area]
+                roll_tile(counts, edges, entering, leaving, left)
+            if z < z0:
                 continue
-            low, high = load_tile(image, work, work.maps[0][z], tile, stride, values)
-            shift = 0
-            if unsigned and low < 0:
-                shift = FLIP
-                low, high = -FLIP, FLIP - 1
-                for y in range(height):
-                    for x in range(width):
-                        values[y * stride + x] ^= np.int16(-FLIP)
-                        total += FLIP * np.int64(counts[y * stride + x])
-            bound = max(-np.int64(low), np.int64(high), 1)
-            total += dot(values, counts, n, INT32 // (bound * size))
-            here = step - before_z
-            if live[here % (cz + 1)]:
-                mask = masks[here % (before_z + 1) * mask_area :][:mask_area][after_y * stride + after_x :]
-                inside = np.int64(0)
-                for y0_ in range(0, height, 255):  # a column of up to 255 rows counts in a byte
-                    marked[:] = 0
-                    for y in range(y0_, min(y0_ + 255, height)):
-                        add_row(marked, mask[y * stride : y * stride + width])
-                    for x in range(width):
-                        inside += marked[x]
-                first, second = masked_moments(values, mask, n, INT32 // (bound * bound))
-                voxels += inside
-                moment += first + shift * inside
-                squares += second + 2 * shift * first + np.int64(shift) * shift * inside
-    return voxels, total, moment, squares
+            plane = z - cz // 2
+            some = 0 <= plane < planes and occupied(work, plane, row0, row1, column0, column1)
+            if alive > 0 or some:
+                wanted = (alive > 0, some)
+                reduce_tile(
+                    image, labels, value, unsigned, work, z, tile, left, counts, edges, wanted, one, kept, result
+                )
+    return result[0], result[1], result[2], result[3]

@@ -11,6 +11,10 @@ import numpy as np
 from .jit import Array, jit
 
 INT32 = 2**31 - 1
+LANES = 32
+PIECE = 4096
+"""Voxels looked at twice, once for their range: they stay in the L1 cache."""
+
 SHORTEST = 64
 """Products summed in one int32, at the least, for that to be faster than an int64 each."""
 
@@ -120,60 +124,129 @@ def window_row(target: Array, source: Array, size: int, n: int, spare: Array) ->
 
 
 @jit
-def load(target: Array, source: Array, low: int, high: int) -> tuple[int, int]:
-    """target = source; the least and the greatest value so far."""
-    least = np.int16(low)
-    greatest = np.int16(high)
-    for i in range(source.size):
-        value = np.int16(source[i])
-        target[i] = value
-        least = min(least, value)
-        greatest = max(greatest, value)
-    return least, greatest
+def largest(values: Array, unsigned: bool) -> int:
+    """The largest |v|, or -1 if ``unsigned`` values have their top bit set, which int16 shows as a sign."""
+    low = high = np.int16(0)
+    for i in range(values.size):
+        value = np.int16(values[i])
+        low = min(low, value)
+        high = max(high, value)
+    if unsigned and low < 0:
+        return -1
+    return max(-np.int64(low), np.int64(high), 1)
 
 
 @jit
-def dot(values: Array, counts: Array, n: int, chunk: int) -> int:
-    """Σ values · counts over n places; values int16, counts uint8 or int16.
-
-    A product is at most 2^15 · 2^15 = 2^30 and fits an int32. The caller promises that ``chunk`` of them do too (this
-    becomes vpmaddwd); if that is too few to be worth while, each goes into an int64.
-    """
+def dot_narrow(values: Array, counts: Array, chunk: int) -> int:
+    """Σ values · counts, where int32 holds the sum of any ``chunk`` products. Becomes vpmaddwd."""
     total = np.int64(0)
-    if chunk < SHORTEST:
-        for i in range(n):
-            total += np.int64(np.int32(np.int32(values[i]) * np.int32(counts[i])))
-        return total
-    for start in range(0, n, chunk):
-        some = values[start : min(start + chunk, n)]
-        times = counts[start : min(start + chunk, n)]
+    for start in range(0, values.size, chunk):
+        some = values[start : min(start + chunk, values.size)]
+        times = counts[start : start + some.size]
         part = np.int32(0)
         for i in range(some.size):
-            part = np.int32(part + np.int32(some[i]) * np.int32(times[i]))
+            part = np.int32(part + np.int32(np.int16(some[i])) * np.int32(times[i]))
         total += part
     return total
 
 
 @jit
-def masked_moments(values: Array, mask: Array, n: int, chunk: int) -> tuple[int, int]:
-    """(Σ v, Σ v²) over the n places where the mask is 1; int32 partial sums of ``chunk`` squares, as in `dot`."""
+def dot_wide(values: Array, counts: Array, unsigned: bool) -> int:
+    """Σ values · counts, each product in an int64 of its own. Signed ones are at most 2^30 and made in an int32."""
     total = np.int64(0)
-    squares = np.int64(0)
+    if unsigned:
+        for i in range(values.size):
+            total += np.int64(np.int32(values[i]) & 0xFFFF) * np.int64(counts[i])
+    else:
+        for i in range(values.size):
+            total += np.int64(np.int32(np.int32(values[i]) * np.int32(counts[i])))
+    return total
+
+
+@jit
+def dot(values: Array, counts: Array, unsigned: bool, most: int, chunk: int) -> tuple[int, int, int]:
+    """Σ values · counts, counts from 0 to ``most`` < 2^15; also the largest |v|, and how many products fit an int32.
+
+    The range of the values is known only once they are read, and reading them is what takes time. So ``chunk``, the
+    number that fitted the voxels before these, is taken on trust and checked after: modulo 2^32 nothing breaks, and
+    if it did not fit, the sum is made again.
+    """
+    if chunk >= SHORTEST:
+        total = dot_narrow(values, counts, chunk)
+        bound = largest(values, unsigned)
+    else:
+        bound = largest(values, unsigned)
+        total = np.int64(0)
+    fitting = 0 if bound < 0 else INT32 // (bound * most) // LANES * LANES
+    if fitting < chunk or chunk < SHORTEST:
+        if fitting < SHORTEST:
+            total = dot_wide(values, counts, unsigned)
+        else:
+            total = dot_narrow(values, counts, fitting)
+    return total, bound, fitting
+
+
+@jit
+def moments(
+    values: Array, labels: Array, value: int, unsigned: bool, bound: int, one: int, kept: Array
+) -> tuple[int, int, int]:
+    """(voxels, Σ v, Σ v²) where the label is ``value``. ``bound`` as `largest` gives it; ``kept`` lends room.
+
+    int32 holds the sum of ``chunk`` squares; where that is too few, each goes into an int64 of its own. ``one`` is 1,
+    and hidden from the compiler, so that Σ v, too, becomes vpmaddwd.
+    """
+    n = values.size
+    voxels = np.int32(0)
+    for i in range(n):
+        kept[i] = np.int16(values[i]) if labels[i] == value else np.int16(0)
+        voxels = np.int32(voxels + np.int32(labels[i] == value))
+    total = squares = np.int64(0)
+    chunk = 0 if bound < 0 else INT32 // (bound * bound) // LANES * LANES
     if chunk < SHORTEST:
         for i in range(n):
-            value = np.int16(values[i] & -np.int16(mask[i]))
-            total += value
-            squares += np.int64(np.int32(np.int32(value) * np.int32(value)))
-        return total, squares
+            whole = np.int64(np.int32(kept[i]) & 0xFFFF) if bound < 0 else np.int64(kept[i])
+            total += whole
+            squares += whole * whole
+        return voxels, total, squares
     for start in range(0, n, chunk):
-        some = values[start : min(start + chunk, n)]
-        kept = mask[start : min(start + chunk, n)]
-        part = np.int32(0)
-        part_squares = np.int32(0)
+        some = kept[start : min(start + chunk, n)]
+        part = part_squares = np.int32(0)
         for i in range(some.size):
-            value = np.int16(some[i] & -np.int16(kept[i]))
-            part = np.int32(part + np.int32(value))
-            part_squares = np.int32(part_squares + np.int32(value) * np.int32(value))
+            part = np.int32(part + np.int32(some[i]) * np.int32(one))
+            part_squares = np.int32(part_squares + np.int32(some[i]) * np.int32(some[i]))
         total += part
         squares += part_squares
-    return total, squares
+    return voxels, total, squares
+
+
+@jit
+def reduce_stretch(
+    values: Array,
+    counts: Array,
+    labels: Array,
+    value: int,
+    unsigned: bool,
+    most: int,
+    one: int,
+    kept: Array,
+    sums: Array,
+) -> None:
+    """Add to ``sums`` what a stretch of voxels holds: voxels of the class, Σ counts · v, Σ v, Σ v².
+
+    Without the first if ``counts`` is empty, without the others if ``labels`` is. ``sums[4]`` remembers, from one
+    stretch to the next, how many products fit an int32.
+    """
+    for start in range(0, values.size, PIECE):
+        some = values[start : min(start + PIECE, values.size)]
+        if counts.size > 0:
+            total, bound, sums[4] = dot(some, counts[start : start + some.size], unsigned, most, sums[4])
+            sums[1] += total
+        else:
+            bound = largest(some, unsigned)
+        if labels.size > 0:
+            voxels, first, second = moments(
+                some, labels[start : start + some.size], value, unsigned, bound, one, kept
+            )
+            sums[0] += voxels
+            sums[2] += first
+            sums[3] += second

@@ -29,10 +29,10 @@ def read(path: Path) -> Stored:
     count = _count_pages(path)
     try:
         with TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if isinstance(page, TiffPage)]
             # tifffile leaves out pages that it cannot parse, and only logs it.
-            if len(pages) != count:
-                raise ImageError(f"{path}: {count - len(pages)} of {count} pages are damaged: copy it again")
+            if len(tiff.pages) != count:
+                raise ImageError(f"{path}: {count - len(tiff.pages)} of {count} pages are damaged: copy it again")
+            pages = [page for page in tiff.pages if isinstance(page, TiffPage)]
             _check_axes(path, tiff, count)
             _check_pages(path, pages)
             planes = [page.asarray(maxworkers=1) for page in pages]

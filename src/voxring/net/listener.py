@@ -49,12 +49,12 @@ class Listener:
             self._socket.close()
             raise PeerError(f"cannot listen at {address}: {error}: choose another port or end what uses it") from None
         self.address = f"{address.rpartition(':')[0]}:{_bound_port(listener, address)}"
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(THREADS)]
+        contexts = [self._socket.new_context() for _ in range(THREADS)]
+        self._threads = [threading.Thread(target=self._serve, args=(context,), daemon=True) for context in contexts]
         for thread in self._threads:
             thread.start()
 
-    def _serve(self) -> None:
-        context = self._socket.new_context()
+    def _serve(self, context: pynng.Context) -> None:
         try:
             while True:
                 message = context.recv_msg()

@@ -23,17 +23,20 @@ class Presence:
     timeout: float
     grace: float
     _pipe: int | None = field(default=None, init=False)
+    _lost: int | None = field(default=None, init=False)
     _heard: float | None = field(default=None, init=False)
     _closed: float | None = field(default=None, init=False)
 
     def heard(self, pipe: int, now: float) -> None:
-        """A valid request came over this connection."""
+        """A valid request came over this connection; one that was closed meanwhile proves nothing."""
+        if pipe == self._lost:
+            return
         self._pipe, self._heard, self._closed = pipe, now, None
 
     def closed(self, pipe: int, now: float) -> None:
         """A connection closed; it may be a stranger's."""
         if pipe == self._pipe:
-            self._closed = now
+            self._closed, self._lost = now, pipe
 
     @property
     def here(self) -> bool:

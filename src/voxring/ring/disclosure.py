@@ -1,8 +1,8 @@
 """Who learns what, in sentences, before anything leaves a hospital.
 
-What a coalition C learns beyond the outputs follows one rule: the sums of the honest parties' values over each connected
-component of the honest members in the union of the rings, where an edge joins ring neighbours. The researcher counts as
-a member with value 0, and as one more possible colluder.
+What a coalition C learns beyond the outputs follows one rule: the sums of the honest parties' values over each
+connected component of the honest members in the union of the rings, where an edge joins ring neighbours. The
+researcher counts as a member with value 0, and as one more possible colluder.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ def isolated(rings: Sequence[Ring], size: int) -> dict[str, list[tuple[str, ...]
     """Return, for each party, the coalitions of a size that learn that party's own numbers from the ring."""
     found: dict[str, list[tuple[str, ...]]] = {name: [] for name in rings[0].members if name != RESEARCHER}
     for coalition in combinations(rings[0].members, size):
-        # With so few honest parties left that the total itself tells, the ring has nothing to hide.
-        honest = [name for name in found if name not in coalition]
-        if len(honest) < 2:
-            continue
+        if RESEARCHER in coalition and len(found) - len(coalition) + 1 < 2:
+            continue  # one honest party is left: the results that the researcher is meant to learn tell its numbers
         for component in components(rings, coalition):
             alone = component - {RESEARCHER}
             if len(alone) == 1:

@@ -84,13 +84,18 @@ def describe(view: View) -> str:
     by_class: dict[str, list[str]] = {}
     for (what, name), number in view.learned.items():
         by_class.setdefault(name, []).append(f"{what} = {_number(number)}")
-    learned = "; ".join(f"{name}: {', '.join(facts)}" for name, facts in by_class.items())
+    if len(by_class) > 2:
+        kinds = " and ".join(dict.fromkeys(what for what, _ in view.learned))
+        learned = f"{kinds} of each of {len(by_class)} classes"
+    else:
+        learned = "; ".join(f"{name}: {', '.join(facts)}" for name, facts in by_class.items())
     return f"{saw if count else 'saw no ring message'}; learned {learned or 'nothing'}"
 
 
 def _short(residue: int) -> str:
+    """The low digits: values are small against N, so the high ones hardly change on the way round."""
     digits = f"{residue:#x}"
-    return digits if len(digits) <= 14 else digits[:12] + "…"
+    return digits if len(digits) <= 14 else f"…{digits[-10:]}"
 
 
 def _number(number: int | Fraction) -> str:

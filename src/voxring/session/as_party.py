@@ -160,15 +160,15 @@ class _Process:
         """Wait until there is something to send; False when the session is done."""
         while True:
             with self.changed:
-                news = list(self.party.news)
-                self.party.news.clear()
-                if not news and not self.party.outbox and self.party.state not in ENDED:
+                if not self.party.news and not self.party.outbox and self.party.state not in ENDED:
                     self.changed.wait(TICK)
                 self._look()
+                news = list(self.party.news)
+                self.party.news.clear()
                 ready, done = bool(self.party.outbox), self.party.state == "done"
             for what in news:
                 self.notify(what)
-            if ready or (done and not news):
+            if ready or done:
                 return not done
 
     def _look(self) -> None:

@@ -12,6 +12,8 @@ ring (`outbox`). Its own totals come in through `supply`, which holds them again
 When no class is released, "released" leads straight to "spread". The last party of the ring has no successor that
 listens: its share waits for the researcher's next poll. A message that does not fit is answered with "refused" and
 changes nothing; a repeat of one already handled gets the same answer again.
+
+Whoever says hello first, with the right study, is the researcher of this session: without keys a party cannot tell.
 """
 
 from __future__ import annotations
@@ -200,9 +202,9 @@ class Party:
             raise RemoteProtocolError(
                 f"a message {message.kind!r} comes from the researcher, not from {message.sender}"
             )
-        if message.kind == "hello" and self.session == NOBODY and message.session != NOBODY:
+        if message.kind == "hello" and self.session == NOBODY != message.session:
             return
-        if message.session != self.session:
+        if message.session != self.session or message.session == NOBODY:
             wanted = "no session runs here" if self.session == NOBODY else "another session runs here"
             raise RemoteProtocolError(f"{wanted}: the message {message.kind!r} is from an old or a second run")
 

@@ -169,7 +169,8 @@ class Researcher:
             return  # the repeated answer to a question of an earlier step
         self._answered.add(party)
         if self.step in BROADCAST and len(self._answered) == len(self._study.parties):
-            self._enter(NEXT[self.step])
+            nothing_left = self.step == "releasing" and not self._counts
+            self._enter("closing" if nothing_left else NEXT[self.step])
 
     def _take_status(self, party: str, status: bodies.Status) -> None:
         if status.state == "failed":
@@ -228,7 +229,7 @@ class Researcher:
             self._finish_sum(total)
         else:
             self._finish_sdsum(total)
-        self._enter(NEXT[self.step] if self._counts else "closing")
+        self._enter(NEXT[self.step])
 
     def _finish_voxels(self, total: Sequence[int]) -> None:
         classes = list(self._study.classes)

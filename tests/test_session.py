@@ -1,0 +1,814 @@
+"""Algorithm 1 in session: over an in-memory network that loses, repeats, reorders, damages and forges, and for real."""
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import partial
+from multiprocessing import get_context
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from voxring.errors import BoundError, ImageError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError
+from voxring.net import Link
+from voxring.ring.message import Message, decode, encode
+from voxring.session import Heard, bodies, run_party, run_researcher
+from voxring.session.party import Party
+from voxring.session.plan import Plan
+from voxring.session.researcher import Researcher
+from voxring.study import Study
+from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
+
+ANYWHERE = "tcp://127.0.0.1:0"
+CLASSES = {"lesion": 1, "liver": 2, "rare": 3}
+UNIT = 2**16
+
+
+def a_study(names: str = "abc", *, name: str = "t", classes: dict[str, int] | None = None, **privacy: int) -> Study:
+    return Study.of(
+        name=name,
+        classes=classes or CLASSES,
+        window={"size": 3},
+        standardise={"method": "rescale", "range": (-1000.0, 3000.0)},
+        privacy={"min_voxels": 10, **privacy},
+        bounds={"voxels_per_party": 10**6},
+        party=[{"name": name} for name in names],
+    )
+
+
+def some_totals(seed: int) -> LocalTotals:
+    """Totals such as images could have; class 'rare' is below min_voxels for any three parties."""
+    draw = random.Random(seed)  # noqa: S311
+
+    def of_class(count: int) -> ClassTotals:
+        x = [draw.randrange(-UNIT, UNIT) for _ in range(count)]
+        local_means = sum(draw.randrange(-UNIT * 27, UNIT * 27) for _ in range(count))
+        return ClassTotals(count, local_means, sum(x), sum(value * value for value in x), min(count, 3))
+
+    return LocalTotals(
+        {"lesion": of_class(draw.randrange(20, 50)), "liver": of_class(draw.randrange(20, 50)), "rare": of_class(1)}
+    )
+
+
+TOTALS = {name: some_totals(seed) for seed, name in enumerate("abcde")}
+TRUTH = pooled(TOTALS["a"] + TOTALS["b"] + TOTALS["c"], a_study())
+
+
+class Line:
+    """One asker's line to one peer, like Req0: a question is repeated until answered, the last answer counts."""
+
+    def __init__(self) -> None:
+        self.question: bytes | None = None
+        self.number = 0
+
+
+class Network:
+    """Researcher and parties in memory. What is under way is (asker, peer, number of question, frame, is answer)."""
+
+    def __init__(self, study: Study, totals: dict[str, LocalTotals] = TOTALS) -> None:
+        draw = random.Random(7).randbytes  # noqa: S311
+        self.study = study
+        self.researcher = Researcher(study, draw)
+        self.parties = {name: Party(study, name, draw) for name in study.parties}
+        self.totals = totals
+        self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
+        self.under_way: list[tuple[str, str, int, bytes, bool]] = []
+        self.seen: list[bytes] = []
+        self.errors: list[Exception] = []
+
+    def send(self, item: tuple[str, str, int, bytes, bool]) -> None:
+        self.under_way.append(item)
+        self.seen.append(item[3])
+
+    def ask(self) -> None:
+        """Whoever has something to ask and no question open asks it; parties that wait for their totals get them."""
+        for name, party in self.parties.items():
+            if party.state == "computing":
+                party.supply(self.totals[name])
+            question = self.researcher.request(name) if not self.researcher.done else None
+            self._open("researcher", name, question)
+            if party.outbox:
+                self._open(name, party.plan.ring.successor(name), party.outbox[0])
+
+    def _open(self, asker: str, peer: str, question: bytes | None) -> None:
+        line = self.lines[asker, peer]
+        if line.question is None and question is not None:
+            line.question, line.number = question, line.number + 1
+            self.send((asker, peer, line.number, question, False))
+
+    def resend(self) -> None:
+        for (asker, peer), line in self.lines.items():
+            if line.question is not None:
+                self.send((asker, peer, line.number, line.question, False))
+
+    def deliver(self, index: int = 0) -> None:
+        asker, peer, number, frame, is_answer = self.under_way.pop(index)
+        if not is_answer:
+            answer = self.parties[peer].answer(frame)
+            assert answer is not None
+            self.send((asker, peer, number, answer.frame, True))
+            return
+        line = self.lines[asker, peer]
+        if line.question is None or number != line.number:
+            return
+        line.question = None
+        try:
+            if asker == "researcher":
+                self.researcher.take(peer, frame)
+            else:
+                self.parties[asker].delivered(frame)
+        except (PeerError, RemoteProtocolError) as error:
+            self.errors.append(error)
+
+    def finish(self) -> None:
+        """Deliver everything in order, repeating what was lost, until the researcher is done or an error ends it."""
+        for _ in range(200):
+            self.ask()
+            if not self.under_way:
+                self.resend()
+            while self.under_way and not self.errors:
+                self.deliver()
+            if self.researcher.done or self.errors:
+                return
+
+
+def old_frames() -> list[bytes]:
+    """Frames of an earlier session of the same study, and of another study, with other numbers."""
+    frames: list[bytes] = []
+    for study in (a_study(), a_study(name="another")):
+        network = Network(study, {name: some_totals(seed) for seed, name in enumerate("abc", 50)})
+        network.researcher.session = bytes(15) + b"\1"
+        network.finish()
+        assert network.researcher.done
+        frames += network.seen
+    return frames
+
+
+OLD = old_frames()
+
+
+@pytest.mark.parametrize("names", ["abc", "abcde"])
+def test_the_ring_equals_pooled_for_any_number_of_parties(names: str) -> None:
+    network = Network(a_study(names))
+    network.finish()
+    everything = sum((TOTALS[name] for name in names), LocalTotals())
+    assert network.researcher.answer == pooled(everything, a_study(names))
+    assert isinstance(network.researcher.answer["rare"], str)
+    for party in network.parties.values():
+        heard = party.heard()
+        assert heard.withheld == ("rare",)
+        for name, mean in heard.means.items():
+            statistics = network.researcher.answer[name]
+            assert isinstance(statistics, Statistics)
+            assert (statistics.mean, statistics.voxels) == (mean, heard.counts[name])
+        assert [seen.sum for seen in heard.view.received] == ["voxels", "sum", "sdsum"]
+        assert {what for what, _ in heard.view.learned} == {"n", "μ"}
+    assert {what for what, _ in network.researcher.view.learned} == {"n", "patients", "sum", "sdsum"}
+
+
+def test_when_no_class_is_released_only_counts_go_round() -> None:
+    study = a_study(min_patients=10)
+    network = Network(study)
+    network.finish()
+    assert network.researcher.answer == pooled(TOTALS["a"] + TOTALS["b"] + TOTALS["c"], study)
+    assert all(isinstance(reason, str) for reason in network.researcher.answer.values())
+    heard = network.parties["a"].heard()
+    assert heard.withheld == tuple(CLASSES)
+    assert len(heard.view.received) == 1
+
+
+def test_two_sessions_use_different_blinds() -> None:
+    first, second = Network(a_study()), Network(a_study())
+    second.researcher = Researcher(a_study(), random.Random(8).randbytes)  # noqa: S311
+    first.finish()
+    second.finish()
+    views = [network.researcher.view.received for network in (first, second)]
+    assert not {seen.blind for seen in views[0]} & {seen.blind for seen in views[1]}
+    assert len({seen.blind for seen in views[0]}) == 3
+
+
+class FaultyNetwork(RuleBasedStateMachine):
+    """Whatever the network does: the exact answer, a named error, or nothing. Never a wrong number."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.network = Network(a_study())
+        self.faulty = False
+
+    @rule(picks=st.lists(st.integers(0, 10**6), max_size=12))
+    def go_on_in_any_order(self, picks: list[int]) -> None:
+        self.network.ask()
+        for pick in picks:
+            if self.network.under_way:
+                self.network.deliver(pick % len(self.network.under_way))
+                self.network.ask()
+
+    @rule()
+    def repeat_questions(self) -> None:
+        self.network.resend()  # no fault: Req0 does it whenever it likes
+
+    @precondition(lambda self: self.network.under_way)
+    @rule(
+        pick=st.integers(0, 10**6), kind=st.sampled_from(["lose", "repeat", "damage", "cut", "misroute"]), bit=st.data()
+    )
+    def fault(self, pick: int, kind: str, bit: st.DataObject) -> None:
+        items = self.network.under_way
+        index = pick % len(items)
+        asker, peer, number, frame, is_answer = items[index]
+        if kind == "lose":
+            items.pop(index)  # no lasting fault: the question is repeated
+        elif kind == "repeat":
+            items.insert(pick % (len(items) + 1), items[index])
+        elif kind == "misroute":
+            other = bit.draw(st.sampled_from(sorted(self.network.parties)))
+            items[index] = (asker, peer, number, frame, is_answer)
+            if not is_answer:
+                self.network.parties[other].answer(frame)
+        else:
+            self.faulty = True
+            changed = bytearray(frame)
+            if kind == "damage":
+                changed[bit.draw(st.integers(0, len(changed) - 1))] ^= 1 << bit.draw(st.integers(0, 7))
+            else:
+                del changed[bit.draw(st.integers(0, len(changed) - 1)) :]
+            items[index] = (asker, peer, number, bytes(changed), is_answer)
+
+    @rule(peer=st.sampled_from("abc"), frame=st.one_of(st.sampled_from(OLD), st.binary(max_size=80)))
+    def a_stranger_asks(self, peer: str, frame: bytes) -> None:
+        if self.network.parties[peer].state != "waiting":  # whoever says hello first is the researcher
+            self.network.parties[peer].answer(frame)
+
+    @rule(pick=st.integers(0, 10**6), frame=st.sampled_from(OLD))
+    def an_old_answer_comes(self, pick: int, frame: bytes) -> None:
+        answers = [i for i, item in enumerate(self.network.under_way) if item[4]]
+        if answers:
+            self.faulty = True
+            index = answers[pick % len(answers)]
+            self.network.under_way[index] = (*self.network.under_way[index][:3], frame, True)
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        if not hasattr(self, "network"):
+            return
+        assert self.faulty or not self.network.errors, self.network.errors
+        if self.network.researcher.done:
+            assert self.network.researcher.answer == TRUTH
+        for party in self.network.parties.values():
+            if party.state == "done":
+                assert {n: TRUTH[n].mean for n in party.heard().means} == party.heard().means
+
+    def teardown(self) -> None:
+        if not hasattr(self, "network"):
+            return
+        self.network.finish()
+        self.nothing_is_wrong()
+        if not self.faulty:
+            assert self.network.researcher.done
+
+
+TestFaultyNetwork = FaultyNetwork.TestCase
+TestFaultyNetwork.settings = settings(
+    max_examples=int(os.environ.get("VOXRING_SOAK", "60")),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+# What a party refuses, and that it changes nothing.
+
+
+def until(network: Network, name: str, state: str) -> Party:
+    """Run a network until a party is in a state."""
+    for _ in range(1000):
+        if network.parties[name].state == state:
+            return network.parties[name]
+        network.ask()
+        network.deliver()
+    raise AssertionError(f"{name} never was {state}")
+
+
+def ask(network: Network, kind: str, party: str, body: bytes = b"", **fields: object) -> str:
+    """Ask a party something as the researcher; return why it was refused."""
+    message = Message(
+        kind=kind,
+        digest=network.researcher.plan.digest,
+        session=network.researcher.session,
+        sender="researcher",
+        receiver=party,
+        body=body,
+    )
+    answer = network.parties[party].answer(encode(msgspec.structs.replace(message, **fields)))
+    assert answer is not None
+    reply = decode(answer.frame, limit=10**6)
+    if reply.kind != "refused":
+        return ""
+    assert answer.sender is None
+    return bodies.read_reason(reply.body)
+
+
+@pytest.mark.parametrize(
+    ("counts", "error"),
+    [
+        ({"lesion": 9}, "fewer than privacy.min_voxels = 10"),
+        ({"lesion": 10}, "does not fit this party's own n"),
+        ({"lesion": 10**7}, "does not fit this party's own n"),
+        ({"spleen": 100}, "classes of the study in its order"),
+        ({"liver": 100, "lesion": 100}, "classes of the study in its order"),
+    ],
+)
+def test_a_party_refuses_n_before_it_gives_its_sum(counts: dict[str, int], error: str) -> None:
+    network = Network(a_study())
+    party = until(network, "a", "counted")
+    assert error in ask(network, "released", "a", bodies.write_counts(counts))
+    assert party.state == "counted"
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda means: {**means, "lesion": Fraction(3)}, "leaves the public bounds"),
+        (lambda means: {**means, "lesion": Fraction(1, 10**9 + 7)}, "no sum of the study's grid"),
+        (lambda means: {"lesion": means["lesion"]}, "expected the released classes"),
+    ],
+)
+def test_a_party_refuses_a_mean_that_cannot_be(change: Callable, error: str) -> None:
+    network = Network(a_study())
+    party = until(network, "b", "summed")
+    until(network, "a", "averaged")
+    assert error in ask(network, "means", "b", bodies.write_means(change(network.researcher._means)))
+    assert party.state == "summed"
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "error"),
+    [
+        ("hello", {"digest": bytes(32)}, "a has study .* researcher has 000000000000: both need the same study file"),
+        ("hello", {"session": b"x" * 16}, "another session runs here"),
+        ("poll", {"receiver": "b"}, "this is a, the message is for b"),
+        ("means", {}, "'means' came early or late: a is 'computing'"),
+        ("done", {}, "'done' came early or late"),
+        ("abort", {"sender": "b"}, "comes from the researcher, not from b"),
+        ("share", {"sender": "a", "sum": "sum"}, "does not stand before a in the ring"),
+        ("hello", {"body": b"x"}, "a second, different 'hello'"),
+    ],
+)
+def test_a_party_refuses_what_is_foreign_early_or_doubled(kind: str, fields: dict, error: str) -> None:
+    network = Network(a_study())
+    party = until_computing(network)
+    assert re.search(error, ask(network, kind, "a", **fields))
+    assert party.state == "computing"
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
+def until_computing(network: Network) -> Party:
+    party = network.parties["a"]
+    answer = party.answer(network.researcher.request("a"))
+    assert answer is not None
+    assert party.state == "computing"
+    return party
+
+
+def test_a_party_without_a_session_refuses_all_but_hello() -> None:
+    network = Network(a_study())
+    assert "no session runs here" in ask(network, "poll", "a")
+    assert "no session runs here" in ask(network, "hello", "a", session=bytes(16))
+    assert network.parties["a"].state == "waiting"
+
+
+def test_totals_beyond_the_bounds_are_refused_before_anything_is_sent() -> None:
+    network = Network(a_study())
+    party = until_computing(network)
+    with pytest.raises(BoundError):
+        party.supply(LocalTotals({"lesion": ClassTotals(voxels=10**6 + 1)}))
+    assert party.state == "computing"
+    assert not party.outbox
+    party.supply(TOTALS["a"])
+    with pytest.raises(LocalProtocolError, match="handed in once"):
+        party.supply(TOTALS["a"])
+    with pytest.raises(LocalProtocolError, match="when the session is done"):
+        party.heard()
+    with pytest.raises(LocalProtocolError, match="when the session is done"):
+        _ = network.researcher.answer
+
+
+def test_an_sdsum_beyond_the_bounds_ends_the_party_before_it_is_sent() -> None:
+    totals = dict(TOTALS, a=LocalTotals({"lesion": ClassTotals(30, 5, 5, 10**40, 3)}))
+    network = Network(a_study(), totals)
+    network.finish()
+    assert isinstance(network.parties["a"].error, BoundError)
+    assert network.parties["a"].state == "failed"
+    assert "a refused: its numbers leave the study's bounds" in str(network.errors[0])
+
+
+@pytest.mark.parametrize(
+    "totals",
+    [
+        ClassTotals(30, 10**10, 0, 0, 3),  # sum: larger than n voxels can have
+        ClassTotals(-(10**5), 0, 0, 0, 3),
+        ClassTotals(30, 5, 10**7, 0, 3),  # sdsum below 0
+    ],
+)
+def test_the_researcher_refuses_totals_that_cannot_be(totals: ClassTotals) -> None:
+    network = Network(a_study(), dict(TOTALS, a=LocalTotals({"lesion": totals, "liver": TOTALS["a"]["liver"]})))
+    network.finish()
+    assert not network.researcher.done
+    assert network.errors
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"digest": bytes(32)}, "another study or session"),
+        ({"sender": "b"}, "expected an answer of a"),
+        ({"kind": "poll"}, "answered with a message 'poll'"),
+        ({"kind": "status", "body": b"\xff"}, "status: the body is malformed"),
+        ({"kind": "status", "body": bodies.write_status(bodies.Status("aborted"))}, "was told to end"),
+        ({"kind": "status", "body": bodies.write_status(bodies.Status("ready", "", b"x"))}, "last in the ring|frame"),
+    ],
+)
+def test_the_researcher_refuses_answers_that_do_not_fit(change: dict, error: str) -> None:
+    network = Network(a_study())
+    ok = Message(
+        kind="ok",
+        digest=network.researcher.plan.digest,
+        session=network.researcher.session,
+        sender="a",
+        receiver="researcher",
+        body=b"hello ",
+    )
+    with pytest.raises((PeerError, RemoteProtocolError), match=error):
+        network.researcher.take("a", encode(msgspec.structs.replace(ok, **change)))
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
+def test_a_share_is_taken_from_the_last_party_and_for_a_sum_that_was_asked_for_only() -> None:
+    network = Network(a_study())
+    until(network, "a", "counted")
+    researcher = network.researcher
+    last = researcher.plan.ring.last
+    others = [name for name in "abc" if name != last]
+    for party, name, error in (
+        (others[0], "voxels", "is last in the ring"),
+        (last, "sdsum", "before it was asked for"),
+    ):
+        share = researcher.plan.voxels(researcher.session).share(0, last, [0] * 6)
+        share = msgspec.structs.replace(share, sum=name)
+        status = Message(
+            kind="status",
+            digest=researcher.plan.digest,
+            session=researcher.session,
+            sender=party,
+            receiver="researcher",
+            body=bodies.write_status(bodies.Status("counted", "", encode(share))),
+        )
+        with pytest.raises(RemoteProtocolError, match=error):
+            researcher.take(party, encode(status))
+    network.finish()
+    assert researcher.answer == TRUTH
+
+
+@pytest.mark.parametrize(
+    ("read", "body"),
+    [
+        (bodies.read_counts, b"\xff"),
+        (bodies.read_counts, msgspec.msgpack.encode([("a", b"\0\1")])),
+        (bodies.read_counts, msgspec.msgpack.encode([("a", b"\1"), ("a", b"\1")])),
+        (bodies.read_means, msgspec.msgpack.encode([("a", b"\2", b"\4")])),
+        (bodies.read_means, msgspec.msgpack.encode([("a", b"\1", b"\0")])),
+        (bodies.read_means, msgspec.msgpack.encode([("a", b"\1")])),
+        (bodies.read_status, msgspec.msgpack.encode(["ready", 5])),
+    ],
+)
+def test_malformed_bodies_are_refused(read: Callable, body: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        read(body)
+
+
+def test_reasons_are_cut_and_printable() -> None:
+    assert bodies.read_reason(bodies.write_reason("a\nb\x1b" + "μ" * 1000)).startswith("a b μμ")
+    assert len(bodies.read_reason(bodies.write_reason("μ" * 1000))) == 300
+
+
+def test_integers_of_any_size_survive_the_way() -> None:
+    means = {"a": Fraction(-(3**200), 2**300), "b": Fraction(0), "c": Fraction(127), "d": Fraction(-128)}
+    assert bodies.read_means(bodies.write_means(means)) == means
+
+
+def test_no_frame_of_a_run_is_larger_than_the_plan_says() -> None:
+    classes = {f"class with a rather long name, number {i}": i for i in range(20)}
+    study = a_study(classes=classes, name="large")
+    totals = {
+        party: LocalTotals(
+            {name: ClassTotals(10**6, 10**6 * UNIT * 27 - i, i, 10**6 * UNIT**2, 10**6) for name in classes}
+        )
+        for i, party in enumerate("abc")
+    }
+    network = Network(study, totals)
+    network.finish()
+    assert network.researcher.done
+    assert max(map(len, network.seen)) <= Plan(study).largest_frame
+
+
+# For real: processes and threads over sockets on the loopback address.
+
+
+class Meeting:
+    """Where parties of one test tell each other their addresses."""
+
+    def __init__(self, names: str) -> None:
+        self.where: dict[str, str] = {}
+        self.all_here = threading.Event()
+        self.names = names
+
+    def at(self, name: str) -> Callable[[str], dict[str, str]]:
+        def listening(address: str) -> dict[str, str]:
+            self.where[name] = address
+            if set(self.where) == set(self.names):
+                self.all_here.set()
+            assert self.all_here.wait(20)
+            return dict(self.where)
+
+        return listening
+
+
+def run_in_thread(meeting: Meeting, pool: ThreadPoolExecutor, name: str, timeout: float = 4.0, **options):
+    options = {"local_totals": lambda: TOTALS[name], "study": a_study(), **options}
+    study, local_totals = options.pop("study"), options.pop("local_totals")
+    return pool.submit(
+        run_party,
+        study,
+        name,
+        local_totals,
+        address=ANYWHERE,
+        timeout=timeout,
+        insecure=True,
+        listening=meeting.at(name),
+        **options,
+    )
+
+
+def party_process(pipe, name: str, die_at: str, hold_at: str) -> None:
+    """One party in a process of its own, that may kill itself or hold on at a phase."""
+
+    def listening(address: str) -> dict[str, str]:
+        pipe.send(address)
+        return pipe.recv()
+
+    def notify(what: str) -> None:
+        if what == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == hold_at:
+            pipe.send("holding")
+            time.sleep(0.5)
+
+    try:
+        outcome: object = run_party(
+            a_study(),
+            name,
+            lambda: TOTALS[name],
+            address=ANYWHERE,
+            timeout=4,
+            insecure=True,
+            listening=listening,
+            notify=notify,
+        )
+    except PeerError as error:
+        outcome = error
+    pipe.send(outcome)
+
+
+def researcher_process(pipe, peers: dict[str, str]) -> None:
+    """The researcher in a process of its own."""
+    try:
+        pipe.send(run_researcher(a_study(), peers=peers, timeout=4, insecure=True))
+    except PeerError as error:
+        pipe.send(error)
+
+
+def spawn(target: Callable, *args: object):
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *args), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def test_three_processes_and_the_researcher_equal_pooled() -> None:
+    started = {name: spawn(party_process, name, "", "") for name in "abc"}
+    where = {name: pipe.recv() for name, (_, pipe) in started.items()}
+    for _, pipe in started.values():
+        pipe.send(where)
+    phases: list[str] = []
+    answer, view = run_researcher(a_study(), peers=where, timeout=20, insecure=True, notify=phases.append)
+    assert answer == TRUTH
+    assert len(view.received) == 3
+    assert phases[0] == "waiting for the parties"
+    assert phases[-1] == "done"
+    for process, pipe in started.values():
+        heard = pipe.recv()
+        assert isinstance(heard, Heard)
+        assert heard.means == {name: TRUTH[name].mean for name in ("lesion", "liver")}
+        process.join(5)
+        assert process.exitcode == 0
+
+
+FIRST = Plan(a_study()).ring.successor("researcher")
+OTHERS = [name for name in "abc" if name != FIRST]
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "waiting for the researcher",
+        "computing local totals",
+        "secure sum: voxels",
+        "secure sum: sum",
+        "μ received",
+        "secure sum: sdsum",
+    ],
+)
+def test_killing_a_party_ends_everybody_else_without_a_result(phase: str) -> None:
+    meeting = Meeting("abc")
+    process, pipe = spawn(party_process, FIRST, phase, "")
+    with ThreadPoolExecutor(2) as pool:
+        others = [run_in_thread(meeting, pool, name) for name in OTHERS]
+        pipe.send(meeting.at(FIRST)(pipe.recv()))
+        start = time.monotonic()
+        with pytest.raises(PeerError, match=FIRST) as error:
+            run_researcher(a_study(), peers=meeting.where, timeout=4, insecure=True)
+        for other in others:
+            assert isinstance(other.exception(timeout=5), PeerError)
+        took = time.monotonic() - start
+    process.join(5)
+    assert process.exitcode == -signal.SIGKILL
+    assert took < 8  # those never greeted wait the whole timeout of 4 s, then for the others
+    print(f"killed at {phase!r}: all ended after {took:.1f} s: {error.value}")
+
+
+@pytest.mark.parametrize("phase", ["computing local totals", "secure sum: sum"])
+def test_killing_the_researcher_ends_every_party(phase: str) -> None:
+    meeting = Meeting("abc")
+    process, pipe = spawn(party_process, FIRST, "", phase)
+    with ThreadPoolExecutor(2) as pool:
+        others = [run_in_thread(meeting, pool, name) for name in OTHERS]
+        pipe.send(meeting.at(FIRST)(pipe.recv()))
+        researcher, _ = spawn(researcher_process, meeting.where)
+        assert pipe.recv() == "holding"
+        os.kill(researcher.pid, signal.SIGKILL)
+        start = time.monotonic()
+        for other in others:
+            assert "researcher" in str(other.exception(timeout=8))
+        assert isinstance(pipe.recv(), PeerError)
+        assert time.monotonic() - start < 5
+    process.join(5)
+
+
+def test_parties_and_researcher_may_start_in_any_order_and_long_work_trips_no_timeout() -> None:
+    meeting = Meeting("abc")
+
+    def long_work() -> LocalTotals:
+        time.sleep(2.5)
+        return TOTALS["a"]
+
+    with ThreadPoolExecutor(4) as pool:
+        # Two timeouts long; the researcher dials addresses at which nobody listens yet.
+        parties = [run_in_thread(meeting, pool, name, timeout=1.5) for name in "bc"]
+        parties.append(run_in_thread(meeting, pool, "a", timeout=1.5, local_totals=long_work))
+        assert meeting.all_here.wait(10)
+        answer, _ = run_researcher(a_study(), peers=meeting.where, timeout=1.5, insecure=True)
+        assert answer == TRUTH
+        for party in parties:
+            assert party.result(timeout=5).withheld == ("rare",)
+
+
+def test_strangers_second_researchers_and_garbage_change_nothing() -> None:
+    meeting = Meeting("abc")
+    study, stop, greeted = a_study(), threading.Event(), threading.Semaphore(0)
+    refused: list[str] = []
+
+    def hold(name: str) -> LocalTotals:
+        greeted.release()
+        stop.wait(10)
+        return TOTALS[name]
+
+    def disturb() -> None:
+        second = Researcher(study, os.urandom)
+        for name, address in meeting.where.items():
+            with Link(name, address, max_frame=10**6, grace=1) as link:
+                for frame in (b"", b"garbage", *OLD[::40], second.request(name), second.heartbeat(name)):
+                    reply = decode(link.ask(frame, 5), limit=10**6)
+                    assert reply.kind == "refused"
+                    refused.append(bodies.read_reason(reply.body))
+            with Link(name, address, max_frame=10**6, grace=1) as link, pytest.raises(PeerError):
+                link.ask(bytes(10**6), 0.3)  # above recv_max_size: dropped by nng
+        with pytest.raises(PeerError, match="another session runs here"):
+            run_researcher(study, peers=meeting.where, timeout=4, insecure=True)
+        stop.set()
+
+    with ThreadPoolExecutor(5) as pool:
+        parties = [run_in_thread(meeting, pool, name, local_totals=partial(hold, name)) for name in "abc"]
+        assert meeting.all_here.wait(10)
+        run = pool.submit(run_researcher, study, peers=meeting.where, timeout=4, insecure=True)
+        for _ in "abc":
+            assert greeted.acquire(timeout=10)
+        disturb()
+        assert run.result(timeout=10)[0] == TRUTH
+        assert all(isinstance(party.result(timeout=5), Heard) for party in parties)
+    assert any("another session" in reason for reason in refused)
+
+
+def test_a_different_study_is_refused_naming_both_digests() -> None:
+    meeting = Meeting("abc")
+    theirs, ours = a_study(name="their study"), a_study()
+    with ThreadPoolExecutor(3) as pool:
+        parties = [run_in_thread(meeting, pool, name, timeout=1.5, study=theirs) for name in "abc"]
+        assert meeting.all_here.wait(10)
+        with pytest.raises(PeerError, match=f"has study {theirs.digest[:12]}, researcher has {ours.digest[:12]}"):
+            run_researcher(ours, peers=meeting.where, timeout=4, insecure=True)
+        for party in parties:
+            error = str(party.exception(timeout=8))
+            assert "was not heard within 1.5 s; last message refused" in error
+            assert ours.digest[:12] in error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ImageError("liver-07.nii.gz: a value leaves the range"), "could not compute its local totals"),
+        (ValueError("a bug"), "could not compute its local totals"),
+        (None, "numbers leave the study's bounds"),
+    ],
+)
+def test_a_party_that_fails_tells_the_researcher_why_but_no_value(error: Exception | None, told: str) -> None:
+    meeting = Meeting("abc")
+
+    def fail() -> LocalTotals:
+        if error is not None:
+            raise error
+        return LocalTotals({"lesion": ClassTotals(voxels=10**6 + 1)})
+
+    with ThreadPoolExecutor(3) as pool:
+        bad = run_in_thread(meeting, pool, "a", local_totals=fail)
+        others = [run_in_thread(meeting, pool, name) for name in "bc"]
+        assert meeting.all_here.wait(10)
+        with pytest.raises(PeerError, match=told) as heard:
+            run_researcher(a_study(), peers=meeting.where, timeout=4, insecure=True)
+        assert "liver-07" not in str(heard.value)
+        assert isinstance(bad.exception(timeout=5), type(error) if error else BoundError)
+        for other in others:
+            assert "the researcher ended the session: a ended the session" in str(other.exception(timeout=5))
+
+
+def test_what_is_missing_is_said_before_anything_starts() -> None:
+    study = a_study()
+    with pytest.raises(StudyError, match="none of them"):
+        run_party(study, "z", LocalTotals, insecure=True)
+    with pytest.raises(StudyError, match="a: expected an address"):
+        run_party(study, "a", LocalTotals, insecure=True)
+    with pytest.raises(StudyError, match="--insecure"):
+        run_party(study, "a", LocalTotals, address=ANYWHERE)
+    with pytest.raises(StudyError, match="expected an address"):
+        run_researcher(study, insecure=True)
+    with pytest.raises(StudyError, match="at least 3 parties"):
+        run_researcher(Study.of(name="t", classes={"x": 1}), insecure=True)
+
+
+def test_a_party_ends_when_nobody_comes_or_its_successor_is_not_there() -> None:
+    with pytest.raises(PeerError, match=r"the researcher was not heard within 0\.3 s"):
+        run_party(
+            a_study(),
+            "a",
+            LocalTotals,
+            address=ANYWHERE,
+            peers=dict.fromkeys("abc", "tcp://127.0.0.1:1"),
+            timeout=0.3,
+            insecure=True,
+        )
+    with pytest.raises(PeerError, match="not reached"):
+        run_researcher(a_study(), peers=dict.fromkeys("abc", "tcp://127.0.0.1:1"), timeout=0.3, insecure=True)
+
+
+def test_a_poll_without_news_is_held_back_only_when_asked_to_be() -> None:
+    network = Network(a_study())
+    party = until_computing(network)
+    until_ready = network.researcher._ask("poll", "a", b"computing")
+    assert party.answer(until_ready, patient=True) is None
+    assert party.answer(until_ready) is not None
+    assert party.answer(network.researcher.heartbeat("a"), patient=True) is not None
