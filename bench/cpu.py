@@ -1,0 +1,150 @@
+"""CPU reductions against every peer, on the same work in the same run: python bench/cpu.py [--quick] [--only TEXT].
+
+For each workload: nanoseconds a voxel of voxring (moments included), of one masked pass over image and ground truth
+(the streaming limit), of one plain read, and of each peer; ratios; and each peer's error against the exact answer,
+which voxring is checked to give before anything is timed. Writes bench/results/cpu.json, which bench/readme.py reads.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from peers import PEERS, SLOW, set_threads
+from timing import interleaved, machine
+from voxring.kernels import cpu
+from workloads import ct, mri, slices_2d, slide
+
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
+
+
+@numba.njit(nogil=True)
+def masked_pass(image, mask):
+    """The streaming limit: read both arrays once, multiply and add, in 64-bit partial sums of short 32-bit ones."""
+    total = np.int64(0)
+    for start in range(0, image.size, 4096):
+        partial = np.int32(0)
+        one, chosen = image[start : start + 4096], mask[start : start + 4096]
+        for i in range(one.size):
+            partial = np.int32(partial + np.int32(one[i]) * np.int32(chosen[i]))
+        total += partial
+    return total
+
+
+@numba.njit(nogil=True)
+def plain_read(array):
+    """Read an array once."""
+    total = np.int64(0)
+    for start in range(0, array.size, 4096):
+        partial = np.int32(0)
+        for value in array[start : start + 4096]:
+            partial = np.int32(partial + np.int32(value))
+        total += partial
+    return total
+
+
+def exact_total(work):
+    """Σ of window sums over the mask by a table of numpy's, zeros outside, and Σ v, Σ v² over the mask."""
+    table = work.image.astype(np.int64)
+    for axis, c in enumerate(work.window):
+        if c > 1:
+            pad = [(c // 2 + 1, c - 1 - c // 2) if a == axis else (0, 0) for a in range(3)]
+            table = np.cumsum(np.pad(table, pad), axis=axis)
+            after, before = np.take(table, range(c, table.shape[axis]), axis), table
+            table = after - np.take(before, range(table.shape[axis] - c), axis)
+    chosen = work.mask.view(bool)
+    values = work.image[chosen].astype(np.int64)
+    return int(table[chosen].sum()), int(values.sum()), int((values * values).sum())
+
+
+def ours(work, threads):
+    def run():
+        (answer,) = cpu.reduce(work.image, work.mask, [1], work.window, "constant", threads=threads)
+        return answer
+
+    return run
+
+
+def measure(work, *, quick):
+    """One workload, on one thread and on two."""
+    answer = ours(work, 1)()
+    total, plain, squares = exact_total(work)
+    assert sum(part for _, part in answer.groups.values()) == total, "not exact: nothing is timed"
+    assert (answer.total, answer.squares) == (plain, squares)
+    row = {"workload": work.name, "voxels": work.voxels, "ns": {}, "error": {}, "missing": []}
+    flat_image, flat_mask = work.image.reshape(-1), work.mask.reshape(-1)
+    for threads in (1, 2):
+        set_threads(threads)
+        functions = {
+            "voxring": ours(work, threads),
+            "masked pass": lambda: masked_pass(flat_image, flat_mask),
+            "plain read": lambda: plain_read(flat_image),
+            "mask alone": lambda: plain_read(flat_mask),
+        }
+        slow = {}
+        for name, prepare in PEERS.items():
+            if quick and name in SLOW:
+                continue
+            try:
+                function = prepare(work)
+            except ModuleNotFoundError as error:
+                row["missing"] = sorted({*row["missing"], f"{name} ({error.name})"})
+                continue
+            if function is None:
+                continue
+            if threads == 1:
+                row["error"][name] = abs(function() - total) / max(1, abs(total))
+            (slow if name in SLOW else functions)[name] = function
+        times = interleaved(functions, budget=20 if quick else 60)
+        times |= interleaved(slow, rounds=3, budget=30) if slow else {}
+        row["ns"][str(threads)] = {name: seconds / work.voxels * 1e9 for name, seconds in times.items()}
+    return row
+
+
+def workloads():
+    """Name and maker of each; made one at a time, since they are large."""
+    kinds = ("dense", "full", "lesions", "specks")
+    yield from ((f"2D 7×7 {kind}", lambda kind=kind: slices_2d(kind)) for kind in kinds)
+    for c in (5, 15):
+        yield from ((f"3D {c}³ int16 {kind}", lambda kind=kind, c=c: ct(kind, c)) for kind in kinds)
+    for c in (5, 15):
+        yield f"3D {c}³ uint8 MNI152 dense", lambda c=c: mri("dense", c)
+    yield "2D 15×15 slide dense", lambda: slide("dense")
+    yield "2D 15×15 slide lesions", lambda: slide("lesions")
+
+
+def show(row):
+    one = row["ns"]["1"]
+    us = one["voxring"]
+    peers = {name: ns for name, ns in one.items() if name in PEERS}
+    best = min(peers, key=peers.get)
+    print(f"\n{row['workload']}  ({row['voxels']:,} voxels)")
+    print(f"  voxring {us:.3f} ns a voxel; two threads {us / row['ns']['2']['voxring']:.2f}× as fast")
+    print(
+        f"  masked pass {one['masked pass']:.3f} ({us / one['masked pass']:.2f}×), plain read {one['plain read']:.3f}"
+    )
+    print(f"  best peer {best}: {peers[best] / us:.1f}× slower")
+    for name, ns in sorted(peers.items(), key=lambda item: item[1]):
+        print(f"    {name:<22} {ns:8.3f} ns   {ns / us:7.1f}×   error {row['error'][name]:.1e}", flush=True)
+    if row["missing"]:
+        print(f"    not installed: {', '.join(row['missing'])}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="only the quick peers, fewer rounds")
+    parser.add_argument("--only", default="", help="only workloads whose name holds this text")
+    options = parser.parse_args()
+    rows = []
+    for name, make in workloads():
+        if options.only in name:
+            rows.append(measure(make(), quick=options.quick))
+            show(rows[-1])
+    if not options.only:
+        RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Fair timing on shared machines: everything in one run, in turn, medians."""
+
+import gc
+import math
+import os
+import platform
+import statistics
+import time
+
+ROUNDS = 7
+LEAST_SECONDS = 0.02
+
+
+def interleaved(functions, *, rounds=ROUNDS, budget=60.0):
+    """Time functions in turn, A B C A B C …, and return the median seconds of each.
+
+    A sample repeats a quick function until it takes LEAST_SECONDS. After ``budget`` seconds no further round starts,
+    but never before the third.
+    """
+    repeats = {}
+    for name, function in functions.items():
+        function()
+        start = time.perf_counter()
+        function()
+        repeats[name] = max(1, math.ceil(LEAST_SECONDS / max(time.perf_counter() - start, 1e-7)))
+    samples = {name: [] for name in functions}
+    began = time.perf_counter()
+    gc.disable()
+    try:
+        for done in range(rounds):
+            for name, function in functions.items():
+                start = time.perf_counter()
+                for _ in range(repeats[name]):
+                    function()
+                samples[name].append((time.perf_counter() - start) / repeats[name])
+            if time.perf_counter() - began > budget and done >= 2:
+                break
+    finally:
+        gc.enable()
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def machine():
+    """Processor, cores and versions, as the tables state them."""
+    model = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+    versions = {"python": platform.python_version()}
+    for package in ("numpy", "numba", "scipy", "cv2", "SimpleITK", "skimage", "torch"):
+        try:
+            module = __import__(package)
+        except ModuleNotFoundError:
+            continue
+        version = getattr(module, "__version__", None) or module.Version.VersionString()
+        versions[package] = str(version)
+    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "versions": versions}
