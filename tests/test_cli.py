@@ -273,7 +273,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     command, timeout = [sys.executable, "-m", "voxring"], 10
     options = ["--insecure", "--timeout", str(timeout)]
     names = list(manifests)
-    # The first two parties wait for the third, which never comes to life as a party: it is killed while it listens.
+    # One party is killed once it computes: the others and the researcher must end by themselves.
     running = {
         name: subprocess.Popen(
             [*command, "party", study, "--name", name, "--manifest", manifests[name], *options],

@@ -233,7 +233,7 @@ class FaultyNetwork(RuleBasedStateMachine):
             items[index] = (asker, peer, number, frame, is_answer)
             if not is_answer:
                 self.network.parties[other].answer(frame)
-        else:
+        elif frame:
             self.faulty = True
             changed = bytearray(frame)
             if kind == "damage":

@@ -113,8 +113,10 @@ class Link:
         """Close the link; whoever waits in `ask` gets a PeerError."""
         with self._lock:
             self._closed = True
-            if self._leaving is not None:
-                self._leaving.cancel()
+            leaving = self._leaving
+        if leaving is not None:  # nng panics if the process ends while a thread is still closing a socket
+            leaving.cancel()
+            leaving.join()
         self._socket.close()
 
     def __enter__(self) -> Link:
