@@ -193,7 +193,8 @@ def _standardised(image: Array, slope: Fraction, intercept: Fraction, study: Stu
                 "use a larger bounds.intensity, fewer fraction_bits or another method"
             )
         if single is not None:
-            return image, single
+            # A CT stored in 32 bits fits 16: one pass to narrow it costs less than summing wide lanes.
+            return (image.astype(_narrowest(low, high)) if image.dtype.itemsize == 4 else image), single
         return mapping.apply(image).astype(_narrowest(least, largest)), (1, 0)
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
@@ -216,7 +217,7 @@ def _on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -
 def _range(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
     """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
     info = np.iinfo(image.dtype)
-    if study.standardise.method == "none" and image.dtype.itemsize <= 4:
+    if study.standardise.method == "none" and image.dtype.itemsize <= 2:
         ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
         if max(-ends[0], ends[1]) <= study.intensity_bound:
             return int(info.min), int(info.max)

@@ -123,8 +123,12 @@ class Member:
         self._shares = agreed.split(values, random)
         self._handled: dict[int, tuple[Message, Message]] = {}
         self.state = "waiting"
-        self.received: dict[int, list[int]] = {}
+        self._seen: dict[int, Any] = {}
+
+    @property
+    def received(self) -> dict[int, list[int]]:
         """Residues received, by ring: this member's view."""
+        return {ring: self._agreed.residues.tolist(vector) for ring, vector in self._seen.items()}
 
     def receive(self, message: Message) -> Message:
         """Add this member's share; return the message for its successor.
@@ -139,7 +143,7 @@ class Member:
             known, answer = self._handled[message.ring]
             _expect_repeat(known, message)
             return answer
-        self.received[message.ring] = self._agreed.residues.tolist(vector)
+        self._seen[message.ring] = self._agreed.residues.copy(vector)
         answer = self._agreed.share(
             message.ring, self._me, self._agreed.residues.add(vector, self._shares[message.ring])
         )
@@ -164,8 +168,12 @@ class Master:
         self._blinds = [agreed.residues.uniform(random) for _ in agreed.rings]
         self._handled: dict[int, tuple[Message, Any]] = {}
         self.state = "idle"
-        self.received: dict[int, list[int]] = {}
+        self._seen: dict[int, Any] = {}
+
+    @property
+    def received(self) -> dict[int, list[int]]:
         """Residues received, by ring; with the blinds, this is the master's view."""
+        return {ring: self._agreed.residues.tolist(vector) for ring, vector in self._seen.items()}
 
     @property
     def blinds(self) -> list[list[int]]:
@@ -203,7 +211,7 @@ class Master:
             return
         if self.state != "waiting":
             raise RemoteProtocolError("share: expected none before the master has sent its own")
-        self.received[message.ring] = self._agreed.residues.tolist(vector)
+        self._seen[message.ring] = self._agreed.residues.copy(vector)
         self._handled[message.ring] = message, self._agreed.residues.subtract(vector, self._blinds[message.ring])
         last = len(self._handled) == len(self._agreed.rings)
         self.state = MASTER[self.state, "last share" if last else "share"]

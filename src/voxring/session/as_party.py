@@ -127,7 +127,7 @@ class _Process:
             if link is not None:
                 link.wait(self.timeout)
             self.notify("computing local totals")
-            reason = "it could not compute its local totals"
+            reason = "it stopped while computing its local totals"
             totals = local_totals()
             reason = "its numbers leave the study's bounds"
             with self.changed:
