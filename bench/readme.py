@@ -20,8 +20,8 @@ def table(results):
         peers = {name: one[name] for name in row["error"]}
         best = min(peers, key=peers.get)
         lines.append(
-            f"| {row['workload']} | {us:.3f} | {best}: {peers[best] / us:.1f}× slower | {one['scipy f32'] / us:.0f}× slower "
-            f"| {us / one['masked pass']:.1f}× | {us / two['voxring']:.2f}× faster |"
+            f"| {row['workload']} | {us:.3f} | {best}: {peers[best] / us:.1f}× slower "
+            f"| {one['scipy f32'] / us:.0f}× slower | {us / one['masked pass']:.1f}× | {us / two['voxring']:.2f}× faster |"
         )
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

@@ -6,10 +6,10 @@ Prints both tables, and draws bench/results/scaling.png.
 from pathlib import Path
 
 import numpy as np
-from timing import interleaved
-from workloads import ground_truth, intensities
 
+from timing import interleaved
 from voxring.kernels import cpu
+from workloads import ground_truth, intensities
 
 OUT = Path(__file__).parent / "results" / "scaling.png"
 WINDOWS = (3, 5, 7, 9, 11, 15, 21, 25, 31)
