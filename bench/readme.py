@@ -19,15 +19,19 @@ def table(results):
         us = one["voxring"]
         peers = {name: one[name] for name in row["error"]}
         best = min(peers, key=peers.get)
-        lines.append(
-            f"| {row['workload']} | {us:.3f} | {best}: {peers[best] / us:.1f}× slower "
-            f"| {one['scipy f32'] / us:.0f}× slower | {us / one['masked pass']:.1f}× | {us / two['voxring']:.2f}× faster |"
-        )
+        cells = [
+            row["workload"],
+            f"{us:.3f}",
+            f"{best}: {peers[best] / us:.1f}× slower",
+            f"{one['scipy f32'] / us:.0f}× slower",
+            f"{us / one['masked pass']:.1f}×",
+            f"{us / two['voxring']:.2f}× faster",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    lines.append(
-        f"\nOne thread unless said; medians of one interleaved run. {machine['processor']}, {machine['cores']} cores; {versions}."
-    )
+    said = "One thread unless said; medians of one interleaved run."
+    lines.append(f"\n{said} {machine['processor']}, {machine['cores']} cores; {versions}.")
     return "\n".join(lines) + "\n"
 
 
