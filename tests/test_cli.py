@@ -1,5 +1,6 @@
 """The command as a user runs it: real processes, real sockets, exit codes and words."""
 
+import contextlib
 import json
 import os
 import resource
@@ -143,6 +144,33 @@ def test_the_demo_says_what_happened():
         assert word in done.stdout
     assert "compiling the kernels" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_progress_is_a_live_table_on_a_terminal(demo, tmp_path):
+    import pty
+    import threading
+
+    folder, _, manifests, _, _ = demo
+    ours, theirs = pty.openpty()
+    seen = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):  # how the end of a terminal looks
+            while part := os.read(ours, 4096):
+                seen.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    options = [*party_options(manifests), "--out", str(tmp_path / "r.json")]
+    command = [sys.executable, "-m", "voxring", "simulate", str(folder / "study.toml"), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    os.close(theirs)
+    reader.join(10)
+    os.close(ours)
+    assert done.returncode == 0
+    assert b"researcher" in seen
+    assert b"\x1b[" in seen
+    assert b"done" in seen
 
 
 def test_simulate_pooled_and_json(demo, tmp_path):

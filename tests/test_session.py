@@ -395,6 +395,8 @@ def test_totals_beyond_the_bounds_are_refused_before_anything_is_sent() -> None:
     party = until_computing(network)
     with pytest.raises(BoundError):
         party.supply(LocalTotals({"lesion": ClassTotals(voxels=10**6 + 1)}))
+    with pytest.raises(BoundError, match="sum"):
+        party.supply(LocalTotals({"lesion": ClassTotals(voxels=30, sum=10**6 * 2 * UNIT * 27 + 1)}))
     assert party.state == "computing"
     assert not party.outbox
     party.supply(TOTALS["a"])
@@ -751,8 +753,8 @@ def test_a_different_study_is_refused_naming_both_digests() -> None:
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (ImageError("liver-07.nii.gz: a value leaves the range"), "could not compute its local totals"),
-        (ValueError("a bug"), "could not compute its local totals"),
+        (ImageError("liver-07.nii.gz: a value leaves the range"), "stopped while computing its local totals"),
+        (ValueError("a bug"), "stopped while computing its local totals"),
         (None, "numbers leave the study's bounds"),
     ],
 )
