@@ -273,3 +273,11 @@ def test_a_class_named_by_segment_needs_a_label():
     with pytest.raises(ImageError, match="names the segment 'Tumour'"):
         local_totals(image, ground_truth, study)
     assert local_totals(image, ground_truth, study, labels={"lesion": 5})["lesion"].voxels == 4
+
+
+def test_zscore_of_32_bit_values_is_exact():
+    rng = np.random.default_rng(4)
+    image = rng.integers(-(2**31), 2**31 - 1, (4, 5), np.int32, endpoint=True)
+    options = {"method": "zscore", "foreground": "all", "fraction_bits": 40}
+    study = study_of(3, standardise=options, bounds={"intensity": 4})
+    assert_equal_to_naive(study, [[(image, rng.integers(0, 3, image.shape, np.uint8))]], options)
