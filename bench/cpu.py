@@ -39,8 +39,9 @@ def plain_read(array):
     total = np.int64(0)
     for start in range(0, array.size, 4096):
         partial = np.int32(0)
-        for value in array[start : start + 4096]:
-            partial = np.int32(partial + np.int32(value))
+        some = array[start : start + 4096]
+        for i in range(some.size):
+            partial = np.int32(partial + np.int32(some[i]))
         total += partial
     return total
 

@@ -332,6 +332,18 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     assert not (tmp_path / "r.json").exists()
 
 
+def test_warm_fills_the_chosen_cache(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "voxring", "warm", "--type", "uint8"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ready for uint8")
+    kept = set(tmp_path.rglob("*.nbc"))
+    assert kept
+    subprocess.run(command, check=True, env=environment, timeout=200, stdout=subprocess.DEVNULL)
+    assert set(tmp_path.rglob("*.nbc")) == kept  # the second time compiles nothing
+
+
 def test_help_is_instant():
     """Less than 0.15 s of CPU beyond the interpreter's own start; the least of several, as machines are noisy."""
 

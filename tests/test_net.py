@@ -111,12 +111,12 @@ def test_a_silent_or_missing_peer_is_told_apart(echo: Echo, listener: Listener) 
             link.wait(0.1)
 
 
-def test_closing_a_link_wakes_whoever_waits(echo: Echo, listener: Listener) -> None:
+def test_stopping_a_link_wakes_whoever_waits(echo: Echo, listener: Listener) -> None:
     echo.pause = 1
-    link = link_to(listener.address)
-    threading.Timer(0.2, link.close).start()
-    with pytest.raises(PeerError, match="the link to st-mary ended"):
-        link.ask(b"x", 30)
+    with link_to(listener.address) as link:
+        threading.Timer(0.2, link.stop).start()
+        with pytest.raises(PeerError, match="the link to st-mary was ended here"):
+            link.ask(b"x", 30)
 
 
 def test_an_empty_answer_is_empty_bytes() -> None:

@@ -14,6 +14,7 @@ _COMMANDS = {
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
     "study": ("study", "study", "Check a study file."),
+    "warm": ("warm", "warm", "Compile the kernels ahead, for batch jobs and containers."),
 }
 
 EXIT_CODES = """\b

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import threading
+import time
 
 import pynng
 
@@ -10,13 +12,17 @@ from voxring.errors import PeerError
 
 RECONNECT_MS = (50, 500)  # first and longest pause between attempts to connect
 RESEND_MS = 2000  # a request without an answer is sent again; the peer answers a repeat the same way
+LOOK = 0.1  # seconds between looks at whether the peer is gone
 
 
 class Link:
     """Asks one peer, one question at a time.
 
     A peer that is not up yet is waited for. A peer that has answered once and whose connection then closes has
-    ``grace`` seconds to come back; then the link is closed, which wakes whoever waits in `ask`.
+    ``grace`` seconds to come back.
+
+    Nothing here closes the socket while another thread is inside nng, which can abort the process: `stop` sets a flag
+    that `ask` looks at, and `close` is for the time after.
 
     Parameters
     ----------
@@ -26,20 +32,27 @@ class Link:
         Longer answers are dropped by nng before they take memory.
     grace : float
         Seconds.
+
+    Raises
+    ------
+    PeerError
+        nng cannot use the address.
     """
 
     def __init__(self, peer: str, address: str, *, max_frame: int, grace: float) -> None:
         self.peer, self.address, self._grace = peer, address, grace
         self._connected = threading.Event()
-        self._lock = threading.Lock()
-        self._answered = self._closed = self._lost = False
-        self._leaving: threading.Timer | None = None
+        self._left = time.monotonic()
+        self._answered = self._stopped = False
         self._socket = pynng.Req0(
             recv_max_size=max_frame,
+            send_timeout=round(LOOK * 1000),
             reconnect_time_min=RECONNECT_MS[0],
             reconnect_time_max=RECONNECT_MS[1],
             resend_time=RESEND_MS,
         )
+        self._arrived = select.poll()
+        self._arrived.register(self._socket.recv_fd, select.POLLIN)
         self._socket.add_post_pipe_connect_cb(self._came)
         self._socket.add_post_pipe_remove_cb(self._went)
         try:
@@ -48,24 +61,14 @@ class Link:
             self._socket.close()
             raise PeerError(f"{peer} cannot be reached at {address}: {error}") from None
 
-    def _came(self, _: pynng.Pipe) -> None:
-        with self._lock:
-            if self._leaving is not None:
-                self._leaving.cancel()
-                self._leaving = None
+    # Both run in a thread of nng, where coverage does not look.
+
+    def _came(self, _: pynng.Pipe) -> None:  # pragma: no cover
         self._connected.set()
 
-    def _went(self, _: pynng.Pipe) -> None:
+    def _went(self, _: pynng.Pipe) -> None:  # pragma: no cover
+        self._left = time.monotonic()
         self._connected.clear()
-        with self._lock:
-            if self._answered and not self._closed and self._leaving is None:
-                self._leaving = threading.Timer(self._grace, self._give_up)
-                self._leaving.daemon = True
-                self._leaving.start()
-
-    def _give_up(self) -> None:
-        self._lost = True
-        self._socket.close()
 
     def wait(self, timeout: float) -> None:
         """Wait until the peer takes connections.
@@ -77,7 +80,7 @@ class Link:
         """
         if not self._connected.wait(timeout):
             raise PeerError(
-                f"{self.peer} cannot be reached at {self.address} within {timeout:g} s: is it running, and the "
+                f"{self.peer} cannot be reached at {self.address} within {timeout:g} s: is it running, and is the "
                 "address right?"
             )
 
@@ -87,36 +90,57 @@ class Link:
         Raises
         ------
         PeerError
-            No answer within ``timeout`` seconds, or the peer went away.
+            No answer within ``timeout`` seconds, the peer went away, or `stop` was called.
         """
-        try:
-            self._socket.send_timeout = self._socket.recv_timeout = max(1, round(timeout * 1000))
-            self._socket.send(frame)
-            answer = bytes(self._socket.recv())
-        except pynng.Timeout:
-            if self._connected.is_set():
-                raise PeerError(f"{self.peer} did not answer for {timeout:g} s") from None
-            raise PeerError(
-                f"{self.peer} was not reached at {self.address} for {timeout:g} s: is it running, and is the "
-                "address right?"
-            ) from None
-        except pynng.NNGException as error:
-            if self._lost:
-                raise PeerError(f"{self.peer} went away and did not come back within {self._grace:g} s") from None
-            raise PeerError(f"the link to {self.peer} ended: {error}") from None
-        except RuntimeError:  # how pynng reads an empty answer
-            answer = b""
+        until = time.monotonic() + timeout
+        while not self._sent(frame):
+            self._look(until, timeout)
+        while (answer := self._answer(until)) is None:
+            self._look(until, timeout)
         self._answered = True
         return answer
 
+    def _sent(self, frame: bytes) -> bool:
+        try:
+            self._socket.send(frame)
+        except pynng.Timeout:
+            return False
+        return True
+
+    def _answer(self, until: float) -> bytes | None:
+        # Not recv with a timeout: when that ends it would take the question back.
+        pause = max(0.0, min(LOOK, until - time.monotonic()))
+        if not self._arrived.poll(pause * 1000):
+            return None
+        try:
+            return bytes(self._socket.recv(block=False))
+        except pynng.TryAgain:
+            return None
+        except RuntimeError:  # how pynng reads an empty answer
+            return b""
+
+    def _look(self, until: float, timeout: float) -> None:
+        """Raise when there is no use in waiting on."""
+        now = time.monotonic()
+        here = self._connected.is_set()
+        if self._stopped:
+            raise PeerError(f"the link to {self.peer} was ended here")
+        if not here and self._answered and now - self._left > self._grace:
+            raise PeerError(f"{self.peer} went away and did not come back within {self._grace:g} s")
+        if now >= until and here:
+            raise PeerError(f"{self.peer} did not answer for {timeout:g} s")
+        if now >= until:
+            raise PeerError(
+                f"{self.peer} was not reached at {self.address} for {timeout:g} s: is it running, and is the "
+                "address right?"
+            )
+
+    def stop(self) -> None:
+        """Make whoever waits in `ask` get a PeerError soon."""
+        self._stopped = True
+
     def close(self) -> None:
-        """Close the link; whoever waits in `ask` gets a PeerError."""
-        with self._lock:
-            self._closed = True
-            leaving = self._leaving
-        if leaving is not None:  # nng panics if the process ends while a thread is still closing a socket
-            leaving.cancel()
-            leaving.join()
+        """Close the link; no thread may be in `ask`."""
         self._socket.close()
 
     def __enter__(self) -> Link:

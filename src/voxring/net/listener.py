@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pynng
@@ -14,6 +13,7 @@ from voxring.errors import PeerError
 
 log = logging.getLogger(__name__)
 
+LOOK_MS = 50  # between looks at whether the listener is to end
 THREADS = 4  # one may hold a long poll of the researcher, one its predecessor's share; the rest answer strangers
 
 
@@ -41,7 +41,8 @@ class Listener:
         self, address: str, answer: Callable[[bytes, int], bytes], closed: Callable[[int], None], *, max_frame: int
     ) -> None:
         self._answer = answer
-        self._socket = pynng.Rep0(recv_max_size=max_frame, send_timeout=1000)
+        self._ending = False
+        self._socket = pynng.Rep0(recv_max_size=max_frame, recv_timeout=LOOK_MS, send_timeout=1000)
         self._socket.add_post_pipe_remove_cb(lambda pipe: closed(pipe.id))
         try:
             listener = self._socket.listen(address)
@@ -55,29 +56,27 @@ class Listener:
             thread.start()
 
     def _serve(self, context: pynng.Context) -> None:
-        try:
-            while True:
-                message = context.recv_msg()
+        with context:
+            while not self._ending:
+                try:
+                    message = context.recv_msg()
+                except pynng.Timeout:
+                    continue
                 pipe = message.pipe.id if message.pipe is not None else 0
                 answer = self._answer(_content(message), pipe)
                 try:
                     context.send(answer)
-                except pynng.Closed:
-                    raise
                 except pynng.NNGException as error:
                     # The one who asked is gone or reads nothing; it will ask again or be missed.
                     log.debug("an answer of %d bytes was not sent: %s", len(answer), error)
-        except pynng.Closed:
-            return
-        finally:
-            with suppress(pynng.Closed):
-                context.close()
 
     def close(self) -> None:
         """Stop listening. Answers not yet on the wire may be lost."""
-        self._socket.close()
+        # Threads first: nng can abort the process when a context is used while its socket closes.
+        self._ending = True
         for thread in self._threads:
-            thread.join(timeout=2)
+            thread.join()
+        self._socket.close()
 
     def __enter__(self) -> Listener:
         return self

@@ -125,7 +125,7 @@ class _Process:
             self.changed.notify_all()
         wait(couriers, timeout=2 * ABORT_SECONDS)
         for link in self.links:
-            link.close()
+            link.stop()
 
     def _courier(self, link: Link) -> None:
         """Carry questions to one party and answers back."""

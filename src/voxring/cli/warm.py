@@ -1,0 +1,53 @@
+"""``voxring warm``: compile ahead, so that no batch job and no container waits for it."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from voxring.cli.report import Progress
+
+_TYPES = ("uint8", "int8", "int16", "uint16", "int32")
+_SHAPE = (9, 256, 256)  # large enough for every road of the kernels, small enough to take no time
+# One window for each width of lanes that counts of ground truth can need; the last is too large for any.
+_WINDOWS = ((3, 3, 3), (1, 7, 7), (7, 7, 7), (5, 21, 21), (9, 61, 61))
+
+
+@click.command()
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    type=click.Choice(_TYPES),
+    default=("uint8", "int16", "uint16"),
+    show_default=True,
+    help="Stored types to compile for; may be given several times.",
+)
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def warm(types: tuple[str, ...], quiet: bool) -> None:
+    """Compile the kernels for images of the given types, and keep the machine code.
+
+    It is kept beside the package, in the user's cache folder where that cannot be written, or where NUMBA_CACHE_DIR
+    says; processes may share the folder. A new version of voxring, numba or the processor compiles anew.
+    """
+    import numpy as np
+
+    from voxring.kernels import cpu
+
+    start = time.monotonic()
+    sparse, dense = np.zeros(_SHAPE, np.uint8), np.ones(_SHAPE, np.uint8)
+    sparse[4, 100:104, 100:104] = 1
+    dense[:, ::2] = 2
+    with Progress(quiet=quiet) as progress:
+        for name in types:
+            progress(name, "compiling")
+            image = np.zeros(_SHAPE, name)
+            for window in _WINDOWS:
+                for labels in (sparse, dense):
+                    for border in ("reflect", "clip"):
+                        cpu.reduce(image, labels, [1], window, border)
+            cpu.reduce(image, dense, [1, 2], _WINDOWS[0], "reflect")
+            cpu.window_sums(image, _WINDOWS[0], "reflect")
+            progress(name, "ready")
+    click.echo(f"ready for {', '.join(types)}: {time.monotonic() - start:.1f} s")
