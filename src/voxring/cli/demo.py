@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from voxring.study import Study
 
 _HOSPITALS = ("north", "centre", "south")
+_COLLUSION = """
+Each number alone is uniform. The messages of one sum look alike, because values are small against N: two neighbours
+of a hospital that put theirs side by side would learn its value. That is collusion of two; the study allows one."""
 
 
 @click.command()
@@ -67,6 +70,7 @@ def _demo(folder: Path, as_json: bool) -> int:
     for name, heard in run.parties.items():
         click.echo(f"  {name:<11}{describe(heard.view)}", err=as_json)
     click.echo(f"  {'researcher':<11}{describe(run.researcher)}", err=as_json)
+    click.echo(_COLLUSION, err=as_json)
     return 0 if equal else 1
 
 

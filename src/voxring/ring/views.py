@@ -85,8 +85,8 @@ def describe(view: View) -> str:
     for (what, name), number in view.learned.items():
         by_class.setdefault(name, []).append(f"{what} = {_number(number)}")
     if len(by_class) > 2:
-        kinds = " and ".join(dict.fromkeys(what for what, _ in view.learned))
-        learned = f"{kinds} of each of {len(by_class)} classes"
+        kinds = ", ".join(dict.fromkeys(what for what, _ in view.learned))
+        learned = f"{kinds} of each of the {len(by_class)} classes"
     else:
         learned = "; ".join(f"{name}: {', '.join(facts)}" for name, facts in by_class.items())
     return f"{saw if count else 'saw no ring message'}; learned {learned or 'nothing'}"
