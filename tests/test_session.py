@@ -778,6 +778,25 @@ def test_a_party_that_fails_tells_the_researcher_why_but_no_value(error: Excepti
             assert "the researcher ended the session: a ended the session" in str(other.exception(timeout=5))
 
 
+def test_a_party_that_failed_stays_until_a_slow_researcher_has_heard_why() -> None:
+    meeting, researcher = Meeting("abc"), Researcher(a_study(), os.urandom)
+
+    def fail() -> LocalTotals:
+        raise ImageError("liver-07.nii.gz: a value leaves the range")
+
+    last = researcher.plan.ring.last  # it has no successor to reach first
+    meeting.where = {name: ANYWHERE for name in "abc" if name != last}
+    with ThreadPoolExecutor(1) as pool:
+        party = run_in_thread(meeting, pool, last, local_totals=fail)
+        assert meeting.all_here.wait(10)
+        with Link(last, meeting.where[last], max_frame=10**6, grace=1) as link:
+            researcher.take(last, link.ask(researcher.request(last), 5))
+            time.sleep(0.7)
+            with pytest.raises(PeerError, match="stopped while computing"):
+                researcher.take(last, link.ask(researcher.heartbeat(last), 5))
+        assert isinstance(party.exception(timeout=5), ImageError)
+
+
 def test_what_is_missing_is_said_before_anything_starts() -> None:
     study = a_study()
     with pytest.raises(StudyError, match="none of them"):

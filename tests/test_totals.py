@@ -92,7 +92,13 @@ def test_the_result_file_has_exact_fractions_as_decimal_strings():
 def test_totals_beyond_the_public_bounds_are_refused_without_the_value():
     study = study_of(bounds={"voxels_per_party": 1000, "intensity": 10})
     check_bounds(LocalTotals({"a": ClassTotals(voxels=1000, sum=sum_bound(study))}), study)
-    for bad in (ClassTotals(voxels=1234), ClassTotals(patients=1234), ClassTotals(sum=-1 - sum_bound(study))):
+    for bad in (
+        ClassTotals(voxels=1234),
+        ClassTotals(patients=1234),
+        ClassTotals(sum=-1 - sum_bound(study)),
+        ClassTotals(total=1 + 1000 * 10 * study.unit),
+        ClassTotals(squares=1 + 1000 * (10 * study.unit) ** 2),
+    ):
         with pytest.raises(BoundError, match=r"class 'a'.*nothing was sent") as caught:
             check_bounds(LocalTotals({"a": bad}), study)
         assert "1234" not in str(caught.value)

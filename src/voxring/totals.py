@@ -184,5 +184,8 @@ def check_bounds(totals: LocalTotals, study: Study) -> None:
                 f"class {name!r} has more voxels here than bounds.voxels_per_party = {count_bound(study)}: "
                 "nothing was sent; ask the researcher for a study with a larger bound"
             )
-        if abs(mine.sum) > sum_bound(study):
-            raise BoundError(f"class {name!r}: the sum leaves the study's bounds; nothing was sent")
+        most, largest = count_bound(study), study.intensity_bound
+        if abs(mine.sum) > sum_bound(study) or abs(mine.total) > most * largest or mine.squares > most * largest**2:
+            raise BoundError(
+                f"class {name!r}: a sum leaves what bounds.voxels_per_party and bounds.intensity allow; nothing was sent"
+            )
