@@ -409,7 +409,7 @@ def test_totals_beyond_the_bounds_are_refused_before_anything_is_sent() -> None:
 
 
 def test_an_sdsum_beyond_the_bounds_ends_the_party_before_it_is_sent() -> None:
-    totals = dict(TOTALS, a=LocalTotals({"lesion": ClassTotals(30, 5, 5, 10**40, 3)}))
+    totals = dict(TOTALS, a=LocalTotals({"lesion": ClassTotals(30, 5, 5, -(10**40), 3)}))
     network = Network(a_study(), totals)
     network.finish()
     assert isinstance(network.parties["a"].error, BoundError)

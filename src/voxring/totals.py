@@ -187,5 +187,5 @@ def check_bounds(totals: LocalTotals, study: Study) -> None:
         most, largest = count_bound(study), study.intensity_bound
         if abs(mine.sum) > sum_bound(study) or abs(mine.total) > most * largest or mine.squares > most * largest**2:
             raise BoundError(
-                f"class {name!r}: a sum leaves what bounds.voxels_per_party and bounds.intensity allow; nothing was sent"
+                f"class {name!r}: a sum leaves what voxels_per_party and intensity in bounds allow; nothing was sent"
             )
