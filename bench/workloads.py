@@ -50,11 +50,11 @@ def blobs(shape, share, spacing, seed):
 
 
 def ground_truth(shape, kind, seed=5):
-    """dense: 40% in blobs; full; lesions: 1% in blobs; specks: 0.1%."""
+    """dense: 40% in blobs; full; lesions: 1%, some dozens, about 25 voxels across; specks: 0.1%, about 8 across."""
     thin = shape[0] == 1
     if kind == "full":
         return np.ones(shape, np.uint8)
-    share, spacing = {"dense": (0.4, 60), "lesions": (0.01, 20), "specks": (0.001, 10)}[kind]
+    share, spacing = {"dense": (0.4, 60), "lesions": (0.01, 60), "specks": (0.001, 20)}[kind]
     return blobs(shape, share, [1 if thin else spacing // 2, spacing, spacing], seed)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from voxring.kernels import BORDERS, Reduction, cpu
+from voxring.kernels.cpu import rows, streamed, tiles
 
 IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
@@ -153,6 +154,100 @@ def test_window_sums_equal_scipy(shape, window, border, fill):
     image = np.random.default_rng(prod(shape)).integers(-(2**31), 2**31, shape, dtype=np.int32)
     got = cpu.window_sums(image, window, border, fill=fill, threads=2)
     assert np.array_equal(got, scipy_sums(image, window, border, fill))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    image=images(dtypes=("int8", "uint8", "int16", "uint16"), most=7),
+    stretch=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9)),
+    window=windows,
+    border=borders,
+    data=st.data(),
+)
+def test_every_road_equals_naive(image, stretch, window, border, data):
+    """Dense and sparse, whichever would be chosen; images of several blocks."""
+    image = np.ascontiguousarray(np.tile(image, stretch))
+    share = data.draw(st.sampled_from([0.01, 0.5, 1.0]))
+    labels = random_labels(np.random.default_rng(0), image.shape, "uint8", [200], share)
+    workers = data.draw(st.integers(1, 3))
+    plan = tiles.plan(image.shape, window, border, workers)
+    if plan is None:
+        assert max(window) > min(image.shape)
+        return
+    numbers = (labels.reshape(-1) == 200).astype(np.uint8)
+    (expected,) = streamed.groups_streamed(image, numbers, 1, window, border, workers)
+    if image.size < 200:
+        assert expected.groups == naive_reduce(image, labels, 200, window, border).groups
+    values = image[labels == 200].tolist()
+    expected = expected + Reduction(sum(values), sum(v * v for v in values))
+    for look in (True, False):
+        got = tiles.reduce_class(image, labels.reshape(-1), 200, border, plan, workers, look=look)
+        assert got == expected
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize(("shape", "window"), [((24, 150, 170), (5, 5, 5)), ((10, 200, 300), (1, 7, 7))])
+def test_lesions_in_a_large_image_equal_window_sums(shape, window, border):
+    """Few, scattered voxels: blocks that no window reaches are stepped over."""
+    rng = np.random.default_rng(11)
+    image = rng.integers(-(2**15), 2**15, shape, dtype=np.int16)
+    labels = np.zeros(shape, np.int16)
+    for value, place in ((-3, (3, 5, 7)), (-3, (20, 120, 160)), (7, (0, 0, 0)), (7, (9, 140, 60))):
+        labels[tuple(slice(p, p + 9) for p in place)] = value
+    labels[tuple(length - 1 for length in shape)] = 7
+    check_against_window_sums(image, labels, [-3, 7], window, border)
+
+
+def test_values_that_grow_while_they_are_read_are_summed_again():
+    """How many products fit an int32 is taken on trust from the voxels before: these break that trust, both ways."""
+    shape = (3, 64, 512)
+    for dtype, peak in (("int16", -(2**15)), ("uint16", 2**16 - 1), ("int16", 2**13), ("uint8", 255)):
+        image = np.ones(shape, dtype)
+        image[:, 16:24] = peak
+        image[:, 40:, ::2] = peak
+        labels = np.ones(shape, np.uint8)
+        for window in ((1, 7, 7), (3, 15, 15), (1, 1, 1)):
+            check_against_window_sums(image, labels, [1], window, "reflect")
+
+
+@pytest.mark.parametrize("size", [*range(1, 33), 61, 100, 127])
+def test_window_row_equals_a_sum_of_slices(size):
+    source = np.random.default_rng(size).integers(0, 2, 400).astype(np.uint8)
+    target, spare = np.zeros(400, np.uint8), np.zeros(400, np.uint8)
+    rows.window_row(target, source, 3, size, 250, spare)
+    assert target[:250].tolist() == [int(source[3 + i : 3 + i + size].sum()) for i in range(250)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(image=images(most=5), window=windows, border=borders, fill=st.integers(-100, 100), wide=st.booleans())
+def test_mean_and_variance_maps_are_exact_quotients(image, window, border, fill, wide):
+    dtype = "float64" if wide else "float32"
+    means = cpu.mean_map(image, window, border, fill=fill, dtype=dtype)
+    narrow = (image % 1000).astype(image.dtype) if image.dtype.itemsize > 1 else image
+    variances = cpu.variance_map(narrow, window, border, fill=fill, dtype=dtype, threads=2)
+    for voxel in itertools.product(*map(range, image.shape)):
+        inside, total = naive_window(image, voxel, window, border)
+        count, missing = (inside, 0) if border == "clip" else (prod(window), prod(window) - inside)
+        assert means[voxel] == np.dtype(dtype).type(np.float64(total + fill * missing) / np.float64(count))
+        _, total = naive_window(narrow, voxel, window, border)
+        _, squares = naive_window(narrow.astype(np.int64) ** 2, voxel, window, border)
+        total, squares = total + fill * missing, squares + fill * fill * missing
+        exact = np.float64(count * squares - total * total) / np.float64(count * count)
+        assert variances[voxel] == np.dtype(dtype).type(exact)
+
+
+def test_maps_fill_what_they_are_given_or_refuse_it():
+    image = np.arange(2 * 30 * 40, dtype=np.int16).reshape(2, 30, 40)
+    out = np.empty(image.shape, np.float64)
+    assert cpu.mean_map(image, (1, 3, 3), "clip", out=out) is out
+    assert np.array_equal(out.astype(np.float32), cpu.mean_map(image, (1, 3, 3), "clip"))
+    with pytest.raises(ValueError, match="out"):
+        cpu.mean_map(image, (1, 3, 3), "clip", out=out[:1])
+    with pytest.raises(TypeError, match="int64"):
+        cpu.mean_map(image, (1, 3, 3), "clip", dtype="int64")
+    with pytest.raises(OverflowError, match="variances"):
+        cpu.variance_map(image.astype(np.int64) << 24, (1, 9, 9), "clip")
+    assert cpu.variance_map(image[:0], (1, 3, 3), "clip").shape == (0, 30, 40)
 
 
 @pytest.mark.parametrize("border", BORDERS)

@@ -12,6 +12,8 @@ Array = npt.NDArray[Any]
 Arrays = tuple[Array, Array, Array]
 """One array per axis: planes, rows, columns."""
 
+Shape = tuple[int, int, int]
+Number = Any  # an integer of the machine, of whatever width
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}

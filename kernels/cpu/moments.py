@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from .jit import Array, jit
+from .boxes import PART
+from .jit import Array, Number, jit
+from .threads import in_threads
 
 PIECE = 1 << 14
 """Voxels summed in one int64 before it is split into two halves of 32 bits."""
@@ -15,7 +15,7 @@ LOW_BITS = 24
 
 
 @jit
-def add_halves(halves: Array, value: np.int64) -> None:
+def add_halves(halves: Array, value: Number) -> None:
     """halves += (value >> 32, value mod 2^32): int64 sums of these are exact for 2^31 additions, whatever the value."""
     halves[0] += value >> 32
     halves[1] += value & 0xFFFFFFFF
@@ -26,7 +26,7 @@ def class_moments(image: Array, numbers: Array, table: Array) -> None:
     """Per class: voxels, Σ v and Σ v² through v = high·2^24 + low with 0 <= low < 2^24.
 
     |v| < 2^47, so |high| <= 2^23: high² <= 2^46, |high·low| < 2^47, low² < 2^48. A piece of 2^14 voxels stays
-    below 2^62 in each sum. ``table[k]`` holds pairs of halves: (voxels, 0), Σ v, Σ high², Σ high·low, Σ low².
+    below 2^62 in each sum. ``table[k]`` holds pairs of halves: (0, voxels), Σ v, Σ high², Σ high·low, Σ low².
     Must equal a loop in Python integers over every voxel of the class.
     """
     x = 0
@@ -37,7 +37,7 @@ def class_moments(image: Array, numbers: Array, table: Array) -> None:
             stop += 1
         if number > 0:
             row = table[number - 1]
-            row[0, 0] += stop - x
+            row[0, 1] += stop - x
             for start in range(x, stop, PIECE):
                 total = high_high = high_low = low_low = np.int64(0)
                 for value in image[start : min(start + PIECE, stop)]:
@@ -66,7 +66,7 @@ def class_moments_narrow(image: Array, numbers: Array, table: Array) -> None:
             stop += 1
         if number > 0:
             row = table[number - 1]
-            row[0, 0] += stop - x
+            row[0, 1] += stop - x
             for start in range(x, stop, PIECE):
                 total = squares = np.int64(0)
                 for value in image[start : min(start + PIECE, stop)]:
@@ -78,12 +78,22 @@ def class_moments_narrow(image: Array, numbers: Array, table: Array) -> None:
         x = stop
 
 
-def moments_of_part(image: Array, numbers: Array, classes: int) -> Iterator[tuple[int, int, int]]:
-    """(voxels, Σ v, Σ v²) of each class in one flat part of fewer than 2^31 voxels."""
-    table = np.zeros((classes, 5, 2), dtype=np.int64)
+def moments_of_classes(image: Array, numbers: Array, classes: int, workers: int) -> list[tuple[int, int, int]]:
+    """(voxels, Σ v, Σ v²) of each class number 1 … ``classes``; image and numbers flat."""
     kernel = class_moments_narrow if image.dtype.itemsize <= 2 else class_moments
-    kernel(image, numbers, table)
-    for row in table.tolist():
-        voxels = row[0][0]
-        total, high_high, high_low, low_low = ((high << 32) + low for high, low in row[1:])
-        yield voxels, total, (high_high << 2 * LOW_BITS) + (high_low << LOW_BITS + 1) + low_low
+    step = max(1, min(PART, -(-image.size // workers)))
+
+    def run(at: int) -> list[list[list[int]]]:
+        table = np.zeros((classes, 5, 2), dtype=np.int64)
+        kernel(image[at : at + step], numbers[at : at + step], table)
+        answer: list[list[list[int]]] = table.tolist()
+        return answer
+
+    voxels, total, squares = [0] * classes, [0] * classes, [0] * classes
+    for table in in_threads(run, range(0, image.size, step), workers):
+        for k, row in enumerate(table):
+            count, sum_v, high_high, high_low, low_low = ((high << 32) + low for high, low in row)
+            voxels[k] += count
+            total[k] += sum_v
+            squares[k] += (high_high << 2 * LOW_BITS) + (high_low << LOW_BITS + 1) + low_low
+    return list(zip(voxels, total, squares, strict=True))

@@ -5,16 +5,28 @@ tile of rows), over rows (one per column), and along the row. Each step adds the
 one that leaves, so the work does not depend on the window. Borders are index maps (`axes.axis_map`): an extended
 place says which voxel is read there, or that it is outside.
 
-Window sums are int64 and computed modulo 2^64. The caller has checked that |v|·|W| < 2^63 for the largest |v|, so each
-S_q, and each sum over a part of its window, is itself whatever wrapped on the way.
+Window sums are computed modulo 2^32 or 2^64, in a lane that |v|·|W| provably fits for the largest |v|: each S_q, and
+each sum over a part of its window, is itself whatever wrapped on the way.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from .jit import Array, Arrays, jit
+from voxring.kernels import Reduction
+
+from .axes import axis_map, axis_runs
+from .bare import bare
+from .boxes import Box, Range, cut
+from .jit import Array, Arrays, Number, Shape, jit
 from .moments import add_halves
+from .rows import window_row
+from .threads import in_threads
+
+TILE = 1 << 16
+"""Voxels of one plane that a tile holds: its int64 sums stay in the L2 cache."""
 
 
 @jit
@@ -71,22 +83,6 @@ def extend(row: Array, first: int, end: int, x_map: Array) -> None:
 
 
 @jit
-def slide(sums: Array, row: Array) -> None:
-    """sums[x] = row[x] + … + row[x + c − 1], c = row.size − sums.size + 1."""
-    size = row.size - sums.size + 1
-    running = np.int64(0)
-    for e in range(size):
-        running += row[e]
-    sums[0] = running
-    entering = row[size:]
-    for x in range(1, sums.size):
-        sums[x] = entering[x - 1] - row[x - 1]
-    for x in range(1, sums.size):
-        running += sums[x]
-        sums[x] = running
-
-
-@jit
 def collect(sums: Array, numbers: Array, starts: Array, limit: int, table: Array) -> None:
     """Add one row's window sums to its classes: table[k, r] += (voxels, Σ S in two halves), r the run of columns.
 
@@ -110,22 +106,72 @@ def collect(sums: Array, numbers: Array, starts: Array, limit: int, table: Array
             x = stop
 
 
+class Maps(NamedTuple):
+    """Where the sums of all voxels go: flat arrays of the image's shape, each empty if not wanted."""
+
+    sums: Array  # int64
+    means: Array  # float
+    inside: Arrays  # per axis, how many of a window's places lie inside
+    size: int  # |W|
+    fill: int  # what a place outside adds to a mean, which then divides by |W|
+    divide_by_inside: bool
+
+
+@jit
+def divide(means: Array, sums: Array, inside: Array, over: Number, maps: Maps) -> None:
+    """means = (S + fill · what is missing to |W|) / |W|, or S / inside; in float64, then rounded to the map's type.
+
+    ``over`` places of the window's planes and rows are inside, ``inside`` of its columns at each voxel.
+    """
+    if maps.divide_by_inside:
+        for x in range(inside.size):
+            means[x] = np.float64(sums[x]) / np.float64(over * inside[x])
+    elif maps.fill != 0:
+        for x in range(inside.size):
+            total = np.int64(sums[x]) + maps.fill * (maps.size - over * inside[x])
+            means[x] = np.float64(total) / np.float64(maps.size)
+    else:
+        for x in range(inside.size):
+            means[x] = np.float64(sums[x]) / np.float64(maps.size)
+
+
+class Room(NamedTuple):
+    """Memory that a box needs, in the lane of the sums."""
+
+    tile: Array  # sums over the planes of the window
+    row: Array  # and over its rows, at extended columns
+    sums: Array  # and over its columns
+    spare: Array
+
+
+@jit
+def span(places: Array) -> tuple[int, int]:
+    """The first and the last of the places that are inside."""
+    first = last = -1
+    for p in places:
+        if p >= 0:
+            first = p if first < 0 else min(first, p)
+            last = max(last, p)
+    return first, last
+
+
 @jit
 def stream(
     image: Array,
-    shape: tuple[int, int, int],
-    window: tuple[int, int, int],
+    shape: Shape,
+    window: Shape,
     maps: Arrays,
-    box: tuple[int, int, int, int],
-    out: Array,
+    box: Box,
+    out: Maps,
     numbers: Array,
     starts: Arrays,
     limit: int,
     table: Array,
+    room: Room,
 ) -> None:
     """Window sums S of the planes z0 … z1 and rows y0 … y1 of ``box``, all columns.
 
-    They go to ``out`` (flat, the image's shape) unless it is empty, and into ``table`` (runs of z, runs of y, classes,
+    They go to the maps of ``out``, and into ``table`` (runs of z, runs of y, classes,
     runs of x, 3) by class number unless ``numbers`` is empty. A box holds fewer than 2^31 voxels (see add_halves).
     Must equal, for each voxel, the sum over its window in Python integers.
     """
@@ -133,18 +179,14 @@ def stream(
     z_map, y_map, x_map = maps
     cz, cy, cx = window
     _, rows, columns = shape
-    places = y_map[y0 : y1 + cy - 1]
-    top = bottom = -1  # the image rows that the box reads
-    for p in places:
-        if p >= 0:
-            top = p if top < 0 else min(top, p)
-            bottom = max(bottom, p)
+    image, numbers, table = bare(image), bare(numbers), bare(table)
+    tile, row, sums, spare = bare(room.tile), bare(room.row), bare(room.sums), bare(room.spare)
+    top, bottom = span(y_map[y0 : y1 + cy - 1])
     plane_size = rows * columns
-    tile = np.empty((bottom + 1 - top) * columns, np.int64)  # sums over the planes of the window
-    row = np.zeros(columns + cx - 1, np.int64)  # and over its rows, at extended columns
+    tile = tile[: (bottom + 1 - top) * columns]
+    row[:] = 0
     first = cx // 2
     own = row[first : first + columns]
-    sums = np.empty(columns, np.int64)
     z_run = 0
     for z in range(z0, z1):
         if z == z0:
@@ -160,11 +202,127 @@ def stream(
             else:
                 step(own, tile, -top * columns, columns, y_map[y + cy - 1], y_map[y - 1])
             extend(row, first, first + columns, x_map)
-            slide(sums, row)
+            window_row(sums, row, 0, cx, columns, spare)
             at = (z * rows + y) * columns
-            if out.size > 0:
-                out[at : at + columns] = sums
+            if out.sums.size > 0:
+                out.sums[at : at + columns] = sums[:columns]
+            if out.means.size > 0:
+                divide(out.means[at : at + columns], sums, out.inside[2], out.inside[0][z] * out.inside[1][y], out)
             if numbers.size > 0:
                 while y >= starts[1][y_run + 1]:
                     y_run += 1
                 collect(sums, numbers[at : at + columns], starts[2], limit, table[z_run, y_run])
+
+
+def groups_streamed(
+    image: Array,
+    numbers: Array,
+    classes: int,
+    window: Shape,
+    border: str,
+    workers: int,
+    *,
+    planes: Range | None = None,
+    rows: Range | None = None,
+) -> list[Reduction]:
+    """The groups of each class number 1 … ``classes`` (flat ``numbers``, 0 for none), without moments.
+
+    Only of the voxels in ``planes`` and ``rows``, by default all. The caller has checked that window sums fit 63 bits.
+    """
+    shape: Shape = image.shape
+    region = planes or (0, shape[0]), rows or (0, shape[1])
+    maps, starts, inside = axes(shape, window, border)
+    largest = largest_sum(image.dtype, window)
+    limit = max(1, min(shape[2], (2**63 - 1) // largest))
+    flat = image.reshape(-1)
+    nowhere = Maps(np.zeros(0, np.int64), np.zeros(0, np.float32), inside, 0, 0, False)
+
+    def run(box: Box) -> list[Reduction]:
+        sizes = (len(inside[0]), len(inside[1]), classes, len(inside[2]), 3)
+        table = np.zeros(sizes, dtype=np.int64)
+        stream(
+            flat,
+            shape,
+            window,
+            maps,
+            box,
+            nowhere,
+            numbers,
+            starts,
+            limit,
+            table,
+            room_for(box, shape, window, maps[1], largest),
+        )
+        return drained(table, inside)
+
+    answer = [Reduction() for _ in range(classes)]
+    for some in in_threads(run, cut(*region, shape[2], TILE // shape[2], window, workers), workers):
+        answer = [mine + more for mine, more in zip(answer, some, strict=True)]
+    return answer
+
+
+def largest_sum(dtype: np.dtype[np.integer], window: Shape) -> int:
+    """|v| · |W| at most, from the type alone (|v| <= 2^47 for 64 bits)."""
+    limits = np.iinfo(dtype)
+    magnitude = 1 << 47 if dtype.itemsize == 8 else max(-int(limits.min), int(limits.max))
+    return magnitude * window[0] * window[1] * window[2]
+
+
+def room_for(box: Box, shape: Shape, window: Shape, y_map: Array, largest: int) -> Room:
+    """Memory for a box, in the narrowest lane that holds sums up to ``largest``, or up to what the caller checked."""
+    lane = np.int32 if largest < 2**31 else np.int64
+    top, bottom = span(y_map[box[2] : box[3] + window[1] - 1])
+    wide = shape[2] + window[2]
+    return Room(
+        np.empty((bottom + 1 - top) * shape[2], lane),
+        np.empty(wide - 1, lane),
+        np.empty(wide, lane),
+        np.empty(wide, lane),
+    )
+
+
+def maps_streamed(image: Array, window: Shape, border: str, out: Maps, workers: int) -> None:
+    """Fill the maps of ``out``. Sums are of what is inside, under ``clip`` and ``constant``."""
+    shape: Shape = image.shape
+    maps, starts, _ = axes(shape, window, border)
+    none = np.zeros((0, 0, 0, 0, 3), dtype=np.int64)
+    numbers = np.zeros(0, dtype=np.uint8)
+    flat = image.reshape(-1)
+    largest = largest_sum(image.dtype, window)
+
+    def run(box: Box) -> None:
+        stream(
+            flat,
+            shape,
+            window,
+            maps,
+            box,
+            out,
+            numbers,
+            starts,
+            1,
+            none,
+            room_for(box, shape, window, maps[1], largest),
+        )
+
+    for _ in in_threads(run, cut((0, shape[0]), (0, shape[1]), shape[2], TILE // shape[2], window, workers), workers):
+        pass
+
+
+def drained(table: Array, inside: Arrays) -> list[Reduction]:
+    """The groups that a streamed table holds, as Python integers."""
+    answer = [Reduction() for _ in range(table.shape[2])]
+    for z, y, k, x in zip(*(at.tolist() for at in np.nonzero(table[..., 0])), strict=True):
+        voxels, high, low = table[z, y, k, x].tolist()
+        count = int(inside[0][z]) * int(inside[1][y]) * int(inside[2][x])
+        before = answer[k].groups.get(count, (0, 0))
+        answer[k].groups[count] = (before[0] + voxels, before[1] + (high << 32) + low)
+    return answer
+
+
+def axes(shape: Shape, window: Shape, border: str) -> tuple[Arrays, Arrays, Arrays]:
+    """Index maps, starts of runs and counts of runs of the three axes."""
+    map_z, map_y, map_x = (axis_map(length, size, border) for length, size in zip(shape, window, strict=True))
+    runs = (axis_runs(length, size, border) for length, size in zip(shape, window, strict=True))
+    (starts_z, count_z), (starts_y, count_y), (starts_x, count_x) = runs
+    return (map_z, map_y, map_x), (starts_z, starts_y, starts_x), (count_z, count_y, count_x)

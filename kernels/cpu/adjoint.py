@@ -1,0 +1,358 @@
+"""The adjoint road: filter the ground truth instead of the image, then one dot product.
+
+Σ_{q in G} S_q sums, over every window of the class, the voxels it reads. Counted the other way round it is
+
+    Σ_e count(e) · v(e),    count(e) = how many q of the class have e in their window,
+
+over all *extended* places e (see `axes`), v(e) being read through the border map. The counts are a box filter of a
+0/1 mask, which needs no border rule and fits narrow lanes: uint8 while it cannot exceed 255, int16 up to 32767. They
+never exceed |W|, whatever the border, because the image is extended and the counts are not folded.
+
+A window at q covers e = q … q + c − 1, so count(e) sums the mask over q = e − c + 1 … e; e itself stands for the
+coordinate e − c//2. The kernel walks down the planes. It keeps one plane of sums over z, rolled from plane to plane,
+and makes the counts of a few rows at a time out of it: nothing else is kept, so rows and columns that no window of
+the class reaches can be stepped over, and what they hold of the image is never read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .bare import bare
+from .boxes import Box
+from .jit import Array, Arrays, Number, Shape, jit
+from .rows import LANES, PIECE, Room, add, copy, fill, mark, next_row, reduce_stretch, roll_marked, window_row
+
+
+class Work(NamedTuple):
+    """What one class of one image asks for. Numba reads it as it is."""
+
+    shape: Shape
+    window: Shape
+    maps: Arrays
+    voxels: tuple[int, int, int, int, int, int]  # the q whose windows are summed: z0, z1, y0, y1, x0, x1
+    occupied: Array  # (planes, blocks of rows, blocks of columns): 0 where the class is not; empty if unknown
+    block: tuple[int, int]  # rows and columns of such a block
+
+
+class Scratch(NamedTuple):
+    """Memory for the counts of a few rows, and of those above them that their windows reach."""
+
+    strip: Array
+    across: Array
+    spare: Array
+    counts: Array
+
+
+@jit
+def roll_plane(
+    sums: Array, stride: int, labels: Array, value: Number, work: Work, z: int, leaving: bool, y0: int, y1: int
+) -> None:
+    """Let mask plane z into the sums over z, and plane z − cz out if ``leaving``: rows y0 … y1 − 1, uint8 <= cz.
+
+    Row y begins at sums[(y − y0) · stride + cx − 1]. If blocks are known, only those that hold the class are read.
+    """
+    q_z0, q_z1, _, _, x0, x1 = work.voxels
+    _, rows, columns = work.shape
+    cz, _, cx = work.window
+    come = z * rows * columns
+    go = come - cz * rows * columns
+    enter = q_z0 <= z < q_z1
+    leave = leaving and q_z0 <= z - cz < q_z1
+    occupied = work.occupied
+    if occupied.size == 0:
+        for y in range(y0, y1):
+            to = (y - y0) * stride + cx - 1 + x0
+            at = y * columns + x0
+            if cz == 1 and enter:
+                mark(sums, to, labels, come + at, value, x1 - x0)
+                continue
+            roll_marked(sums, to, labels, come + at, go + at, value, x1 - x0, enter, leave)
+        return
+    tall, wide = work.block
+    for row in range(y0 // tall, (y1 - 1) // tall + 1):
+        for b in range(x0 // wide, (x1 - 1) // wide + 1):
+            comes = enter and occupied[z, row, b] != 0
+            goes = leave and occupied[z - cz, row, b] != 0
+            if comes or goes:
+                left, right = max(x0, b * wide), min(x1, (b + 1) * wide)
+                for y in range(max(y0, row * tall), min(y1, (row + 1) * tall)):
+                    to = (y - y0) * stride + cx - 1 + left
+                    at = y * columns + left
+                    roll_marked(sums, to, labels, come + at, go + at, value, right - left, comes, goes)
+
+
+@jit
+def count_rows(
+    plane: Array, at: int, plane_stride: int, height: int, width: int, window: Shape, scratch: Scratch
+) -> int:
+    """Counts of a few rows, out of the sums over z that begin at ``at``: along the rows, all in one go, then down.
+
+    Sums over z and x hold at most cz · cx, counts at most |W|, which their lanes hold. What lies between the end of one
+    row and the begin of the next is garbage.
+
+    Returns
+    -------
+    int
+        Where row y of scratch.counts begins, divided by y.
+    """
+    _, cy, cx = window
+    across = scratch.across
+    if width + 2 * (cx - 1) + LANES > plane_stride:  # nearly all of each row: taken where it lies
+        stride = plane_stride
+        window_row(across, plane, at, cx, (height + cy - 2) * stride + width, scratch.spare)
+    else:
+        stride = (width + cx - 1 + LANES - 1) // LANES * LANES
+        for y in range(height + cy - 1):
+            copy(scratch.strip, y * stride, plane, at + y * plane_stride, width + cx - 1)
+        window_row(across, scratch.strip, 0, cx, (height + cy - 2) * stride + width, scratch.spare)
+    counts = scratch.counts
+    fill(counts, width)
+    for y in range(cy):
+        add(counts, 0, across, y * stride, width)
+    for y in range(1, height):
+        next_row(counts, y * stride, (y - 1) * stride, across, (y + cy - 1) * stride, (y - 1) * stride, width)
+    return stride
+
+
+@jit
+def reduce_rows(
+    image: Array,
+    labels: Array,
+    value: Number,
+    unsigned: bool,
+    work: Work,
+    place: tuple[int, int, int, int, int],
+    counts: Array,
+    stride: int,
+    room: Room,
+    sums: Array,
+) -> None:
+    """Add to ``sums`` what the extended places z, y0 … y1 − 1, x0 … x1 − 1 of ``place`` hold.
+
+    Rows that follow each other in the image are reduced where they lie. Others are packed first, with labels that are
+    not ``value`` where the border reads a voxel a second time.
+    """
+    z, y0, y1, x0, x1 = place
+    planes, rows, columns = work.shape
+    cz, cy, cx = work.window
+    z_map, y_map, x_map = work.maps
+    most = cz * cy * cx
+    own0 = min(max(x0, cx // 2), x1)  # the columns that the image has
+    own1 = max(min(x1, cx // 2 + columns), own0)
+    inner = own1 - own0
+    n = (y1 - y0) * inner
+    own_plane = 0 <= z - cz // 2 < planes
+    for y in range(y0, y1):
+        copy(room.counts, (y - y0) * inner, counts, (y - y0) * stride + own0 - x0, inner)
+    start = z_map[z] * rows * columns + own0 - cx // 2
+    if inner == columns and cy // 2 <= y0 and y1 <= rows + cy // 2:
+        at = start + y_map[y0] * columns
+        reduce_stretch(image, labels, at, room.counts, 0, n, own_plane, value, unsigned, most, room, sums)
+    else:
+        for y in range(y0, y1):
+            at = start + y_map[y] * columns
+            to = (y - y0) * inner
+            copy(room.values, to, image, at, inner)
+            if 0 <= y - cy // 2 < rows:
+                copy(room.labels, to, labels, at, inner)
+            else:
+                for i in range(inner):
+                    room.labels[to + i] = value + np.uint8(1)
+        reduce_stretch(
+            room.values,
+            room.labels,
+            0,
+            room.counts,
+            0,
+            n,
+            own_plane,
+            value,
+            unsigned,
+            most,
+            room,
+            sums,
+        )
+    for y in range(y0, y1 if inner < x1 - x0 else y0):
+        at = (z_map[z] * rows + y_map[y]) * columns
+        row = (y - y0) * stride - x0
+        for x in range(x0, own0):
+            v = np.int64(image[at + x_map[x]])
+            sums[1] += np.int64(counts[row + x]) * (v & 0xFFFF if unsigned else v)
+        for x in range(own1, x1):
+            v = np.int64(image[at + x_map[x]])
+            sums[1] += np.int64(counts[row + x]) * (v & 0xFFFF if unsigned else v)
+
+
+@jit
+def reached(near: Array, first: int, last: int, line: Array) -> bool:
+    """line[b] = whether the class is in block column b of the block rows first … last; whether it is in any.
+
+    ``near`` counts, per block, the planes of the window that hold the class.
+    """
+    for b in range(line.size):
+        line[b] = 0
+    for row in range(first, last + 1):
+        for b in range(line.size):
+            line[b] |= near[row, b]
+    some = 0
+    for b in range(line.size):
+        some |= line[b]
+    return some != 0
+
+
+@jit
+def next_run(line: Array, begin: int, wide: int, cx: int) -> tuple[int, int]:
+    """The next run of block columns from ``begin`` on whose windows touch: the first, and the one after the last.
+
+    A block reaches cx − 1 places beyond its own; runs that would share places are one.
+    """
+    while begin < line.size and line[begin] == 0:
+        begin += 1
+    end = begin
+    b = begin
+    while b < line.size and (b - end) * wide < cx - 1 + (b == end):
+        if line[b] != 0:
+            end = b + 1
+        b += 1
+    return begin, end
+
+
+@jit
+def walk(
+    image: Array,
+    labels: Array,
+    value: Number,
+    unsigned: bool,
+    work: Work,
+    box: Box,
+    height: int,
+    plane: Array,
+    plane_stride: int,
+    near: Array,
+    line: Array,
+    scratch: Scratch,
+    room: Room,
+    result: Array,
+) -> None:
+    """The loops of `adjoint`, over its arguments and the memory that it holds."""
+    image, labels, plane, near, line, result = (
+        bare(image),
+        bare(labels),
+        bare(plane),
+        bare(near),
+        bare(line),
+        bare(result),
+    )
+    z_map, y_map, x_map = work.maps
+    work = Work(
+        work.shape,
+        work.window,
+        (bare(z_map), bare(y_map), bare(x_map)),
+        work.voxels,
+        bare(work.occupied),
+        work.block,
+    )
+    scratch = Scratch(bare(scratch.strip), bare(scratch.across), bare(scratch.spare), bare(scratch.counts))
+    room = Room(bare(room.counts), bare(room.values), bare(room.labels), bare(room.kept), bare(room.ones))
+    cz, cy, cx = work.window
+    _, _, q_y0, q_y1, q_x0, q_x1 = work.voxels
+    planes = work.shape[0]
+    dense = work.occupied.size == 0
+    e_x0, e_x1 = q_x0, q_x1 + cx - 1
+    tall_block, wide_block = work.block
+    z0, z1, y0, y1 = box
+    low = y0 - cy + 1  # the q of the first row of ``plane``
+    top, bottom = max(q_y0, low), min(q_y1, y1)
+    for z in range(z0 - cz + 1, z1):
+        leaving = z > z0
+        roll_plane(plane[(top - low) * plane_stride :], plane_stride, labels, value, work, z, leaving, top, bottom)
+        if not dense:
+            for row in range(near.shape[0]):
+                for b in range(near.shape[1]):
+                    if 0 <= z < planes:
+                        near[row, b] += work.occupied[z, row, b]
+                    if leaving and 0 <= z - cz < planes:
+                        near[row, b] -= work.occupied[z - cz, row, b]
+        if z < z0:
+            continue
+        for y in range(y0, y1, height):
+            tall = min(height, y1 - y)
+            if not dense:
+                last = min(near.shape[0] - 1, (y + tall - 1) // tall_block)
+                if not reached(near, max(0, y - cy + 1) // tall_block, last, line):
+                    continue
+            begin = 0
+            while begin < line.size:
+                x0, x1 = e_x0, e_x1
+                end = line.size
+                if not dense:
+                    begin, end = next_run(line, begin, wide_block, cx)
+                    x0, x1 = max(e_x0, begin * wide_block), min(e_x1, end * wide_block + cx - 1)
+                begin = end
+                if x0 >= x1:
+                    continue
+                at = (y - y0) * plane_stride + x0
+                stride = count_rows(plane, at, plane_stride, tall, x1 - x0, work.window, scratch)
+                place = (z, y, y + tall, x0, x1)
+                reduce_rows(image, labels, value, unsigned, work, place, scratch.counts, stride, room, result)
+
+
+@jit
+def adjoint(
+    image: Array,
+    labels: Array,
+    value: Number,
+    unsigned: bool,
+    work: Work,
+    box: Box,
+    height: int,
+    narrow: Array,
+    wide: Array,
+) -> tuple[int, int, int, int]:
+    """(voxels, Σ S, Σ v, Σ v²) of the class ``value`` in a box of extended places.
+
+    Σ S is over the q in ``work.voxels``; the others over all voxels of the class whose own place is in the box.
+
+    Parameters
+    ----------
+    image : flat array of uint8, int8 or int16
+        uint16 comes as the int16 of the same bits, with ``unsigned`` true.
+    labels : flat array of uint8
+    box : (int, int, int, int)
+        z0, z1, y0, y1; of at most 2^30 places.
+    height : int
+        Rows done at a time.
+    narrow, wide : arrays
+        Lend their types: the lanes of sums over z and x, at most cz · cx, and of counts, at most |W|.
+
+    Notes
+    -----
+    |v| < 2^16 and counts <= |W| < 2^15, so 2^30 places sum to less than 2^62 in each result. Must equal the loop over
+    every voxel of the class and every place of its window in Python integers.
+    """
+    _, cy, cx = work.window
+    columns = work.shape[2]
+    plane_stride = (columns + 2 * (cx - 1) + LANES - 1) // LANES * LANES
+    plane = np.zeros((box[3] - box[2] + cy) * plane_stride, np.uint8)
+    area = (height + cy) * plane_stride
+    scratch = Scratch(
+        np.empty(area, np.uint8),
+        np.empty(area, narrow.dtype),
+        np.empty(area, narrow.dtype),
+        np.empty(area, wide.dtype),
+    )
+    room = Room(
+        np.empty(height * columns, wide.dtype),
+        np.empty(height * columns, image.dtype),
+        np.empty(height * columns, np.uint8),
+        np.empty(PIECE, np.int16),
+        np.ones(PIECE, np.int16),
+    )
+    near = np.zeros((work.occupied.shape[1], work.occupied.shape[2]), np.int32)
+    line = np.zeros(max(1, work.occupied.shape[2]), np.int32)
+    result = np.zeros(5, np.int64)
+    walk(image, labels, value, unsigned, work, box, height, plane, plane_stride, near, line, scratch, room, result)
+    return result[0], result[1], result[2], result[3]

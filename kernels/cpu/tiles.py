@@ -1,0 +1,251 @@
+"""How the adjoint road cuts an image, what it skips, and when it pays.
+
+Dense classes are cut into tiles as wide as the image. A class that fills little of the image (a lesion) is cut into
+small tiles, those that its windows do not reach are dropped, and of the others only the planes they reach are done:
+of most of the image nothing but the ground truth is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from voxring.kernels import Reduction
+
+from .adjoint import Work, adjoint
+from .axes import axis_map
+from .boxes import Box, cut, evenly
+from .jit import Array, Number, Shape, jit
+from .rows import PIECE, mark
+from .streamed import groups_streamed
+from .threads import SMALL, in_threads
+
+NARROW_IMAGES = ("int8", "uint8", "int16", "uint16")
+
+# Costs in nanoseconds a voxel on one core of a 2.6 GHz Xeon. Only their ratios matter: they choose the road.
+STREAMED = 1.5
+STREAMED_CLASS = 0.3
+ADJOINT = 0.65
+FRAME_CALLS = 100_000  # what cutting out and starting six slabs takes, whatever their size
+
+PLANE_BYTES = 1 << 19
+"""The sums over z that a box keeps, a byte each: they stay in the L2 cache."""
+
+UNKNOWN = np.zeros((0, 0, 0), np.uint8)
+"""Which blocks hold the class, when nobody has looked."""
+
+BLOCK = (16, 64)
+DENSE_SHARE = 0.3
+"""A class that is in more of the sampled blocks than this is cut into dense tiles."""
+
+SAMPLE = 32
+"""One row in so many is looked at to guess how much of the image a class fills."""
+
+
+class Lanes(NamedTuple):
+    """Empty arrays that lend their types to the counts of a plane, and to those of a window."""
+
+    narrow: Array
+    wide: Array
+
+
+class Plan(NamedTuple):
+    """What depends on shapes alone, made once for the many images of a study."""
+
+    shape: Shape
+    window: Shape
+    voxels: tuple[int, int, int, int, int, int]
+    maps: tuple[Array, Array, Array]
+    lanes: Lanes
+    boxes: list[Box]  # of extended places, as the kernel takes them
+    height: int  # rows of a dense image done at a time
+
+
+def lanes_for(window: Shape) -> Lanes | None:
+    """The narrowest lanes that provably hold every count, or None where the adjoint road has none wide enough."""
+    cz, cy, cx = window
+    if cz > 255 or cz * cy * cx > 32767:
+        return None
+    narrow = np.uint8 if cz * cx <= 255 else np.int16
+    wide = np.uint8 if cz * cy * cx <= 255 else np.int16
+    return Lanes(np.zeros(0, narrow), np.zeros(0, wide))
+
+
+@lru_cache(maxsize=64)
+def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
+    """The plan for images of one shape, or None where the adjoint road cannot go."""
+    lanes = lanes_for(window)
+    sizes = list(zip(shape, window, strict=True))
+    if lanes is None or any(size > 2 * length + 1 for length, size in sizes):
+        return None
+    if border in {"clip", "constant"}:  # the windows that lie inside; the frame goes the streamed road
+        if any(size > length for length, size in sizes):
+            return None
+        ranges = [(size // 2, length - (size - 1 - size // 2)) for length, size in sizes]
+    else:
+        ranges = [(0, length) for length in shape]
+    (z0, z1), (y0, y1), (x0, x1) = ranges
+    z_map, y_map, x_map = (axis_map(length, size, border) for length, size in sizes)
+    (planes, rows, columns) = ((low, high + size - 1) for (low, high), size in zip(ranges, window, strict=True))
+    width = columns[1] - columns[0]
+    return Plan(
+        shape,
+        window,
+        (z0, z1, y0, y1, x0, x1),
+        (z_map, y_map, x_map),
+        lanes,
+        cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers),
+        max(1, min(rows[1] - rows[0], max(PIECE // width, 3 * (window[1] - 1)))),
+    )
+
+
+def adjoint_pays(the: Plan, classes: int) -> bool:
+    """Whether the adjoint road, once per class, is cheaper than the streamed one, once for all.
+
+    A guess from the shapes: the adjoint road walks over the extended places, and streams the frame for ``clip``.
+    """
+    voxels = the.shape[0] * the.shape[1] * the.shape[2]
+    z0, z1, y0, y1, x0, x1 = the.voxels
+    cz, cy, cx = the.window
+    extended = (z1 - z0 + cz - 1) * (y1 - y0 + cy - 1) * (x1 - x0 + cx - 1)
+    frame_voxels = voxels - (z1 - z0) * (y1 - y0) * (x1 - x0)
+    lane = 1 if the.lanes.wide.dtype.itemsize == 1 else 1.4
+    one_class = ADJOINT * lane * extended + (STREAMED * 2 * frame_voxels + FRAME_CALLS if frame_voxels else 0)
+    return classes < 256 and classes * one_class < (STREAMED + classes * STREAMED_CLASS) * voxels
+
+
+@jit
+def occupancy(labels: Array, value: Number, columns: int, rows_of: Array, block: tuple[int, int], found: Array) -> None:
+    """found[r, b] = 1 if one of the rows rows_of[r] … rows_of[r + 1] − 1 (of all planes' rows, each of ``columns``)
+    holds ``value`` in column block b. Must equal ``any`` over the block.
+    """
+    here = np.empty(columns, np.uint8)
+    seen = np.empty(columns, np.uint8)
+    for r in range(rows_of.shape[0]):
+        seen[:] = 0
+        for row in range(rows_of[r, 0], rows_of[r, 1]):
+            mark(here, 0, labels, row * columns, value, columns)
+            for x in range(columns):
+                seen[x] |= here[x]
+        for b in range(found.shape[1]):
+            some = seen[b * block[1] : min((b + 1) * block[1], columns)]
+            any_ = np.uint8(0)
+            for x in range(some.size):
+                any_ |= some[x]
+            found[r, b] = any_
+
+
+def blocks_with(labels: Array, value: np.uint8, shape: Shape, sample: int, workers: int) -> Array:
+    """(planes, blocks of rows, blocks of columns) of the class, or, of every ``sample``-th row alone, a flat part."""
+    planes, rows, columns = shape
+    wide = -(-columns // BLOCK[1])
+    if sample > 1:
+        starts = np.arange(sample // 2 % (planes * rows), planes * rows, sample)
+        rows_of = np.stack([starts, starts + 1], axis=1)
+    else:
+        starts = (np.arange(planes)[:, None] * rows + np.arange(0, rows, BLOCK[0])).reshape(-1)
+        rows_of = np.stack([starts, np.minimum(starts + BLOCK[0], (starts // rows + 1) * rows)], axis=1)
+    found = np.empty((len(starts), wide), np.uint8)
+    parts = [slice(start, stop) for start, stop in evenly(0, len(starts), -(-len(starts) // workers))]
+
+    def run(part: slice) -> None:
+        occupancy(labels, value, columns, rows_of[part], BLOCK, found[part])
+
+    for _ in in_threads(run, parts, workers):
+        pass
+    return found if sample > 1 else found.reshape(planes, -1, wide)
+
+
+def is_sparse(labels: Array, value: np.uint8, shape: Shape, workers: int) -> bool:
+    """Whether, as far as every SAMPLE-th row tells, the class is in so few blocks that looking at all of them pays."""
+    sample = blocks_with(labels, value, shape, SAMPLE, workers)
+    return int(np.count_nonzero(sample)) <= DENSE_SHARE * sample.size
+
+
+def reduce_adjoint(
+    image: Array, labels: Array, value: np.uint8, the: Plan, occupied: Array, workers: int
+) -> tuple[int, int, int, int]:
+    """(voxels, Σ S, Σ v, Σ v²) of one class: Σ S over ``the.voxels``, the others over the whole image."""
+    unsigned = image.dtype == np.uint16
+    flat = image.reshape(-1)
+    flat = flat.view(np.int16) if unsigned else flat
+    work = Work(the.shape, the.window, the.maps, the.voxels, occupied, BLOCK)
+    height = the.height if occupied.size == 0 else BLOCK[0]
+
+    def run(box: Box) -> tuple[int, int, int, int]:
+        return adjoint(flat, labels, value, unsigned, work, box, height, *the.lanes)
+
+    voxels = total = moment = squares = 0
+    for some in in_threads(run, the.boxes, workers):
+        voxels += some[0]
+        total += some[1]
+        moment += some[2]
+        squares += some[3]
+    return voxels, total, moment, squares
+
+
+def reduce_class(
+    image: Array, labels: Array, value: int, border: str, the: Plan, workers: int, *, look: bool | None = None
+) -> Reduction:
+    """`reduce` for one class by the adjoint road. ``labels`` is flat, of uint8.
+
+    ``look`` says whether to look first where the class is, and to step over the rest; by default a sample decides.
+    """
+    wanted = np.uint8(value)
+    size = the.window[0] * the.window[1] * the.window[2]
+    if look is None:
+        look = image.size > SMALL and is_sparse(labels, wanted, the.shape, workers)
+    occupied = blocks_with(labels, wanted, the.shape, 1, workers) if look else UNKNOWN
+    voxels, total, moment, squares = reduce_adjoint(image, labels, wanted, the, occupied, workers)
+    answer = Reduction(moment, squares)
+    if border in {"clip", "constant"}:
+        for part in frame(image, labels.reshape(image.shape), wanted, the, border, workers):
+            answer = answer + part
+        voxels -= answer.voxels
+    if voxels > 0:
+        answer = answer + Reduction(groups={size: (voxels, total)})
+    return answer
+
+
+def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, workers: int) -> Iterator[Reduction]:
+    """The groups of the voxels whose windows do not lie inside: the six slabs round ``the.voxels``.
+
+    Each slab is cut out with as much of the image as its windows reach, its long side last, and streamed.
+    """
+    for axis in range(3):
+        low, high = the.voxels[2 * axis], the.voxels[2 * axis + 1]
+        reach = the.window[axis] - 1
+        length = the.shape[axis]
+        for start, stop, cut_start, cut_stop in (
+            (0, low, 0, min(length, low + reach)),
+            (high, length, max(0, high - reach), length),
+        ):
+            cut = [slice(None)] * 3
+            cut[axis] = slice(cut_start, cut_stop)
+            here = np.zeros(labels[tuple(cut)].shape, np.uint8)
+            own = [slice(the.voxels[2 * a], the.voxels[2 * a + 1]) if a < axis else slice(None) for a in range(3)]
+            own[axis] = slice(start, stop)
+            into = list(own)
+            into[axis] = slice(start - cut_start, stop - cut_start)
+            here[tuple(into)] = labels[tuple(own)] == value
+            if not here.any():
+                continue
+            order = (0, 2, 1) if axis == 2 else (0, 1, 2)
+            window = (the.window[order[0]], the.window[order[1]], the.window[order[2]])
+            voxels = np.ascontiguousarray(image[tuple(cut)].transpose(order))
+            numbers = np.ascontiguousarray(here.transpose(order)).reshape(-1)
+            kept = (start - cut_start, stop - cut_start)
+            (part,) = groups_streamed(
+                voxels,
+                numbers,
+                1,
+                window,
+                border,
+                workers,
+                planes=kept if axis == 0 else None,
+                rows=kept if axis > 0 else None,
+            )
+            yield part
