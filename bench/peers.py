@@ -1,7 +1,8 @@
-"""The same work by others: filter the image with the window, zeros outside, and add up what lies in the mask.
+"""The same work by others: filter the image with the window and add up what lies in the mask.
 
 Each returns Σ over the mask of window sums, as that package's own arithmetic gives it. The masked sum is the fastest
-that a user of the package would write. A peer whose package is missing is left out of the table by name.
+that a user of the package would write. Borders are reflected, as voxring's are by default, where the package can
+(`BORDERS` names the others). A peer whose package is missing is left out of the table by name.
 """
 
 import cv2
@@ -27,7 +28,7 @@ def scipy_filter(dtype):
         size = int(np.prod(work.window))
 
         def run():
-            ndimage.uniform_filter(work.image, work.window, output=out, mode="constant")
+            ndimage.uniform_filter(work.image, work.window, output=out, mode="reflect")
             return masked_sum(out, work.mask) * size
 
         return run
@@ -40,7 +41,7 @@ def opencv_box(work):
     planes, rows, columns = work.image.shape
     cz, cy, cx = work.window
     kind = cv2.CV_32S if planes > 1 else cv2.CV_32F
-    border = cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED
+    border = cv2.BORDER_REFLECT | cv2.BORDER_ISOLATED
     out = np.empty((rows, columns), np.int32 if planes > 1 else np.float32)
     band = 32
 
@@ -60,6 +61,7 @@ def opencv_box(work):
             along_z = cv2.boxFilter(part, cv2.CV_32S, (1, cz), normalize=False, borderType=border)
             along_z = along_z.reshape(planes, last - first, columns)
             for z in range(planes):
+                # Where the band ends inside the image, its halo rows keep the reflection away from what is used.
                 box = cv2.boxFilter(along_z[z], cv2.CV_32S, (cx, cy), normalize=False, borderType=border)
                 mask = work.mask[z, y:end]
                 total += cv2.mean(box[y - first : end - first], mask)[0] * cv2.countNonZero(mask)
@@ -93,7 +95,7 @@ def opencv_integral(work):
 
 
 def simpleitk_box(work):
-    """SimpleITK.BoxMean on float32; odd windows only, and ITK repeats the border voxel instead of reading zeros."""
+    """SimpleITK.BoxMean on float32; odd windows only, and ITK repeats the border voxel."""
     import SimpleITK as sitk  # noqa: N813
 
     image = sitk.Cast(sitk.GetImageFromArray(work.image), sitk.sitkFloat32)
@@ -184,6 +186,13 @@ PEERS = {
     "scikit-image integral": skimage_integral,
     "torch avg_pool": torch_pool,
     "numpy cumsum": numpy_cumsum,
+}
+BORDERS = {
+    "OpenCV integral": "constant",
+    "SimpleITK BoxMean": "nearest",
+    "scikit-image integral": "constant",
+    "torch avg_pool": "constant",
+    "numpy cumsum": "constant",
 }
 SLOW = {"scikit-image integral", "numpy cumsum", "torch avg_pool", "SimpleITK BoxMean", "OpenCV integral", "scipy int"}
 

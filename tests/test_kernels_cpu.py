@@ -11,11 +11,18 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from voxring.kernels import BORDERS, Reduction, cpu
-from voxring.kernels.cpu import rows, streamed, tiles
+from voxring.kernels.cpu import rows, streamed, threads, tiles
 
 IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
 WIDEST = 2**47 - 1  # what an int64 image may hold
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_images_take_threads_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "SMALL", 0)
+        yield
 
 
 def naive_place(p, length, border):
@@ -286,8 +293,8 @@ def check_against_window_sums(image, labels, classes, window, border):
         for m in np.unique(inside[here]).tolist():
             answer.groups[m] = (int(np.sum(here & (inside == m))), sum(sums[here & (inside == m)].tolist()))
         expected.append(answer)
-    for threads in (1, 2, 3):
-        assert cpu.reduce(image, labels, classes, window, border, threads=threads) == expected
+    for workers in (1, 2, 3):
+        assert cpu.reduce(image, labels, classes, window, border, threads=workers) == expected
 
 
 @pytest.mark.parametrize("dtype", IMAGE_TYPES)

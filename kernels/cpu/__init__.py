@@ -18,11 +18,11 @@ from .maps import means_into, outputs, variances_into
 from .moments import moments_of_classes
 from .streamed import groups_streamed, maps_streamed
 from .threads import thread_count
-from .tiles import NARROW_IMAGES, Plan, adjoint_pays, plan, reduce_class
+from .tiles import Plan, adjoint_pays, plan, reduce_class
 
 __all__ = ["inside_counts", "mean_map", "reduce", "variance_map", "window_sums"]
 
-IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
+IMAGE_TYPES = [np.dtype(name) for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")]
 
 
 def inside_counts(shape: Shape, window: Shape) -> Arrays:
@@ -84,7 +84,7 @@ def reduce(
     present = [value for value in dict.fromkeys(classes) if fits(value, labels.dtype)]
     found = dict.fromkeys(classes, Reduction())
     if image.size > 0 and present:
-        the = plan(shape, window, border, workers) if image.dtype.name in NARROW_IMAGES else None
+        the = plan(shape, window, border, workers) if image.dtype.itemsize <= 2 else None
         if the is not None and adjoint_pays(the, len(present)):
             answers = by_adjoint(image, labels, present, border, the, workers)
         else:
@@ -250,8 +250,9 @@ def checked_image(image: Array, window: Shape, border: str) -> tuple[Array, Shap
         raise ValueError(f"border: expected one of {', '.join(BORDERS)}, got {border!r}")
     if image.ndim != 3:
         raise ValueError(f"image: expected (planes, rows, columns), got {image.ndim} axes")
-    if image.dtype.name not in IMAGE_TYPES:
-        raise TypeError(f"image: expected one of {', '.join(IMAGE_TYPES)}, got {image.dtype.name}")
+    native = image.dtype.newbyteorder("=")
+    if native not in IMAGE_TYPES:
+        raise TypeError(f"image: expected one of {', '.join(map(str, IMAGE_TYPES))}, got {image.dtype}")
     if len(window) != 3 or min(window) < 1:
         raise ValueError(f"window: expected three sizes of at least 1, got {window}")
     image = as_native(image)

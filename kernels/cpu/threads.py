@@ -10,7 +10,7 @@ from typing import TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-SMALL = 1 << 18
+SMALL = 1 << 20
 """Images of fewer voxels are done before a second thread has started."""
 
 

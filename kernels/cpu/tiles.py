@@ -21,9 +21,7 @@ from .boxes import Box, cut, evenly
 from .jit import Array, Number, Shape, jit
 from .rows import PIECE, mark
 from .streamed import groups_streamed
-from .threads import SMALL, in_threads
-
-NARROW_IMAGES = ("int8", "uint8", "int16", "uint16")
+from .threads import in_threads
 
 # Costs in nanoseconds a voxel on one core of a 2.6 GHz Xeon. Only their ratios matter: they choose the road.
 STREAMED = 1.5
@@ -38,8 +36,11 @@ UNKNOWN = np.zeros((0, 0, 0), np.uint8)
 """Which blocks hold the class, when nobody has looked."""
 
 BLOCK = (16, 64)
-DENSE_SHARE = 0.3
-"""A class that is in more of the sampled blocks than this is cut into dense tiles."""
+DENSE_SHARE = 0.06
+"""A class that is in more of the blocks than this is not worth looking for: its windows reach several times as many."""
+
+WORTH_A_LOOK = 1 << 17
+"""Images of fewer voxels are done sooner than looked at."""
 
 SAMPLE = 32
 """One row in so many is looked at to guess how much of the image a class fills."""
@@ -98,7 +99,7 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
         (z_map, y_map, x_map),
         lanes,
         cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers),
-        max(1, min(rows[1] - rows[0], max(PIECE // width, 3 * (window[1] - 1)))),
+        max(1, min(rows[1] - rows[0], max(PIECE // width, 5 * (window[1] - 1)))),
     )
 
 
@@ -160,7 +161,10 @@ def blocks_with(labels: Array, value: np.uint8, shape: Shape, sample: int, worke
 
 
 def is_sparse(labels: Array, value: np.uint8, shape: Shape, workers: int) -> bool:
-    """Whether, as far as every SAMPLE-th row tells, the class is in so few blocks that looking at all of them pays."""
+    """Whether the class seems to be in so few blocks that looking at all of them first pays. A guess from a sample."""
+    rows = labels.reshape(-1, shape[2])[SAMPLE // 2 :: SAMPLE]
+    if np.count_nonzero(rows == value) > DENSE_SHARE * rows.size:
+        return False
     sample = blocks_with(labels, value, shape, SAMPLE, workers)
     return int(np.count_nonzero(sample)) <= DENSE_SHARE * sample.size
 
@@ -197,7 +201,7 @@ def reduce_class(
     wanted = np.uint8(value)
     size = the.window[0] * the.window[1] * the.window[2]
     if look is None:
-        look = image.size > SMALL and is_sparse(labels, wanted, the.shape, workers)
+        look = image.size > WORTH_A_LOOK and is_sparse(labels, wanted, the.shape, workers)
     occupied = blocks_with(labels, wanted, the.shape, 1, workers) if look else UNKNOWN
     voxels, total, moment, squares = reduce_adjoint(image, labels, wanted, the, occupied, workers)
     answer = Reduction(moment, squares)
