@@ -212,11 +212,8 @@ class _Watcher:
         """Wait until every party has ended well."""
         self._wait_all_ended(timeout)
         self._raise_errors()
-        heard = {c.name: c.heard for c in self.children if c.heard is not None}
-        missing = [c.name for c in self.children if c.name not in heard]
-        if missing:
-            raise PeerError(f"{', '.join(missing)}: the process ended before the study did: start it again")
-        return heard
+        self._raise_if_died()
+        return {c.name: c.heard for c in self.children if c.heard is not None}
 
     def raise_first_cause(self, timeout: float) -> None:
         """Raise what a party says went wrong in its own walls, rather than that others lost it."""
@@ -224,6 +221,7 @@ class _Watcher:
         for child in self.children:
             if child.error is not None and not isinstance(child.error, PeerError):
                 raise child.error
+        self._raise_if_died()
 
     def stop(self) -> None:
         for child in self.children:
@@ -239,6 +237,11 @@ class _Watcher:
     def _wait_all_ended(self, timeout: float) -> None:
         with self.changed:
             self.changed.wait_for(lambda: all(c.ended for c in self.children), timeout)
+
+    def _raise_if_died(self) -> None:
+        died = [c.name for c in self.children if c.heard is None and c.error is None]
+        if died:
+            raise PeerError(f"{', '.join(died)}: the process ended before the study did: start it again")
 
     def _raise_errors(self) -> None:
         for child in sorted(self.children, key=lambda c: isinstance(c.error, PeerError)):

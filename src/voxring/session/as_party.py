@@ -124,6 +124,7 @@ class _Process:
         reason = "it was stopped"
         try:
             self._wait_for_researcher()
+            reason = "it could not reach the next party in the ring or was stopped"
             if link is not None:
                 link.wait(self.timeout)
             self.notify("computing local totals")
