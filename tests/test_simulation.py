@@ -76,5 +76,5 @@ def test_a_process_that_dies_ends_the_study(manifests):
             (victim,) = (p for p in multiprocessing.active_children() if p.name == "voxring y")
             os.kill(victim.pid, signal.SIGKILL)
 
-    with pytest.raises(PeerError, match="^y: the process ended before the study did"):
+    with pytest.raises(PeerError, match=r"^y: the process ended before the study did"):
         simulate(study_of(), manifests, timeout=8, notify=kill)

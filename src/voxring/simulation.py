@@ -213,7 +213,13 @@ class _Watcher:
         self._wait_all_ended(timeout)
         self._raise_errors()
         self._raise_if_died()
-        return {c.name: c.heard for c in self.children if c.heard is not None}
+        heard = {c.name: c.heard for c in self.children if c.heard is not None}
+        silent = [c.name for c in self.children if c.name not in heard]
+        if silent:
+            raise PeerError(
+                f"{', '.join(silent)}: the process did not end within {timeout:g} s of the study: it was ended"
+            )
+        return heard
 
     def raise_first_cause(self, timeout: float) -> None:
         """Raise what a party says went wrong in its own walls, rather than that others lost it."""
@@ -239,7 +245,7 @@ class _Watcher:
             self.changed.wait_for(lambda: all(c.ended for c in self.children), timeout)
 
     def _raise_if_died(self) -> None:
-        died = [c.name for c in self.children if c.heard is None and c.error is None]
+        died = [c.name for c in self.children if c.ended and c.heard is None and c.error is None]
         if died:
             raise PeerError(f"{', '.join(died)}: the process ended before the study did: start it again")
 
