@@ -245,13 +245,7 @@ def test_study_check_says_who_learns_what(demo, tmp_path):
 def test_separate_processes_run_a_study(demo, tmp_path):
     """`voxring party` three times and `voxring research`, in the order in which things go wrong in life."""
     folder, _, manifests, _, _ = demo
-    study = tmp_path / "study.toml"
-    ports = free_ports(len(manifests))
-    tables = "".join(
-        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{port}"\n'
-        for name, port in zip(manifests, ports, strict=True)
-    )
-    study.write_text((folder / "study.toml").read_text() + tables)
+    study = with_addresses(folder / "study.toml", manifests, tmp_path)
     command = [sys.executable, "-m", "voxring"]
     research = subprocess.Popen(
         [*command, "research", study, "--out", tmp_path / "r.json", "--insecure", "--json"],
@@ -277,6 +271,17 @@ def test_separate_processes_run_a_study(demo, tmp_path):
         assert json.loads(learned)["mean"]["tissue"] == document["classes"]["tissue"]["mean"]
 
 
+def with_addresses(study, names, folder):
+    """The study with a party at a free port of this machine for each name."""
+    tables = "".join(
+        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{port}"\n'
+        for name, port in zip(names, free_ports(len(names)), strict=True)
+    )
+    path = folder / "study.toml"
+    path.write_text(study.read_text() + tables)
+    return path
+
+
 def free_ports(count):
     import socket
 
@@ -291,13 +296,7 @@ def free_ports(count):
 
 def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     folder, _, manifests, _, _ = demo
-    study = tmp_path / "study.toml"
-    ports = free_ports(len(manifests))
-    tables = "".join(
-        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{port}"\n'
-        for name, port in zip(manifests, ports, strict=True)
-    )
-    study.write_text((folder / "study.toml").read_text() + tables)
+    study = with_addresses(folder / "study.toml", manifests, tmp_path)
     command, timeout = [sys.executable, "-m", "voxring"], 10
     options = ["--insecure", "--timeout", str(timeout)]
     names = list(manifests)
