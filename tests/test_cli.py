@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -85,21 +86,30 @@ def standardised(image, standardise, bits=16):
             a += 1
         return a * v + round(Fraction(-a * total, n))
     kept = np.sort(v[v * v.size > v.sum()])
-    low, high = (int(kept[max(1, -(-q * kept.size // 100)) - 1]) for q in (1, 99))
-    return round(Fraction(2**bits, high - low)) * (np.clip(v, low, high) - low)
+    percentiles, landmarks = ((1, 50, 99), (0, 40, 100)) if "nyul" in standardise else ((1, 99), (0, 1))
+    knots = [int(kept[max(1, -(-q * kept.size // 100)) - 1]) for q in percentiles]
+    inside = np.clip(v, knots[0], knots[-1])
+    x = np.zeros_like(v)
+    for left, right, low, high in zip(knots, knots[1:], landmarks, landmarks[1:], strict=False):
+        step = round(Fraction((high - low) * 2**bits, right - left))
+        piece = (inside >= left) & ((inside < right) | (right == knots[-1]))
+        x[piece] = step * (inside[piece] - left) + (low << bits)
+    return x
 
 
-CASES = [(border, window, "none") for border in BORDERS for window in (7, (1, 5, 5), 4)] + [
-    ("reflect", 7, "rescale"),
-    ("clip", 4, "zscore"),
-    ("mirror", (1, 5, 5), "percentile"),
-]
 OPTIONS = {
     "none": 'method = "none"',
     "rescale": 'method = "rescale"\nrange = [-1000, 3000]',
     "zscore": 'method = "zscore"',
     "percentile": 'method = "percentile"\npercentiles = [1, 99]',
+    "nyul": 'method = "nyul"\npercentiles = [1, 50, 99]\nlandmarks = [0, 40, 100]',
 }
+SHORT = {("reflect", 7, "rescale"), ("clip", 4, "zscore"), ("mirror", (1, 5, 5), "percentile"), ("nearest", 7, "nyul")}
+# Every combination under the marker, a share of them in every run.
+CASES = [
+    pytest.param(*case, marks=() if case[2] == "none" or case in SHORT else pytest.mark.soak)
+    for case in product(BORDERS, (7, (1, 5, 5), 4), OPTIONS)
+]
 
 
 @pytest.mark.parametrize(("border", "window", "method"), CASES)

@@ -1,8 +1,9 @@
-"""How the adjoint road cuts an image, what it skips, and when it pays.
+"""How the adjoint road cuts an image, what it steps over, and when it pays.
 
-Dense classes are cut into tiles as wide as the image. A class that fills little of the image (a lesion) is cut into
-small tiles, those that its windows do not reach are dropped, and of the others only the planes they reach are done:
-of most of the image nothing but the ground truth is read.
+An image is cut into boxes of planes and rows, one kernel call each. Where a sample of rows says that a class fills
+little of it (a lesion), the blocks that hold the class are looked up first, and the kernel steps over what their
+windows do not reach: of most of the image nothing but the ground truth is read. Under ``clip`` and ``constant`` this
+road takes the voxels whose windows lie inside; the frame round them is cut out and streamed.
 """
 
 from __future__ import annotations
@@ -227,9 +228,9 @@ def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, 
             (0, low, 0, min(length, low + reach)),
             (high, length, max(0, high - reach), length),
         ):
-            cut = [slice(None)] * 3
-            cut[axis] = slice(cut_start, cut_stop)
-            here = np.zeros(labels[tuple(cut)].shape, np.uint8)
+            region = [slice(None)] * 3
+            region[axis] = slice(cut_start, cut_stop)
+            here = np.zeros(labels[tuple(region)].shape, np.uint8)
             own = [slice(the.voxels[2 * a], the.voxels[2 * a + 1]) if a < axis else slice(None) for a in range(3)]
             own[axis] = slice(start, stop)
             into = list(own)
@@ -239,7 +240,7 @@ def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, 
                 continue
             order = (0, 2, 1) if axis == 2 else (0, 1, 2)
             window = (the.window[order[0]], the.window[order[1]], the.window[order[2]])
-            voxels = np.ascontiguousarray(image[tuple(cut)].transpose(order))
+            voxels = np.ascontiguousarray(image[tuple(region)].transpose(order))
             numbers = np.ascontiguousarray(here.transpose(order)).reshape(-1)
             kept = (start - cut_start, stop - cut_start)
             (part,) = groups_streamed(

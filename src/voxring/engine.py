@@ -406,12 +406,16 @@ def local_mean(
         unit = study.unit
     along = study.window.along(len(shape))
     outside = round(Fraction(repr(study.window.fill)) * unit)
+    volume = _volume(image)
     try:
-        sums = cpu.window_sums(_volume(image), along, border, fill=outside, threads=threads).reshape(shape)
+        if not exact:
+            means = cpu.mean_map(volume, along, border, fill=outside, dtype="float64", threads=threads)
+            return means.reshape(shape) / unit
+        sums = cpu.window_sums(volume, along, border, fill=outside, threads=threads).reshape(shape)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
     counts = np.full((1,) * len(shape), prod(along), np.int64)
     if border == "clip":
-        planes, rows, columns = cpu.inside_counts(_volume(image).shape, along)
+        planes, rows, columns = cpu.inside_counts(volume.shape, along)
         counts = (planes[:, None, None] * rows[:, None] * columns).reshape(shape)
-    return (sums, counts) if exact else sums / (counts * unit)
+    return sums, counts
