@@ -1,8 +1,13 @@
 """The processor's kernels against a loop from the definition, in Python integers, and against scipy."""
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+import voxring
 from voxring.kernels import BORDERS, Reduction, cpu
 from voxring.kernels.cpu import rows, streamed, threads, tiles
 
@@ -193,7 +199,15 @@ def test_every_road_equals_naive(image, stretch, window, border, data):
 
 
 @pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize(("shape", "window"), [((24, 150, 170), (5, 5, 5)), ((10, 200, 300), (1, 7, 7))])
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((24, 150, 170), (5, 5, 5)),
+        ((10, 200, 300), (1, 7, 7)),
+        ((24, 160, 192), (5, 5, 5)),
+        ((10, 160, 512), (2, 15, 6)),
+    ],
+)
 def test_lesions_in_a_large_image_equal_window_sums(shape, window, border):
     """Few, scattered voxels: blocks that no window reaches are stepped over."""
     rng = np.random.default_rng(11)
@@ -311,6 +325,77 @@ def test_every_lane_holds_its_very_limit(dtype, window, border):
         assert (got.total, got.squares, got.voxels) == (n * value, n * value * value, n)
         assert all(total == voxels * inside * value for inside, (voxels, total) in got.groups.items())
         assert np.array_equal(cpu.window_sums(image, window, "reflect"), np.full(shape, value * prod(window)))
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        (5, 1, 51),  # 255 in a plane's sums: the last that fits uint8
+        (16, 1, 16),  # 256: the first that does not
+        (17, 3, 17),
+        (3, 5, 17),  # 255 counts
+        (4, 8, 8),  # 256 counts
+        (7, 31, 151),  # 32767 counts: the last that fits int16
+        (8, 64, 64),  # 32768: the adjoint road has no lane
+        (33, 33, 33),
+        (255, 2, 3),  # planes of a window: the last that fits uint8
+        (256, 2, 3),
+    ],
+)
+def test_counts_of_ground_truth_fit_their_lanes_up_to_the_last(window):
+    """Windows on both sides of each lane's limit, every voxel in the ground truth: counts reach |W| itself."""
+    shape = tuple(size + 3 for size in window)
+    image = np.random.default_rng(3).integers(-(2**15), 2**15, shape, dtype=np.int16)
+    labels = np.ones(shape, np.uint8)
+    check_against_window_sums(image, labels, [1], window, "reflect")
+    plan = tiles.plan(shape, window, "reflect", 1)
+    assert (plan is None) == (window[0] > 255 or prod(window) > 32767)
+    if plan is not None:
+        expected = padded_sums(image, window, "reflect").sum()
+        for look in (True, False):
+            got = tiles.reduce_class(image, labels.reshape(-1), 1, "reflect", plan, 1, look=look)
+            assert got.groups == {prod(window): (image.size, expected)}
+
+
+@pytest.mark.parametrize("border", ["reflect", "clip"])
+@pytest.mark.parametrize("window", [(1, 3, 5), (3, 4, 9), (1, 1, 70)])
+@pytest.mark.parametrize("columns", [128, 150, 200])  # with and without places beyond the last block
+def test_a_lone_voxel_anywhere_is_counted_once_across_the_edges_of_blocks(columns, window, border):
+    """One voxel at a time, at every column and row: what is stepped over holds nothing, what is not holds it once."""
+    shape = (4, 48, columns)
+    image = np.random.default_rng(5).integers(-(2**15), 2**15, shape, dtype=np.int16)
+    sums = padded_sums(image, window, border)
+    plan = tiles.plan(shape, window, border, 1)
+    for y, x in [(20, x) for x in range(columns)] + [(y, 70) for y in range(48)]:
+        labels = np.zeros(shape, np.uint8)
+        labels[2, y, x] = 1
+        got = tiles.reduce_class(image, labels.reshape(-1), 1, border, plan, 1, look=True)
+        v = int(image[2, y, x])
+        assert (got.voxels, got.total, got.squares) == (1, v, v * v)
+        assert [total for _, total in got.groups.values()] == [sums[2, y, x]]
+
+
+def test_code_on_disk_is_not_that_of_another_version(tmp_path):
+    """A kernel that calls a changed one in another file is compiled anew."""
+    package = tmp_path / "voxring"
+    shutil.copytree(Path(voxring.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    script = (
+        "import numpy as np; from voxring.kernels import cpu; "
+        "print(cpu.reduce(np.ones((1, 9, 9), 'i2'), np.ones((1, 9, 9), 'u1'), [1], (1, 3, 3), 'reflect')[0].groups)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run():
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    before = run()
+    assert before == "{9: (81, 729)}\n"
+    changed = package / "kernels" / "cpu" / "rows.py"
+    text = changed.read_text()
+    assert "mask[to + i] = labels[at + i] == value" in text
+    changed.write_text(text.replace("mask[to + i] = labels[at + i] == value", "mask[to + i] = labels[at + i] != value"))
+    assert run() != before
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 10])

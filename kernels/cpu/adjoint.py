@@ -290,6 +290,8 @@ def walk(
                 end = line.size
                 if not dense:
                     begin, end = next_run(line, begin, wide_block, cx)
+                    if begin == end:  # no run is left; places beyond the last block are those of the run before
+                        break
                     x0, x1 = max(e_x0, begin * wide_block), min(e_x1, end * wide_block + cx - 1)
                 begin = end
                 if x0 >= x1:
