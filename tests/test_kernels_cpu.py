@@ -235,7 +235,7 @@ def test_values_that_grow_while_they_are_read_are_summed_again():
 def test_window_row_equals_a_sum_of_slices(size):
     source = np.random.default_rng(size).integers(0, 2, 400).astype(np.uint8)
     target, spare = np.zeros(400, np.uint8), np.zeros(400, np.uint8)
-    rows.window_row(target, source, 3, size, 250, spare)
+    rows.window_row(target, 0, source, 3, size, 250, spare)
     assert target[:250].tolist() == [int(source[3 + i : 3 + i + size].sum()) for i in range(250)]
 
 

@@ -48,72 +48,117 @@ class Scratch(NamedTuple):
 
 @jit
 def roll_plane(
-    sums: Array, stride: int, labels: Array, value: Number, work: Work, z: int, leaving: bool, y0: int, y1: int
+    sums: Array, low: int, labels: Array, value: Number, work: Work, z: int, leaving: bool, y0: int, y1: int
 ) -> None:
     """Let mask plane z into the sums over z, and plane z − cz out if ``leaving``: rows y0 … y1 − 1, uint8 <= cz.
 
-    Row y begins at sums[(y − y0) · stride + cx − 1]. If blocks are known, only those that hold the class are read.
+    Row y begins at sums[(y − low) · columns]. If blocks are known, only those that hold the class are read.
     """
     q_z0, q_z1, _, _, x0, x1 = work.voxels
     _, rows, columns = work.shape
-    cz, _, cx = work.window
     come = z * rows * columns
-    go = come - cz * rows * columns
+    go = come - work.window[0] * rows * columns
     enter = q_z0 <= z < q_z1
-    leave = leaving and q_z0 <= z - cz < q_z1
+    leave = leaving and q_z0 <= z - work.window[0] < q_z1
     occupied = work.occupied
     if occupied.size == 0:
-        for y in range(y0, y1):
-            to = (y - y0) * stride + cx - 1 + x0
+        together = y1 - y0 if x1 - x0 == columns else 1  # whole rows lie one behind the other
+        for y in range(y0, y1, max(1, together)):
             at = y * columns + x0
-            if cz == 1 and enter:
-                mark(sums, to, labels, come + at, value, x1 - x0)
-                continue
-            roll_marked(sums, to, labels, come + at, go + at, value, x1 - x0, enter, leave)
+            n = together * (x1 - x0)
+            roll_marked(sums, at - low * columns, labels, come + at, go + at, value, n, enter, leave)
         return
     tall, wide = work.block
     for row in range(y0 // tall, (y1 - 1) // tall + 1):
         for b in range(x0 // wide, (x1 - 1) // wide + 1):
             comes = enter and occupied[z, row, b] != 0
-            goes = leave and occupied[z - cz, row, b] != 0
+            goes = leave and occupied[z - work.window[0], row, b] != 0
             if comes or goes:
                 left, right = max(x0, b * wide), min(x1, (b + 1) * wide)
                 for y in range(max(y0, row * tall), min(y1, (row + 1) * tall)):
-                    to = (y - y0) * stride + cx - 1 + left
                     at = y * columns + left
-                    roll_marked(sums, to, labels, come + at, go + at, value, right - left, comes, goes)
+                    n = right - left
+                    roll_marked(sums, at - low * columns, labels, come + at, go + at, value, n, comes, goes)
+
+
+@jit
+def lay_rows(
+    strip: Array,
+    stride: int,
+    plane: Array,
+    low: int,
+    labels: Array,
+    value: Number,
+    work: Work,
+    place: tuple[int, int, int, int, int],
+) -> None:
+    """Lay out the sums over z that windows at the places z, y0 … y1 − 1, x0 … x1 − 1 begin with.
+
+    Row y − y0 of ``strip`` takes q = x0 − cx + 1 … x1 − 1 of row y: zeros outside ``work.voxels``.
+    """
+    z, y0, y1, x0, x1 = place
+    _, _, q_y0, q_y1, q_x0, q_x1 = work.voxels
+    _, rows, columns = work.shape
+    start = x0 - work.window[2] + 1
+    left, right = max(q_x0, start), min(q_x1, x1)
+    dense = work.occupied.size == 0
+    for y in range(y0, y1):
+        to = (y - y0) * stride
+        if not q_y0 <= y < q_y1:
+            fill(strip, to, x1 - start)
+            continue
+        if not dense:  # else what lies left and right of the image is 0 from the beginning
+            fill(strip, to, left - start)
+            fill(strip, to + right - start, x1 - right)
+        if work.window[0] == 1:
+            mark(strip, to + left - start, labels, (z * rows + y) * columns + left, value, right - left)
+        else:
+            copy(strip, to + left - start, plane, (y - low) * columns + left, right - left)
 
 
 @jit
 def count_rows(
-    plane: Array, at: int, plane_stride: int, height: int, width: int, window: Shape, scratch: Scratch
+    plane: Array,
+    low: int,
+    labels: Array,
+    value: Number,
+    work: Work,
+    place: tuple[int, int, int, int, int],
+    scratch: Scratch,
+    above: int,
 ) -> int:
-    """Counts of a few rows, out of the sums over z that begin at ``at``: along the rows, all in one go, then down.
+    """The counts of a few rows: sums over z along the rows, all in one go, then down.
 
     Sums over z and x hold at most cz · cx, counts at most |W|, which their lanes hold. What lies between the end of one
-    row and the begin of the next is garbage.
+    row and the begin of the next is garbage. If these rows go on below the ``above`` rows of the last call, what they
+    share is taken over; 0 says that they do not.
 
     Returns
     -------
     int
-        Where row y of scratch.counts begins, divided by y.
+        The stride: row y of scratch.counts begins at y + 1 times this; row −1 is the one above.
     """
-    _, cy, cx = window
-    across = scratch.across
-    if width + 2 * (cx - 1) + LANES > plane_stride:  # nearly all of each row: taken where it lies
-        stride = plane_stride
-        window_row(across, plane, at, cx, (height + cy - 2) * stride + width, scratch.spare)
-    else:
-        stride = (width + cx - 1 + LANES - 1) // LANES * LANES
-        for y in range(height + cy - 1):
-            copy(scratch.strip, y * stride, plane, at + y * plane_stride, width + cx - 1)
-        window_row(across, scratch.strip, 0, cx, (height + cy - 2) * stride + width, scratch.spare)
-    counts = scratch.counts
-    fill(counts, width)
-    for y in range(cy):
-        add(counts, 0, across, y * stride, width)
-    for y in range(1, height):
-        next_row(counts, y * stride, (y - 1) * stride, across, (y + cy - 1) * stride, (y - 1) * stride, width)
+    _, cy, cx = work.window
+    across, counts = scratch.across, scratch.counts
+    z, y0, y1, x0, x1 = place
+    width, height = x1 - x0, y1 - y0
+    stride = (width + cx - 1 + LANES - 1) // LANES * LANES
+    first = 1  # rows of ``across`` above this one are there; row y, at (y + cy) · stride, sums along row y0 + y
+    if above > 0:
+        copy(across, 0, across, above * stride, cy * stride)
+        copy(counts, 0, counts, above * stride, width)
+        first = cy
+    new = y0 - cy + first
+    lay_rows(scratch.strip, stride, plane, low, labels, value, work, (z, new, y1, x0, x1))
+    window_row(across, first * stride, scratch.strip, 0, cx, (y1 - new - 1) * stride + width, scratch.spare)
+    done = 0
+    if above == 0:
+        copy(counts, stride, across, stride, width)
+        for y in range(2, cy + 1):
+            add(counts, stride, across, y * stride, width)
+        done = 1
+    for y in range(done, height):
+        next_row(counts, (y + 1) * stride, y * stride, across, (y + cy) * stride, y * stride, width)
     return stride
 
 
@@ -146,7 +191,7 @@ def reduce_rows(
     n = (y1 - y0) * inner
     own_plane = 0 <= z - cz // 2 < planes
     for y in range(y0, y1):
-        copy(room.counts, (y - y0) * inner, counts, (y - y0) * stride + own0 - x0, inner)
+        copy(room.counts, (y - y0) * inner, counts, (y - y0 + 1) * stride + own0 - x0, inner)
     start = z_map[z] * rows * columns + own0 - cx // 2
     if inner == columns and cy // 2 <= y0 and y1 <= rows + cy // 2:
         at = start + y_map[y0] * columns
@@ -177,7 +222,7 @@ def reduce_rows(
         )
     for y in range(y0, y1 if inner < x1 - x0 else y0):
         at = (z_map[z] * rows + y_map[y]) * columns
-        row = (y - y0) * stride - x0
+        row = (y - y0 + 1) * stride - x0
         for x in range(x0, own0):
             v = np.int64(image[at + x_map[x]])
             sums[1] += np.int64(counts[row + x]) * (v & 0xFFFF if unsigned else v)
@@ -230,7 +275,6 @@ def walk(
     box: Box,
     height: int,
     plane: Array,
-    plane_stride: int,
     near: Array,
     line: Array,
     scratch: Scratch,
@@ -268,7 +312,8 @@ def walk(
     top, bottom = max(q_y0, low), min(q_y1, y1)
     for z in range(z0 - cz + 1, z1):
         leaving = z > z0
-        roll_plane(plane[(top - low) * plane_stride :], plane_stride, labels, value, work, z, leaving, top, bottom)
+        if cz > 1:
+            roll_plane(plane, low, labels, value, work, z, leaving, top, bottom)
         if not dense:
             for row in range(near.shape[0]):
                 for b in range(near.shape[1]):
@@ -296,9 +341,9 @@ def walk(
                 begin = end
                 if x0 >= x1:
                     continue
-                at = (y - y0) * plane_stride + x0
-                stride = count_rows(plane, at, plane_stride, tall, x1 - x0, work.window, scratch)
                 place = (z, y, y + tall, x0, x1)
+                above = height if dense and y > y0 else 0
+                stride = count_rows(plane, low, labels, value, work, place, scratch, above)
                 reduce_rows(image, labels, value, unsigned, work, place, scratch.counts, stride, room, result)
 
 
@@ -337,11 +382,10 @@ def adjoint(
     """
     _, cy, cx = work.window
     columns = work.shape[2]
-    plane_stride = (columns + 2 * (cx - 1) + LANES - 1) // LANES * LANES
-    plane = np.zeros((box[3] - box[2] + cy) * plane_stride, np.uint8)
-    area = (height + cy) * plane_stride
+    plane = np.zeros((box[3] - box[2] + cy) * columns if work.window[0] > 1 else 0, np.uint8)
+    area = (height + cy + 1) * (columns + 2 * cx + LANES)
     scratch = Scratch(
-        np.empty(area, np.uint8),
+        np.zeros(area, np.uint8),
         np.empty(area, narrow.dtype),
         np.empty(area, narrow.dtype),
         np.empty(area, wide.dtype),
@@ -356,5 +400,5 @@ def adjoint(
     near = np.zeros((work.occupied.shape[1], work.occupied.shape[2]), np.int32)
     line = np.zeros(max(1, work.occupied.shape[2]), np.int32)
     result = np.zeros(5, np.int64)
-    walk(image, labels, value, unsigned, work, box, height, plane, plane_stride, near, line, scratch, room, result)
+    walk(image, labels, value, unsigned, work, box, height, plane, near, line, scratch, room, result)
     return result[0], result[1], result[2], result[3]

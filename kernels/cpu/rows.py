@@ -47,10 +47,11 @@ def mark(mask: Array, to: Number, labels: Array, at: Number, value: Number, n: N
 
 
 @jit
-def fill(target: Array, n: Number) -> None:
+def fill(target: Array, to: Number, n: Number) -> None:
     """target = 0."""
+    to = U(to)
     for i in range(U(n)):
-        target[i] = 0
+        target[to + i] = 0
 
 
 @jit
@@ -104,54 +105,56 @@ def next_row(rows: Array, to: Number, previous: Number, source: Array, come: Num
 
 
 @jit
-def few_taps(target: Array, source: Array, at: Number, size: int, n: Number) -> None:
-    """target[i] = source[at + i] + … + source[at + i + size − 1], size 1 to 7, in one pass."""
-    n, o = U(n), U(at)
+def few_taps(target: Array, to: Number, source: Array, at: Number, size: int, n: Number) -> None:
+    """target[to + i] = source[at + i] + … + source[at + i + size − 1], size 1 to 7, in one pass."""
+    n, d, o = U(n), U(to), U(at)
     p, q, r, s, t, u = o + U(1), o + U(2), o + U(3), o + U(4), o + U(5), o + U(6)
     if size == 1:
         for i in range(n):
-            target[i] = source[o + i]
+            target[d + i] = source[o + i]
     elif size == 2:
         for i in range(n):
-            target[i] = source[o + i] + source[p + i]
+            target[d + i] = source[o + i] + source[p + i]
     elif size == 3:
         for i in range(n):
-            target[i] = source[o + i] + source[p + i] + source[q + i]
+            target[d + i] = source[o + i] + source[p + i] + source[q + i]
     elif size == 4:
         for i in range(n):
-            target[i] = source[o + i] + source[p + i] + source[q + i] + source[r + i]
+            target[d + i] = source[o + i] + source[p + i] + source[q + i] + source[r + i]
     elif size == 5:
         for i in range(n):
-            target[i] = source[o + i] + source[p + i] + source[q + i] + source[r + i] + source[s + i]
+            target[d + i] = source[o + i] + source[p + i] + source[q + i] + source[r + i] + source[s + i]
     elif size == 6:
         for i in range(n):
             low = source[o + i] + source[p + i] + source[q + i]
-            target[i] = low + source[r + i] + source[s + i] + source[t + i]
+            target[d + i] = low + source[r + i] + source[s + i] + source[t + i]
     else:
         for i in range(n):
             low = source[o + i] + source[p + i] + source[q + i]
-            target[i] = low + source[r + i] + source[s + i] + source[t + i] + source[u + i]
+            target[d + i] = low + source[r + i] + source[s + i] + source[t + i] + source[u + i]
 
 
 @jit
-def double(target: Array, half: Array, size: int, source: Array, at: Number, odd: int, n: Number) -> None:
+def double(
+    target: Array, to: Number, half: Array, begin: Number, size: int, source: Array, at: Number, odd: int, n: Number
+) -> None:
     """Sums over 2·size + odd places, out of sums over ``size``."""
-    far, last = U(size), U(at + 2 * size)
+    to, near, far, last = U(to), U(begin), U(begin + size), U(at + 2 * size)
     if odd == 0:
         for i in range(U(n)):
-            target[i] = half[i] + half[far + i]
+            target[to + i] = half[near + i] + half[far + i]
     else:
         for i in range(U(n)):
-            target[i] = half[i] + half[far + i] + source[last + i]
+            target[to + i] = half[near + i] + half[far + i] + source[last + i]
 
 
 @jit
-def window_row(target: Array, source: Array, at: Number, size: int, n: Number, spare: Array) -> None:
-    """target[i] = source[at + i] + … + source[at + i + size − 1] for i < n.
+def window_row(target: Array, to: Number, source: Array, at: Number, size: int, n: Number, spare: Array) -> None:
+    """target[to + i] = source[at + i] + … + source[at + i + size − 1] for i < n.
 
     The leading bits of ``size`` (up to 7) in one pass, then one doubling for each further bit: the work grows with
     log2(size). Sums over parts of a window are no larger than over all of it: the lane that holds those holds these.
-    ``target`` and ``spare`` take n + size − 1 elements.
+    ``target`` and ``spare`` take n + size − 1 elements, from ``to`` and from 0 on.
     """
     bits = 0
     while size >> bits > 7:
@@ -159,18 +162,18 @@ def window_row(target: Array, source: Array, at: Number, size: int, n: Number, s
     done = size >> bits
     to_spare = bits % 2 == 1
     if to_spare:
-        few_taps(spare, source, at, done, n + size - done)
+        few_taps(spare, 0, source, at, done, n + size - done)
     else:
-        few_taps(target, source, at, done, n + size - done)
+        few_taps(target, to, source, at, done, n + size - done)
     while bits > 0:
         bits -= 1
         odd = (size >> bits) & 1
         half = done
         done = 2 * half + odd
         if to_spare:
-            double(target, spare, half, source, at, odd, n + size - done)
+            double(target, to, spare, 0, half, source, at, odd, n + size - done)
         else:
-            double(spare, target, half, source, at, odd, n + size - done)
+            double(spare, 0, target, to, half, source, at, odd, n + size - done)
         to_spare = not to_spare
 
 
@@ -220,6 +223,24 @@ def dot_narrow(values: Array, at: Number, counts: Array, to: Number, n: Number, 
 
 
 @jit
+def sum_and_squares(values: Array, ones: Array, n: Number, chunk: Number) -> tuple[Number, Number]:
+    """(Σ v, Σ v²), where int32 holds the sum of any ``chunk`` squares. ``ones`` makes the first a vpmaddwd too."""
+    n, chunk = U(n), U(chunk)
+    first = second = np.int64(0)
+    start = U(0)
+    while start < n:
+        some = square = np.int32(0)
+        for i in range(min(chunk, n - start)):
+            value = np.int32(values[start + i])
+            some = np.int32(some + value * np.int32(ones[start + i]))
+            square = np.int32(square + value * value)
+        first += some
+        second += square
+        start += chunk
+    return first, second
+
+
+@jit
 def dot_wide(values: Array, at: Number, counts: Array, to: Number, n: Number, unsigned: bool) -> Number:
     """Σ values · counts, each product in an int64 of its own. Signed ones are at most 2^30 and made in an int32."""
     at, to = U(at), U(to)
@@ -248,19 +269,25 @@ def moments(
 
     Summed as v − middle, which is half as large as the range and fits an int16 even for uint16; middle is added back.
     """
-    voxels = count(labels, at, value, n)
-    if voxels == 0:
-        return voxels, np.int64(0), np.int64(0)
     middle = (low + high + 1) >> 1
     shift = np.int16(middle)
     start = U(at)
     kept = room.kept
+    some = np.int16(0)
     for i in range(U(n)):
-        kept[i] = np.int16(np.int16(values[start + i]) - shift) if labels[start + i] == value else np.int16(0)
+        mine = np.int16(labels[start + i] == value)
+        some = np.int16(some + mine)
+        kept[i] = np.int16(np.int16(values[start + i]) - shift) & -mine  # no condition: it would stop AVX2
+    voxels = np.int64(some)
+    if voxels == 0:
+        return voxels, np.int64(0), np.int64(0)
     widest = max(high - middle, middle - low, np.int64(1))
-    total = dot_narrow(kept, 0, room.ones, 0, n, products_that_fit(widest))
     chunk = products_that_fit(widest * widest)
-    squares = dot_narrow(kept, 0, kept, 0, n, chunk) if chunk > 0 else dot_wide(kept, 0, kept, 0, n, False)
+    if chunk > 0:
+        total, squares = sum_and_squares(kept, room.ones, n, chunk)
+    else:
+        total = dot_narrow(kept, 0, room.ones, 0, n, products_that_fit(widest))
+        squares = dot_wide(kept, 0, kept, 0, n, False)
     return voxels, total + middle * voxels, squares + 2 * middle * total + middle * middle * voxels
 
 
@@ -294,12 +321,12 @@ def reduce_stretch(
         total = dot_narrow(values, here, counts, there, part, trusted) if trusted > 0 else np.int64(0)
         low, high = extremes(values, here, part, unsigned)
         bound = max(-low, high, np.int64(1))
-        fitting = products_that_fit(bound * most) if bound < 32768 else 0
+        fitting = min(products_that_fit(bound * most), PIECE) if bound < 32768 else 0
         if fitting == 0:
             total = dot_wide(values, here, counts, there, part, unsigned)
         elif fitting < trusted or trusted == 0:
             total = dot_narrow(values, here, counts, there, part, fitting)
-        sums[4] = fitting
+        sums[4] = min(fitting, trusted) if trusted > 0 else fitting
         sums[1] += total
         if with_moments:
             voxels, first, second = moments(values, here, labels, value, part, low, high, room)

@@ -202,7 +202,7 @@ def stream(
             else:
                 step(own, tile, -top * columns, columns, y_map[y + cy - 1], y_map[y - 1])
             extend(row, first, first + columns, x_map)
-            window_row(sums, row, 0, cx, columns, spare)
+            window_row(sums, 0, row, 0, cx, columns, spare)
             at = (z * rows + y) * columns
             if out.sums.size > 0:
                 out.sums[at : at + columns] = sums[:columns]

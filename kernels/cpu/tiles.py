@@ -100,7 +100,7 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
         (z_map, y_map, x_map),
         lanes,
         cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers),
-        max(1, min(rows[1] - rows[0], max(PIECE // width, 5 * (window[1] - 1)))),
+        max(1, min(rows[1] - rows[0], max(2 * PIECE // width, window[1]))),
     )
 
 
