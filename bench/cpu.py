@@ -115,7 +115,7 @@ def measure(work, *, quick):
 
 def workloads():
     """Name and maker of each; made one at a time, since they are large."""
-    kinds = ("dense", "full", "lesions", "specks")
+    kinds = ("dense", "full", "lesions", "lesion", "specks")
     yield from ((f"2D 7×7 {kind}", lambda kind=kind: slices_2d(kind)) for kind in kinds)
     for c in (5, 15):
         yield from ((f"3D {c}³ int16 {kind}", lambda kind=kind, c=c: ct(kind, c)) for kind in kinds)

@@ -1,5 +1,6 @@
 """The images and ground truths that are timed: shapes, types and statistics of real ones, from fixed seeds."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +51,17 @@ def blobs(shape, share, spacing, seed):
 
 
 def ground_truth(shape, kind, seed=5):
-    """dense: 40% in blobs; full; lesions: 1%, some dozens, about 25 voxels across; specks: 0.1%, about 8 across."""
+    """A share of the voxels in blobs: dense 40%; full 100%; lesions 1%, dozens of about 25 voxels across; lesion 1% in
+    one; specks 0.1%, many of about 8 across.
+    """
     thin = shape[0] == 1
+    if kind == "lesion":
+        radius = (0.01 * 6 / math.pi) ** (1 / 3)  # in sides, for a ball; a disc of the same size in one plane
+        axes = [
+            np.linspace(-1, 1, n, dtype=np.float32) - shift for n, shift in zip(shape, (0, -0.15, 0.25), strict=True)
+        ]
+        z, y, x = np.ix_(*axes)
+        return (z * z + y * y + x * x < radius * radius).view(np.uint8)
     if kind == "full":
         return np.ones(shape, np.uint8)
     share, spacing = {"dense": (0.4, 60), "lesions": (0.01, 60), "specks": (0.001, 20)}[kind]

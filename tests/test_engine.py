@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 import naive
 from voxring import (
@@ -16,7 +15,6 @@ from voxring import (
     Statistics,
     Study,
     StudyError,
-    local_mean,
     local_totals,
     pooled,
 )
@@ -161,38 +159,6 @@ def test_float_images_are_rescaled_voxel_by_voxel():
     assert abs(totals["all"].total / study.unit - float(sum(v + 1000 for v in clipped) / 4000)) < 1e-2
 
 
-def test_even_windows_lie_as_in_scipy():
-    rng = np.random.default_rng(2)
-    image = rng.integers(-500, 500, (6, 7, 8), np.int32)
-    for size in [(2, 4, 6), (1, 5, 5), (9, 3, 20)]:
-        for border in ("reflect", "mirror", "nearest", "constant"):
-            sums, counts = local_mean(image, size, border, exact=True)
-            kernel = np.ones(size, np.int64)
-            oracle = ndimage.correlate(image.astype(np.int64), kernel, mode=border)
-            assert np.array_equal(sums, oracle)
-            assert counts.ravel().tolist() == [kernel.size]
-            mean = local_mean(image, size, border)
-            filtered = ndimage.uniform_filter(image.astype(np.float64), size, mode=border)
-            assert np.allclose(mean, filtered, rtol=0, atol=1e-9)
-
-
-def test_local_mean_clip_counts_what_is_inside():
-    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    sums, counts = local_mean(image, (3, 4), "clip", exact=True)
-    for y, x in np.ndindex(3, 4):
-        window = image[max(0, y - 1) : y + 2, max(0, x - 2) : x + 2]
-        assert sums[y, x] == window.sum()
-        assert counts[y, x] == window.size
-
-
-def test_local_mean_of_floats_and_fill():
-    image = np.array([[0.5, 1.5], [2.0, 4.0]])
-    assert local_mean(image, 3, "constant", fill=1.0).tolist() == [[13 / 9] * 2] * 2
-    sums, counts = local_mean(image, (1, 2), "nearest", exact=True, fraction_bits=4)
-    assert sums.tolist() == [[16, 32], [64, 96]]
-    assert counts.tolist() == [[2]]
-
-
 def test_totals_do_not_depend_on_layout_byte_order_or_threads():
     rng = np.random.default_rng(3)
     image = rng.integers(-30000, 30000, (5, 30, 31), np.int16)
@@ -250,12 +216,6 @@ def test_window_and_image_must_have_the_same_axes():
         local_totals(np.zeros((4, 4), np.int16), np.zeros((4, 4), np.uint8), study_of((3, 3, 3)))
     per_slice = local_totals(np.ones((4, 4), np.int16), np.ones((4, 4), np.uint8), study_of((1, 3, 3)))
     assert per_slice["a"].voxels == 16
-
-
-def test_sums_beyond_63_bits_are_refused_before_they_wrap():
-    image = np.full((2, 2), 2.0**30)
-    with pytest.raises(ImageError, match="smaller window"):
-        local_mean(image, (400, 400), "reflect")
 
 
 def test_devices():

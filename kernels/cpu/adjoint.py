@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bare import bare
+from .bare import bare, prefetch
 from .boxes import Box
 from .jit import Array, Arrays, Number, Shape, jit
 from .rows import LANES, PIECE, Room, add, copy, fill, mark, next_row, reduce_stretch, roll_marked, window_row
@@ -44,6 +44,14 @@ class Scratch(NamedTuple):
     across: Array
     spare: Array
     counts: Array
+
+
+@jit
+def ask(array: Array, at: Number, n: Number) -> None:
+    """Ask for a short stretch before it is read. Few rows in many places are waited for one after the other else."""
+    line = 64 // array.itemsize
+    for i in range(0, n, line):
+        prefetch(array, np.uint64(at + i))
 
 
 @jit
@@ -75,6 +83,11 @@ def roll_plane(
             goes = leave and occupied[z - work.window[0], row, b] != 0
             if comes or goes:
                 left, right = max(x0, b * wide), min(x1, (b + 1) * wide)
+                for y in range(max(y0, row * tall), min(y1, (row + 1) * tall)):
+                    if comes:
+                        ask(labels, come + y * columns + left, right - left)
+                    if goes:
+                        ask(labels, go + y * columns + left, right - left)
                 for y in range(max(y0, row * tall), min(y1, (row + 1) * tall)):
                     at = y * columns + left
                     n = right - left
@@ -342,6 +355,10 @@ def walk(
                 if x0 >= x1:
                     continue
                 place = (z, y, y + tall, x0, x1)
+                if not dense:
+                    a, b = max(0, x0 - cx // 2), min(work.shape[2], x1 - cx // 2)
+                    for row in range(y, y + tall):
+                        ask(image, (z_map[z] * work.shape[1] + y_map[row]) * work.shape[2] + a, b - a)
                 above = height if dense and y > y0 else 0
                 stride = count_rows(plane, low, labels, value, work, place, scratch, above)
                 reduce_rows(image, labels, value, unsigned, work, place, scratch.counts, stride, room, result)

@@ -29,8 +29,10 @@ def number_classes(labels: Array, values: Array, numbers: Array) -> None:
 
 def as_native(array: Array) -> Array:
     """The same numbers in this machine's byte order, bools as bytes, C-contiguous. Copies only when it must."""
-    if array.dtype == np.bool_:
+    if array.dtype.kind == "b":
         array = array.view(np.uint8)
+    if array.dtype.isnative and array.flags.c_contiguous:
+        return array
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 

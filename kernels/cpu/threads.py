@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,10 +26,9 @@ def thread_count(threads: int | None, voxels: int) -> int:
     return threads
 
 
-def in_threads(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def in_threads(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
     """The results of ``work`` on each task, in order."""
     if workers == 1 or len(tasks) == 1:
-        yield from map(work, tasks)
-        return
+        return [work(task) for task in tasks]
     with ThreadPoolExecutor(min(workers, len(tasks))) as pool:
-        yield from pool.map(work, tasks)
+        return list(pool.map(work, tasks))

@@ -18,9 +18,10 @@ from voxring.kernels import Reduction
 
 from .adjoint import Work, adjoint
 from .axes import axis_map
+from .bare import bare
 from .boxes import Box, cut, evenly
 from .jit import Array, Number, Shape, jit
-from .rows import PIECE, mark
+from .rows import PIECE, count, fill, mark_any
 from .streamed import groups_streamed
 from .threads import in_threads
 
@@ -36,9 +37,9 @@ PLANE_BYTES = 1 << 19
 UNKNOWN = np.zeros((0, 0, 0), np.uint8)
 """Which blocks hold the class, when nobody has looked."""
 
-BLOCK = (16, 64)
+BLOCK = (8, 128)
 DENSE_SHARE = 0.06
-"""A class that is in more of the blocks than this is not worth looking for: its windows reach several times as many."""
+"""A class that is in more of a sample of blocks is not worth looking for: its windows reach several times as many."""
 
 WORTH_A_LOOK = 1 << 17
 """Images of fewer voxels are done sooner than looked at."""
@@ -100,7 +101,7 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
         (z_map, y_map, x_map),
         lanes,
         cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers),
-        max(1, min(rows[1] - rows[0], max(2 * PIECE // width, window[1]))),
+        max(1, min(rows[1] - rows[0], max(4 * PIECE // width, window[1]))),
     )
 
 
@@ -120,54 +121,49 @@ def adjoint_pays(the: Plan, classes: int) -> bool:
 
 
 @jit
-def occupancy(labels: Array, value: Number, columns: int, rows_of: Array, block: tuple[int, int], found: Array) -> None:
-    """found[r, b] = 1 if one of the rows rows_of[r] … rows_of[r + 1] − 1 (of all planes' rows, each of ``columns``)
+def occupied_blocks(labels: Array, value: Number, columns: int, rows_of: Array, wide: int, found: Array) -> None:
+    """found[r, b] = 1 if one of the rows rows_of[r, 0] … rows_of[r, 1] − 1 (of all planes' rows, each of ``columns``)
     holds ``value`` in column block b. Must equal ``any`` over the block.
     """
-    here = np.empty(columns, np.uint8)
+    labels = bare(labels)
     seen = np.empty(columns, np.uint8)
     for r in range(rows_of.shape[0]):
-        seen[:] = 0
-        for row in range(rows_of[r, 0], rows_of[r, 1]):
-            mark(here, 0, labels, row * columns, value, columns)
+        first, stop = rows_of[r]
+        if stop - first >= 8:
+            mark_any(seen, labels, first * columns, columns, value, columns)
+            first += 8
+        else:
+            fill(seen, 0, columns)
+        for row in range(first, stop):
             for x in range(columns):
-                seen[x] |= here[x]
+                seen[x] |= np.uint8(labels[row * columns + x] == value)
         for b in range(found.shape[1]):
-            some = seen[b * block[1] : min((b + 1) * block[1], columns)]
-            any_ = np.uint8(0)
-            for x in range(some.size):
-                any_ |= some[x]
-            found[r, b] = any_
+            left = b * wide
+            found[r, b] = count(seen, left, np.uint8(1), min(wide, columns - left)) > 0
 
 
-def blocks_with(labels: Array, value: np.uint8, shape: Shape, sample: int, workers: int) -> Array:
-    """(planes, blocks of rows, blocks of columns) of the class, or, of every ``sample``-th row alone, a flat part."""
+@jit
+def occupied_share(labels: Array, value: Number, columns: int, wide: int) -> float:
+    """In how many of the column blocks of every SAMPLE-th row ``value`` is, as a share."""
+    labels = bare(labels)
+    blocks = hits = 0
+    for row in range(SAMPLE // 2 % (labels.size // columns), labels.size // columns, SAMPLE):
+        for left in range(0, columns, wide):
+            blocks += 1
+            hits += count(labels, row * columns + left, value, min(wide, columns - left)) > 0
+    return hits / blocks
+
+
+def blocks_with(labels: Array, value: np.uint8, shape: Shape, workers: int) -> Array:
+    """(planes, blocks of rows, blocks of columns): 1 where the class is."""
     planes, rows, columns = shape
-    wide = -(-columns // BLOCK[1])
-    if sample > 1:
-        starts = np.arange(sample // 2 % (planes * rows), planes * rows, sample)
-        rows_of = np.stack([starts, starts + 1], axis=1)
-    else:
-        starts = (np.arange(planes)[:, None] * rows + np.arange(0, rows, BLOCK[0])).reshape(-1)
-        rows_of = np.stack([starts, np.minimum(starts + BLOCK[0], (starts // rows + 1) * rows)], axis=1)
-    found = np.empty((len(starts), wide), np.uint8)
+    tall, wide = BLOCK
+    starts = (np.arange(planes)[:, None] * rows + np.arange(0, rows, tall)).reshape(-1)
+    rows_of = np.stack([starts, np.minimum(starts + tall, (starts // rows + 1) * rows)], axis=1)
+    found = np.empty((len(starts), -(-columns // wide)), np.uint8)
     parts = [slice(start, stop) for start, stop in evenly(0, len(starts), -(-len(starts) // workers))]
-
-    def run(part: slice) -> None:
-        occupancy(labels, value, columns, rows_of[part], BLOCK, found[part])
-
-    for _ in in_threads(run, parts, workers):
-        pass
-    return found if sample > 1 else found.reshape(planes, -1, wide)
-
-
-def is_sparse(labels: Array, value: np.uint8, shape: Shape, workers: int) -> bool:
-    """Whether the class seems to be in so few blocks that looking at all of them first pays. A guess from a sample."""
-    rows = labels.reshape(-1, shape[2])[SAMPLE // 2 :: SAMPLE]
-    if np.count_nonzero(rows == value) > DENSE_SHARE * rows.size:
-        return False
-    sample = blocks_with(labels, value, shape, SAMPLE, workers)
-    return int(np.count_nonzero(sample)) <= DENSE_SHARE * sample.size
+    in_threads(lambda part: occupied_blocks(labels, value, columns, rows_of[part], wide, found[part]), parts, workers)
+    return found.reshape(planes, -1, found.shape[1])
 
 
 def reduce_adjoint(
@@ -202,17 +198,18 @@ def reduce_class(
     wanted = np.uint8(value)
     size = the.window[0] * the.window[1] * the.window[2]
     if look is None:
-        look = image.size > WORTH_A_LOOK and is_sparse(labels, wanted, the.shape, workers)
-    occupied = blocks_with(labels, wanted, the.shape, 1, workers) if look else UNKNOWN
+        columns = the.shape[2]
+        look = image.size > WORTH_A_LOOK and occupied_share(labels, wanted, columns, BLOCK[1]) <= DENSE_SHARE
+    occupied = blocks_with(labels, wanted, the.shape, workers) if look else UNKNOWN
+    if look and not occupied.any():
+        return Reduction()
     voxels, total, moment, squares = reduce_adjoint(image, labels, wanted, the, occupied, workers)
-    answer = Reduction(moment, squares)
+    around = Reduction()
     if border in {"clip", "constant"}:
         for part in frame(image, labels.reshape(image.shape), wanted, the, border, workers):
-            answer = answer + part
-        voxels -= answer.voxels
-    if voxels > 0:
-        answer = answer + Reduction(groups={size: (voxels, total)})
-    return answer
+            around = around + part
+        voxels -= around.voxels
+    return Reduction(moment, squares, {**around.groups, size: (voxels, total)} if voxels > 0 else around.groups)
 
 
 def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, workers: int) -> Iterator[Reduction]:

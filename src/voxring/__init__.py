@@ -16,8 +16,9 @@ _HOMES = {
     "Study": "study",
     "StudyError": "errors",
     "VoxringError": "errors",
-    "local_mean": "engine",
+    "local_mean": "maps",
     "local_totals": "engine",
+    "local_variance": "maps",
     "load_study": "study",
     "party_totals": "batch",
     "pooled": "totals",
@@ -40,6 +41,7 @@ __all__ = [
     "load_study",
     "local_mean",
     "local_totals",
+    "local_variance",
     "party_totals",
     "pooled",
     "read_ground_truth",
@@ -48,7 +50,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from voxring.batch import party_totals
-    from voxring.engine import local_mean, local_totals
+    from voxring.engine import local_totals
     from voxring.errors import (
         BoundError,
         DeviceError,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
         VoxringError,
     )
     from voxring.images import read_ground_truth, read_image
+    from voxring.maps import local_mean, local_variance
     from voxring.study import Study, load_study
     from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +86,7 @@ def local_totals(
     if device == "cuda":
         raise DeviceError('no CUDA engine answers: use device="cpu", or "auto" to take what there is')
     named = labels if labels is not None else _label_values(study)
-    _check_shapes(image, ground_truth)
+    check_shapes(image, ground_truth)
     window = study.window.along(image.ndim)
     voxels, mapping = _standardised(image, Fraction(slope), Fraction(intercept), study)
     a, b = mapping
@@ -107,7 +107,7 @@ def _label_values(study: Study) -> dict[str, int]:
     return values
 
 
-def _check_shapes(image: Array, ground_truth: Array) -> None:
+def check_shapes(image: Array, ground_truth: Array) -> None:
     if image.ndim not in (2, 3):
         raise ImageError(f"expected an image with 2 or 3 axes, got {image.ndim}: pass one volume at a time")
     if image.shape != ground_truth.shape:
@@ -135,14 +135,12 @@ def _reduce(
     from voxring.kernels import cpu  # numba takes a second to import
 
     try:
-        return cpu.reduce(
-            _volume(voxels), _volume(ground_truth), tuple(named.values()), window, border, threads=threads
-        )
+        return cpu.reduce(volume(voxels), volume(ground_truth), tuple(named.values()), window, border, threads=threads)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
 
 
-def _volume(array: Array) -> Array:
+def volume(array: Array) -> Array:
     """Give a 2D image its one plane, in C order and native bytes."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
@@ -176,7 +174,7 @@ def _standardised(image: Array, slope: Fraction, intercept: Fraction, study: Stu
     """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
     shift = 0
     if image.dtype.kind == "f":
-        image, slope, intercept = _on_grid(image, slope, intercept, study)
+        image, slope, intercept = on_grid(image, slope, intercept, study)
         shift = fixedpoint.FLOAT_SHIFT
     if slope == 0:
         raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
@@ -199,7 +197,7 @@ def _standardised(image: Array, slope: Fraction, intercept: Fraction, study: Stu
         raise ImageError(str(error)) from None
 
 
-def _on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:
+def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:
     """Put a float image on the grid 2^-p, its slope and intercept applied in binary64."""
     values = image.astype(np.float64)
     if not np.isfinite(values).all():
@@ -317,105 +315,3 @@ class _Counted:
 def _dot(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:
     """Σ values·counts, exact: values below 2^48 in size go in two limbs of 24 bits, counts add up to less than 2^38."""
     return (int(((values >> 24) * counts).sum()) << 24) + int(((values & 0xFFFFFF) * counts).sum())
-
-
-@overload
-def local_mean(
-    image: Array,
-    window: int | tuple[int, ...],
-    border: Border = ...,
-    *,
-    fill: float = ...,
-    fraction_bits: int = ...,
-    exact: Literal[False] = ...,
-    threads: int | None = ...,
-) -> npt.NDArray[np.float64]: ...
-@overload
-def local_mean(
-    image: Array,
-    window: int | tuple[int, ...],
-    border: Border = ...,
-    *,
-    fill: float = ...,
-    fraction_bits: int = ...,
-    exact: Literal[True],
-    threads: int | None = ...,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
-def local_mean(
-    image: Array,
-    window: int | tuple[int, ...],
-    border: Border = "reflect",
-    *,
-    fill: float = 0.0,
-    fraction_bits: int = 16,
-    exact: bool = False,
-    threads: int | None = None,
-) -> npt.NDArray[np.float64] | tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Mean of the window around every voxel (Algorithm 1, line 7), as a map.
-
-    Parameters
-    ----------
-    image : (rows, cols) or (planes, rows, cols) array
-        Integers of at most 32 bits, or floats, which are put on the grid 2^-fraction_bits first.
-    window : int or tuple of int
-        Size along every axis, or one per axis; odd or even, 1 leaves an axis out.
-    border : {"reflect", "mirror", "nearest", "constant", "clip"}
-        As in scipy.ndimage; ``clip`` counts only voxels inside the image.
-    fill : float
-        What lies outside under ``constant``; rounded to an integer, or to the grid for floats.
-    fraction_bits : int
-        The grid of float images.
-    exact : bool
-        Return integers instead of floats.
-    threads : int, optional
-        Threads of this call.
-
-    Returns
-    -------
-    float64 array, or (sums, counts)
-        The means; or, exact, the int64 window sums (times 2^fraction_bits for floats) and how many voxels each
-        window holds, an int64 array that broadcasts against them.
-
-    Raises
-    ------
-    ImageError
-        The image has no voxels, voxels that are not finite, or sums beyond 63 bits.
-    StudyError
-        The window does not fit the axes or the border is unknown.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sums, counts = local_mean(np.array([[1, 2, 4]], np.int16), (1, 3), "clip", exact=True)
-    >>> sums, counts
-    (array([[3, 7, 6]]), array([[2, 3, 2]]))
-    """
-    from voxring.kernels import cpu
-
-    study = Study.of(
-        name="local mean",
-        classes={"all": 1},
-        window={"size": window, "border": border, "fill": fill if border == "constant" else 0.0},
-        standardise={"fraction_bits": fraction_bits},
-        bounds={"intensity": 2**32},
-    )
-    _check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
-    shape, unit = image.shape, 1
-    if image.dtype.kind == "f":
-        image, _, _ = _on_grid(image, Fraction(1), Fraction(0), study)
-        unit = study.unit
-    along = study.window.along(len(shape))
-    outside = round(Fraction(repr(study.window.fill)) * unit)
-    volume = _volume(image)
-    try:
-        if not exact:
-            means = cpu.mean_map(volume, along, border, fill=outside, dtype="float64", threads=threads)
-            return means.reshape(shape) / unit
-        sums = cpu.window_sums(volume, along, border, fill=outside, threads=threads).reshape(shape)
-    except OverflowError as error:
-        raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
-    counts = np.full((1,) * len(shape), prod(along), np.int64)
-    if border == "clip":
-        planes, rows, columns = cpu.inside_counts(volume.shape, along)
-        counts = (planes[:, None, None] * rows[:, None] * columns).reshape(shape)
-    return sums, counts

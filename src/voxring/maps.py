@@ -1,0 +1,208 @@
+"""Maps of a whole image: the local mean and the local variance of every voxel (Algorithm 1, line 7)."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import prod
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from voxring.engine import check_shapes, on_grid, volume
+from voxring.errors import ImageError
+from voxring.study import Border, Study
+
+Array = npt.NDArray[Any]
+Window = int | tuple[int, ...]
+Float = Literal["float32", "float64"]
+
+
+@overload
+def local_mean(
+    image: Array,
+    window: Window,
+    border: Border = ...,
+    *,
+    fill: float = ...,
+    fraction_bits: int = ...,
+    exact: Literal[False] = ...,
+    dtype: Float = ...,
+    out: Array | None = ...,
+    threads: int | None = ...,
+) -> npt.NDArray[np.floating[Any]]: ...
+@overload
+def local_mean(
+    image: Array,
+    window: Window,
+    border: Border = ...,
+    *,
+    fill: float = ...,
+    fraction_bits: int = ...,
+    exact: Literal[True],
+    dtype: Float = ...,
+    out: None = ...,
+    threads: int | None = ...,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def local_mean(
+    image: Array,
+    window: Window,
+    border: Border = "reflect",
+    *,
+    fill: float = 0.0,
+    fraction_bits: int = 16,
+    exact: bool = False,
+    dtype: Float = "float64",
+    out: Array | None = None,
+    threads: int | None = None,
+) -> npt.NDArray[np.floating[Any]] | tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Mean of the window around every voxel (Algorithm 1, line 7), as a map.
+
+    Memory beyond the result is a few rows for each thread, whatever the size of the image: with an ``image`` and an
+    ``out`` of numpy.memmap, images larger than memory go through.
+
+    Parameters
+    ----------
+    image : (rows, cols) or (planes, rows, cols) array
+        Integers of at most 32 bits, or floats, which are put on the grid 2^-fraction_bits first.
+    window : int or tuple of int
+        Size along every axis, or one per axis; odd or even, 1 leaves an axis out.
+    border : {"reflect", "mirror", "nearest", "constant", "clip"}
+        As in scipy.ndimage; ``clip`` counts only voxels inside the image.
+    fill : float
+        What lies outside under ``constant``; rounded to an integer, or to the grid for floats.
+    fraction_bits : int
+        The grid of float images.
+    exact : bool
+        Return integers instead of floats.
+    dtype : {"float64", "float32"}
+        Of the means, when ``out`` is not given.
+    out : float32 or float64 array of the image's shape, C-contiguous, optional
+        Filled and returned.
+    threads : int, optional
+        Threads of this call.
+
+    Returns
+    -------
+    float array, or (sums, counts)
+        The means: exact sums divided in float64, then rounded to ``dtype``. Or, exact, the int64 window sums (times
+        2^fraction_bits for floats) and how many voxels each window holds, an int64 array that broadcasts against them.
+
+    Raises
+    ------
+    ImageError
+        The image has no voxels, voxels that are not finite, or sums beyond 63 bits; or ``out`` does not fit it.
+    StudyError
+        The window does not fit the axes or the border is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sums, counts = local_mean(np.array([[1, 2, 4]], np.int16), (1, 3), "clip", exact=True)
+    >>> sums, counts
+    (array([[3, 7, 6]]), array([[2, 3, 2]]))
+    """
+    from voxring.kernels import cpu  # numba takes a second to import
+
+    voxels, along, outside, unit = _prepared(image, window, border, fill, fraction_bits)
+    if exact and out is not None:
+        raise ImageError("out= takes means, exact=True returns integers: leave one of them out")
+    try:
+        if not exact:
+            into = _volume_out(out, image.shape, dtype)
+            cpu.mean_map(voxels, along, border, fill=outside, out=into, threads=threads)
+            return _in_units(into, unit, image.shape, out)
+        sums = cpu.window_sums(voxels, along, border, fill=outside, threads=threads).reshape(image.shape)
+    except OverflowError as error:
+        raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
+    counts = np.full((1,) * image.ndim, prod(along), np.int64)
+    if border == "clip":
+        planes, rows, columns = cpu.inside_counts(voxels.shape, along)
+        counts = (planes[:, None, None] * rows[:, None] * columns).reshape(image.shape)
+    return sums, counts
+
+
+def local_variance(
+    image: Array,
+    window: Window,
+    border: Border = "reflect",
+    *,
+    fill: float = 0.0,
+    fraction_bits: int = 16,
+    dtype: Float = "float64",
+    out: Array | None = None,
+    threads: int | None = None,
+) -> npt.NDArray[np.floating[Any]]:
+    """Variance of the window around every voxel, about its local mean and divided by its number of voxels, as a map.
+
+    The numerator |W| Σv² − (Σv)² is an exact integer: no cancellation, and never below 0.
+
+    Parameters
+    ----------
+    image, window, border, fill, fraction_bits, dtype, out, threads
+        As for `local_mean`.
+
+    Returns
+    -------
+    float array
+        The variances, rounded to float64 and then to ``dtype``.
+
+    Raises
+    ------
+    ImageError
+        As for `local_mean`; or the numerators could leave 63 bits.
+    StudyError
+        The window does not fit the axes or the border is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> local_variance(np.array([[1, 2, 4]], np.int16), (1, 3), "clip").round(3)
+    array([[0.25 , 1.556, 1.   ]])
+    """
+    from voxring.kernels import cpu
+
+    voxels, along, outside, unit = _prepared(image, window, border, fill, fraction_bits)
+    into = _volume_out(out, image.shape, dtype)
+    try:
+        cpu.variance_map(voxels, along, border, fill=outside, out=into, threads=threads)
+    except OverflowError as error:
+        raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
+    return _in_units(into, unit * unit, image.shape, out)
+
+
+def _prepared(
+    image: Array, window: Window, border: Border, fill: float, fraction_bits: int
+) -> tuple[Array, tuple[int, int, int], int, int]:
+    """The image as a volume of integers, its window, the fill in its integers, and how many of them make 1."""
+    study = Study.of(
+        name="map",
+        classes={"all": 1},
+        window={"size": window, "border": border, "fill": fill if border == "constant" else 0.0},
+        standardise={"fraction_bits": fraction_bits},
+        bounds={"intensity": 2**32},
+    )
+    check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
+    unit = 1
+    if image.dtype.kind == "f":
+        image, _, _ = on_grid(image, Fraction(1), Fraction(0), study)
+        unit = study.unit
+    return volume(image), study.window.along(image.ndim), round(Fraction(repr(study.window.fill)) * unit), unit
+
+
+def _volume_out(out: Array | None, shape: tuple[int, ...], dtype: Float) -> Array:
+    """What the kernels fill: three axes."""
+    if out is None:
+        out = np.empty(shape, dtype)
+    if out.shape != shape or out.dtype not in (np.float32, np.float64) or not out.flags.c_contiguous:
+        raise ImageError(
+            f"out: expected a C-contiguous float32 or float64 array of shape {shape}, got {out.dtype}, {out.shape}"
+        )
+    return out.reshape(1, *shape) if len(shape) == 2 else out
+
+
+def _in_units(made: Array, unit: int, shape: tuple[int, ...], out: Array | None) -> Array:
+    """Divide by a power of two, in place, and give the image's axes back."""
+    if unit != 1:
+        made /= unit
+    return out if out is not None else made.reshape(shape)
