@@ -109,25 +109,32 @@ def simpleitk_box(work):
     return run
 
 
+def window_sums_of(table, window):
+    """Differences of a whole summed-area table: window sums of what lies inside, by slices of arrays."""
+    for axis, c in enumerate(window):
+        if c == 1:
+            continue
+        low, high, n = c // 2, c - 1 - c // 2, table.shape[axis]
+        table = np.moveaxis(table, axis, 0)
+        sums = np.empty_like(table)
+        sums[: n - high] = table[high:]
+        sums[n - high :] = table[-1]
+        sums[low + 1 :] -= table[: n - low - 1]
+        table = np.moveaxis(sums, 0, axis)
+    return table
+
+
 def skimage_integral(work):
-    """skimage.transform.integral_image in 64 bits and integrate at every voxel of the mask."""
-    from skimage.transform import integral_image, integrate
+    """skimage.transform.integral_image in 64 bits, and its differences (its own integrate takes microseconds each)."""
+    from skimage.transform import integral_image
 
-    window = np.array(work.window)
-
-    def total(image, mask, size):
-        table = integral_image(image, dtype=np.int64)
-        where = np.argwhere(mask)
-        if not len(where):
-            return 0
-        start = np.maximum(where - size // 2, 0)
-        end = np.minimum(where - size // 2 + size, image.shape) - 1
-        return int(integrate(table, start, end).sum())
+    def total(image, mask, window):
+        return float(window_sums_of(integral_image(image, dtype=np.int64), window)[mask.view(bool)].sum())
 
     def slices():
-        return float(sum(total(p, m, window[1:]) for p, m in zip(work.image, work.mask, strict=True)))
+        return sum(total(p, m, work.window[1:]) for p, m in zip(work.image, work.mask, strict=True))
 
-    return slices if work.window[0] == 1 else lambda: float(total(work.image, work.mask, window))
+    return slices if work.window[0] == 1 else lambda: total(work.image, work.mask, work.window)
 
 
 def torch_pool(work):
@@ -155,23 +162,12 @@ def torch_pool(work):
 def numpy_cumsum(work):
     """A whole summed-area table in 64 bits by numpy.cumsum, and its differences."""
 
-    def difference(table, axis, c):
-        low, high, n = c // 2, c - 1 - c // 2, table.shape[axis]
-        table = np.moveaxis(table, axis, 0)
-        sums = np.empty_like(table)
-        sums[: n - high] = table[high:]
-        sums[n - high :] = table[-1]
-        sums[low + 1 :] -= table[: n - low - 1]
-        return np.moveaxis(sums, 0, axis)
-
     def run():
         table = work.image
-        axes = [axis for axis, c in enumerate(work.window) if c > 1]
-        for axis in axes:
-            table = np.cumsum(table, axis=axis, dtype=np.int64)
-        for axis in axes:
-            table = difference(table, axis, work.window[axis])
-        return float(table[work.mask.view(bool)].sum())
+        for axis, c in enumerate(work.window):
+            if c > 1:
+                table = np.cumsum(table, axis=axis, dtype=np.int64)
+        return float(window_sums_of(table, work.window)[work.mask.view(bool)].sum())
 
     return run
 

@@ -40,6 +40,16 @@ def interleaved(functions, *, rounds=ROUNDS, budget=60.0):
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
+def once(functions):
+    """Seconds of one call of each, for what takes many seconds; each has been called before."""
+    times = {}
+    for name, function in functions.items():
+        start = time.perf_counter()
+        function()
+        times[name] = time.perf_counter() - start
+    return times
+
+
 def machine():
     """Processor, cores and versions, as the tables state them."""
     model = platform.processor() or platform.machine()

@@ -14,6 +14,7 @@ class Workload:
     image: np.ndarray
     mask: np.ndarray
     window: tuple
+    apart: bool = False  # each plane is an image of its own
 
     @property
     def voxels(self):
@@ -76,6 +77,13 @@ def slices_2d(kind):
         ground_truth(shape, kind),
         (1, 7, 7),
     )
+
+
+def slices_apart():
+    """5,000 images; 200 different ones, which repeat."""
+    work = slices_2d("dense")
+    image, mask = (np.tile(array, (25, 1, 1)) for array in (work.image, work.mask))
+    return Workload("2D 7×7, uint16, 5,000 slices of 512×512, one call each", image, mask, work.window, apart=True)
 
 
 def ct(kind, c):
