@@ -160,7 +160,7 @@ def show(row):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the quick peers, fewer rounds")
+    parser.add_argument("--quick", action="store_true", help="only the quick peers")
     parser.add_argument("--only", default="", help="only workloads whose name holds this text; writes no file")
     options = parser.parse_args()
     rows = []

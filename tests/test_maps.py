@@ -120,7 +120,14 @@ def test_variance_of_a_constant_is_zero_and_of_huge_windows_refused():
 
 @pytest.mark.parametrize(
     "out",
-    [np.empty((3, 4), np.float16), np.empty((4, 3), np.float32), np.empty((4, 3), np.float32).T, np.empty((3, 4), int)],
+    [
+        np.empty((3, 4), np.float16),
+        np.empty((4, 3), np.float32),
+        np.empty((4, 3), np.float32).T,
+        np.empty((3, 4), int),
+        np.broadcast_to(np.float32(0), (3, 4)),
+        np.frombuffer(bytes(48), np.float32).reshape(3, 4),
+    ],
 )
 def test_an_out_that_does_not_fit_is_refused(out):
     image = np.ones((3, 4), np.uint8)

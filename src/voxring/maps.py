@@ -58,8 +58,8 @@ def local_mean(
 ) -> npt.NDArray[np.floating[Any]] | tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Mean of the window around every voxel (Algorithm 1, line 7), as a map.
 
-    Memory beyond the result is a few rows for each thread, whatever the size of the image: with an ``image`` and an
-    ``out`` of numpy.memmap, images larger than memory go through.
+    For an image of integers, memory beyond the result is a tile for each thread, whatever its size: with an ``image``
+    and an ``out`` of numpy.memmap, images larger than memory go through. An image of floats is copied first.
 
     Parameters
     ----------
@@ -135,7 +135,8 @@ def local_variance(
 ) -> npt.NDArray[np.floating[Any]]:
     """Variance of the window around every voxel, about its local mean and divided by its number of voxels, as a map.
 
-    The numerator |W| Σv² − (Σv)² is an exact integer: no cancellation, and never below 0.
+    The numerator |W| Σv² − (Σv)² is an exact integer: no cancellation, and never below 0. Memory beyond the result is
+    some planes in 64 bits, at least as many as the window has.
 
     Parameters
     ----------
@@ -194,9 +195,11 @@ def _volume_out(out: Array | None, shape: tuple[int, ...], dtype: Float) -> Arra
     """What the kernels fill: three axes."""
     if out is None:
         out = np.empty(shape, dtype)
-    if out.shape != shape or out.dtype not in (np.float32, np.float64) or not out.flags.c_contiguous:
+    if out.shape != shape or out.dtype not in (np.float32, np.float64) or not out.flags.carray:
         raise ImageError(
-            f"out: expected a C-contiguous float32 or float64 array of shape {shape}, got {out.dtype}, {out.shape}"
+            f"out: expected a C-contiguous, writeable float32 or float64 array of shape {shape}, got {out.dtype}, "
+            f"{out.shape}, {'C-contiguous' if out.flags.c_contiguous else 'not C-contiguous'}, "
+            f"{'writeable' if out.flags.writeable else 'read-only'}"
         )
     return out.reshape(1, *shape) if len(shape) == 2 else out
 
