@@ -375,6 +375,25 @@ def test_a_lone_voxel_anywhere_is_counted_once_across_the_edges_of_blocks(column
         assert [total for _, total in got.groups.values()] == [sums[2, y, x]]
 
 
+@pytest.mark.parametrize("border", ["reflect", "clip"])
+@pytest.mark.parametrize("window", [(1, 3, 5), (3, 4, 9)])
+def test_runs_at_the_edges_hold_nothing_of_the_runs_before_them(window, border):
+    """Voxels at both ends of the rows and between, plane after plane: memory is used again, and must be cleared."""
+    rng = np.random.default_rng(8)
+    shape = (6, 40, 400)
+    image = rng.integers(-(2**15), 2**15, shape, dtype=np.int16)
+    sums = padded_sums(image, window, border)
+    plan = tiles.plan(shape, window, border, 1)
+    for _ in range(40):
+        labels = np.zeros(shape, np.uint8)
+        labels[rng.integers(3), rng.integers(40), 130:380] = 1  # a run of two blocks, then runs of one at the ends
+        for x in rng.choice([0, 1, 4, 5, 390, 395, 398, 399], 4):
+            labels[rng.integers(3, 6), rng.integers(40), x] = 1
+        got = tiles.reduce_class(image, labels.reshape(-1), 1, border, plan, 1, look=True)
+        assert got.voxels == np.count_nonzero(labels)
+        assert sum(total for _, total in got.groups.values()) == sums[labels == 1].sum()
+
+
 def test_code_on_disk_is_not_that_of_another_version(tmp_path):
     """A kernel that calls a changed one in another file is compiled anew."""
     package = tmp_path / "voxring"

@@ -38,6 +38,8 @@ UNKNOWN = np.zeros((0, 0, 0), np.uint8)
 """Which blocks hold the class, when nobody has looked."""
 
 BLOCK = (8, 128)
+"""Rows and columns of what is looked at together: eight rows are what `mark_any` reads at once."""
+
 DENSE_SHARE = 0.06
 """A class that is in more of a sample of blocks is not worth looking for: its windows reach several times as many."""
 
@@ -129,14 +131,13 @@ def occupied_blocks(labels: Array, value: Number, columns: int, rows_of: Array, 
     seen = np.empty(columns, np.uint8)
     for r in range(rows_of.shape[0]):
         first, stop = rows_of[r]
-        if stop - first >= 8:
+        if stop - first == 8:
             mark_any(seen, labels, first * columns, columns, value, columns)
-            first += 8
         else:
             fill(seen, 0, columns)
-        for row in range(first, stop):
-            for x in range(columns):
-                seen[x] |= np.uint8(labels[row * columns + x] == value)
+            for row in range(first, stop):
+                for x in range(columns):
+                    seen[x] |= np.uint8(labels[row * columns + x] == value)
         for b in range(found.shape[1]):
             left = b * wide
             found[r, b] = count(seen, left, np.uint8(1), min(wide, columns - left)) > 0
