@@ -488,3 +488,30 @@ def test_calls_from_several_threads_at_once_agree():
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: cpu.reduce(image, labels, [1], (1, 5, 5), "clip", threads=2), range(8)))
     assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize("window", [(1, 1, 1), (2, 9, 65), (3, 10, 1), (7, 60, 129)])
+def test_reached_share_is_that_of_blocks_within_reach(window):
+    """A block is reached from those up to cz − 1 planes above, and whose rows lie up to cy − 1 rows above."""
+    occupied = (np.random.default_rng(2).random((6, 9, 4)) < 0.05).astype(np.uint8)
+    up = -(-(window[1] - 1) // tiles.BLOCK[0])
+    reached = np.zeros(occupied.shape)
+    for z, y, x in np.ndindex(occupied.shape):
+        reached[z, y, x] = occupied[max(0, z - window[0] + 1) : z + 1, max(0, y - up) : y + 1, x].any()
+    expected = reached.mean() * (1 + (window[2] - 1) / tiles.BLOCK[1])
+    assert tiles.reached_share(occupied, window) == pytest.approx(expected)
+
+
+def test_a_class_that_is_everywhere_in_reach_is_not_stepped_over(monkeypatch):
+    """Few voxels, large windows: the whole image is done at once, to the same integers."""
+    image = np.random.default_rng(2).integers(0, 99, (8, 256, 256), np.uint8)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[::4, ::100, ::100] = 1
+    plan = tiles.plan(image.shape, (7, 31, 31), "reflect", 1)
+    seen = []
+    run = tiles.reduce_adjoint
+    monkeypatch.setattr(tiles, "reduce_adjoint", lambda *rest: seen.append(rest[4].size) or run(*rest))
+    alone = [tiles.reduce_class(image, labels.reshape(-1), 1, "reflect", plan, 1, look=look) for look in (None, True)]
+    assert seen[0] == 0
+    assert seen[1] > 0
+    assert alone[0] == alone[1]

@@ -6,7 +6,8 @@ Which road an image takes never shows in the result: all give the same integers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,27 +75,52 @@ def reduce(
     OverflowError
         A window sum of this image could leave 63 bits, or \\|v\\| reaches 2^47.
     """
-    image, shape = checked_image(image, window, border)
-    if labels.shape != image.shape:
-        raise ValueError(f"labels: expected the image's shape {image.shape}, got {labels.shape}")
-    labels = as_native(labels)
-    magnitude = checked_magnitude(image, window)
-    if image.dtype.itemsize == 8 and magnitude >= 1 << 47:
-        raise OverflowError("image: squares are exact for |v| below 2^47; this image holds larger values")
     workers = thread_count(threads, image.size)
-    least, largest = limits(labels.dtype)
-    present = [value for value in dict.fromkeys(classes) if least <= value <= largest]
-    if image.size == 0 or not present:
+    the = route(image.shape, image.dtype, labels.shape, labels.dtype, tuple(classes), window, border, workers)
+    image, labels = as_native(image), as_native(labels)
+    if the.look and checked_magnitude(image, window) >= 1 << 47:
+        raise OverflowError("image: squares are exact for |v| below 2^47; this image holds larger values")
+    if image.size == 0 or not the.present:
         return [Reduction() for _ in classes]
-    the = plan(shape, window, border, workers) if image.dtype.itemsize <= 2 else None
-    if the is not None and adjoint_pays(the, len(present)):
-        answers = by_adjoint(image, labels, present, border, the, workers)
+    if the.adjoint is not None:
+        answers = by_adjoint(image, labels, the.present, border, the.adjoint, workers)
     else:
-        answers = by_stream(image, labels, present, window, border, workers)
-    if len(present) == len(classes):
+        answers = by_stream(image, labels, the.present, window, border, workers)
+    if len(the.present) == len(classes):
         return answers
-    found = dict(zip(present, answers, strict=True))
+    found = dict(zip(the.present, answers, strict=True))
     return [found.get(value, Reduction()) + Reduction() for value in classes]
+
+
+class Route(NamedTuple):
+    """How images of one kind are reduced."""
+
+    present: tuple[int, ...]  # the classes that such labels can hold, each once
+    look: bool  # whether the image's values must be looked at, because its type does not say that sums fit
+    adjoint: Plan | None  # where that road pays
+
+
+@lru_cache(maxsize=256)
+def route(
+    shape: Shape,
+    dtype: np.dtype[Any],
+    labels_shape: Shape,
+    labels_dtype: np.dtype[Any],
+    classes: tuple[int, ...],
+    window: Shape,
+    border: str,
+    workers: int,
+) -> Route:
+    """The checks and choices that depend on nothing else, made once for the thousands of slices of an archive."""
+    check_kind(shape, dtype, window, border)
+    if labels_shape != shape:
+        raise ValueError(f"labels: expected the image's shape {shape}, got {labels_shape}")
+    least, largest = limits(labels_dtype if labels_dtype.kind != "b" else np.dtype(np.uint8))
+    present = dict.fromkeys(value for value in classes if least <= value <= largest)
+    look = dtype.itemsize == 8 or magnitude_of(dtype) * window[0] * window[1] * window[2] >= 2**63
+    the = plan(shape, window, border, workers) if dtype.itemsize <= 2 and 0 not in shape else None
+    pays = the is not None and adjoint_pays(the, len(present))
+    return Route(tuple(present), look, the if pays else None)
 
 
 def mean_map(
@@ -251,23 +277,33 @@ def limits(dtype: np.dtype[np.integer]) -> tuple[int, int]:
 
 def checked_image(image: Array, window: Shape, border: str) -> tuple[Array, Shape]:
     """The image in native order, and its shape, when all arguments are ones that the kernels take."""
-    if border not in BORDERS:
-        raise ValueError(f"border: expected one of {', '.join(BORDERS)}, got {border!r}")
-    if image.ndim != 3:
-        raise ValueError(f"image: expected (planes, rows, columns), got {image.ndim} axes")
-    if image.dtype.newbyteorder("=") not in IMAGE_TYPES:
-        raise TypeError(f"image: expected integers of 8 to 32 bits, or int64, got {image.dtype}")
-    if len(window) != 3 or min(window) < 1:
-        raise ValueError(f"window: expected three sizes of at least 1, got {window}")
+    check_kind(image.shape, image.dtype, window, border)
     image = as_native(image)
     return image, image.shape
 
 
+def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], window: Shape, border: str) -> None:
+    """Refuse what the kernels do not take."""
+    if border not in BORDERS:
+        raise ValueError(f"border: expected one of {', '.join(BORDERS)}, got {border!r}")
+    if len(shape) != 3:
+        raise ValueError(f"image: expected (planes, rows, columns), got {len(shape)} axes")
+    if dtype.newbyteorder("=") not in IMAGE_TYPES:
+        raise TypeError(f"image: expected integers of 8 to 32 bits, or int64, got {dtype}")
+    if len(window) != 3 or min(window) < 1:
+        raise ValueError(f"window: expected three sizes of at least 1, got {window}")
+
+
+def magnitude_of(dtype: np.dtype[Any]) -> int:
+    """The largest |v| that a type holds."""
+    least, largest = limits(dtype)
+    return max(-least, largest)
+
+
 def checked_magnitude(image: Array, window: Shape, fill: int = 0) -> int:
     """A bound on |v|, from the type or, if that is too wide, from the values, small enough for exact window sums."""
-    least, largest = limits(image.dtype)
     size = window[0] * window[1] * window[2]
-    magnitude = max(-least, largest, abs(fill))
+    magnitude = max(magnitude_of(image.dtype), abs(fill))
     if (image.dtype.itemsize == 8 or magnitude * size >= 2**63) and image.size > 0:
         magnitude = max(-int(image.min()), int(image.max()), abs(fill))
     if magnitude * size >= 2**63:

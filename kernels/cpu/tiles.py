@@ -25,11 +25,14 @@ from .rows import PIECE, count, fill, mark_any
 from .streamed import groups_streamed
 from .threads import in_threads
 
-# Costs in nanoseconds a voxel on one core of a 2.6 GHz Xeon. Only their ratios matter: they choose the road.
-STREAMED = 1.5
-STREAMED_CLASS = 0.3
-ADJOINT = 0.65
-FRAME_CALLS = 100_000  # what cutting out and starting six slabs takes, whatever their size
+# Costs in nanoseconds, a voxel or a call, on one core of an AMD EPYC of 2.6 GHz (bench/cpu.py times the roads). Only
+# their ratios matter: they choose the road.
+STREAMED = 2.0
+STREAMED_CLASS = 1.5
+STREAMED_CALL = 90_000
+ADJOINT = 0.6
+ADJOINT_WIDE = 0.8  # with counts of two bytes
+ADJOINT_CALL = 12_000
 
 PLANE_BYTES = 1 << 19
 """The sums over z that a box keeps, a byte each: they stay in the L2 cache."""
@@ -46,6 +49,9 @@ DENSE_SHARE = 0.06
 WORTH_A_LOOK = 1 << 17
 """Images of fewer voxels are done sooner than looked at."""
 
+FAR = 0.36
+"""Where windows reach more of the image, it is done whole: a place of a short run costs nearly three of a whole row."""
+
 SAMPLE = 32
 """One row in so many is looked at to guess how much of the image a class fills."""
 
@@ -60,10 +66,7 @@ class Lanes(NamedTuple):
 class Plan(NamedTuple):
     """What depends on shapes alone, made once for the many images of a study."""
 
-    shape: Shape
-    window: Shape
-    voxels: tuple[int, int, int, int, int, int]
-    maps: tuple[Array, Array, Array]
+    work: Work  # where nobody has looked for the class
     lanes: Lanes
     boxes: list[Box]  # of extended places, as the kernel takes them
     height: int  # rows of a dense image done at a time
@@ -97,10 +100,7 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     (planes, rows, columns) = ((low, high + size - 1) for (low, high), size in zip(ranges, window, strict=True))
     width = columns[1] - columns[0]
     return Plan(
-        shape,
-        window,
-        (z0, z1, y0, y1, x0, x1),
-        (z_map, y_map, x_map),
+        Work(shape, window, (z_map, y_map, x_map), (z0, z1, y0, y1, x0, x1), UNKNOWN, BLOCK),
         lanes,
         cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers),
         max(1, min(rows[1] - rows[0], max(4 * PIECE // width, window[1]))),
@@ -112,14 +112,17 @@ def adjoint_pays(the: Plan, classes: int) -> bool:
 
     A guess from the shapes: the adjoint road walks over the extended places, and streams the frame for ``clip``.
     """
-    voxels = the.shape[0] * the.shape[1] * the.shape[2]
-    z0, z1, y0, y1, x0, x1 = the.voxels
-    cz, cy, cx = the.window
+    planes, rows, columns = the.work.shape
+    voxels = planes * rows * columns
+    z0, z1, y0, y1, x0, x1 = the.work.voxels
+    cz, cy, cx = the.work.window
     extended = (z1 - z0 + cz - 1) * (y1 - y0 + cy - 1) * (x1 - x0 + cx - 1)
     frame_voxels = voxels - (z1 - z0) * (y1 - y0) * (x1 - x0)
-    lane = 1 if the.lanes.wide.dtype.itemsize == 1 else 1.4
-    one_class = ADJOINT * lane * extended + (STREAMED * 2 * frame_voxels + FRAME_CALLS if frame_voxels else 0)
-    return classes < 256 and classes * one_class < (STREAMED + classes * STREAMED_CLASS) * voxels
+    place = ADJOINT if the.lanes.wide.dtype.itemsize == 1 else ADJOINT_WIDE
+    one_class = ADJOINT_CALL + place * extended
+    if frame_voxels:
+        one_class += 6 * STREAMED_CALL + (STREAMED + STREAMED_CLASS) * 2 * frame_voxels
+    return classes < 256 and classes * one_class < STREAMED_CALL + (STREAMED + classes * STREAMED_CLASS) * voxels
 
 
 @jit
@@ -167,15 +170,30 @@ def blocks_with(labels: Array, value: np.uint8, shape: Shape, workers: int) -> A
     return found.reshape(planes, -1, found.shape[1])
 
 
+def reached_share(occupied: Array, window: Shape) -> float:
+    """How much of the image the windows of the class reach, as a share."""
+    near = occupied.astype(bool)
+    for axis, blocks in enumerate((window[0] - 1, -(-(window[1] - 1) // BLOCK[0]))):
+        done = 0
+        while done < blocks:  # a block reaches ``done`` blocks beyond its own; twice as many at each step
+            shift = min(done + 1, blocks - done)
+            before, after = [slice(None)] * 3, [slice(None)] * 3
+            before[axis], after[axis] = slice(None, -shift), slice(shift, None)
+            near[tuple(after)] |= near[tuple(before)].copy()
+            done += shift
+    return float(near.mean()) * (1 + (window[2] - 1) / BLOCK[1])
+
+
 def reduce_adjoint(
     image: Array, labels: Array, value: np.uint8, the: Plan, occupied: Array, workers: int
 ) -> tuple[int, int, int, int]:
-    """(voxels, Σ S, Σ v, Σ v²) of one class: Σ S over ``the.voxels``, the others over the whole image."""
+    """(voxels, Σ S, Σ v, Σ v²) of one class: Σ S over ``the.work.voxels``, the others over the whole image."""
     unsigned = image.dtype == np.uint16
     flat = image.reshape(-1)
     flat = flat.view(np.int16) if unsigned else flat
-    work = Work(the.shape, the.window, the.maps, the.voxels, occupied, BLOCK)
-    height = the.height if occupied.size == 0 else BLOCK[0]
+    dense = occupied.size == 0
+    work = the.work if dense else the.work._replace(occupied=occupied)
+    height = the.height if dense else BLOCK[0]
 
     def run(box: Box) -> tuple[int, int, int, int]:
         return adjoint(flat, labels, value, unsigned, work, box, height, *the.lanes)
@@ -197,31 +215,35 @@ def reduce_class(
     ``look`` says whether to look first where the class is, and to step over the rest; by default a sample decides.
     """
     wanted = np.uint8(value)
-    size = the.window[0] * the.window[1] * the.window[2]
-    if look is None:
-        columns = the.shape[2]
+    cz, cy, cx = the.work.window
+    guess = look is None
+    if guess:
+        columns = the.work.shape[2]
         look = image.size > WORTH_A_LOOK and occupied_share(labels, wanted, columns, BLOCK[1]) <= DENSE_SHARE
-    occupied = blocks_with(labels, wanted, the.shape, workers) if look else UNKNOWN
+    occupied = blocks_with(labels, wanted, the.work.shape, workers) if look else UNKNOWN
     if look and not occupied.any():
         return Reduction()
+    if guess and look and reached_share(occupied, the.work.window) > FAR:
+        occupied = UNKNOWN
     voxels, total, moment, squares = reduce_adjoint(image, labels, wanted, the, occupied, workers)
     around = Reduction()
     if border in {"clip", "constant"}:
         for part in frame(image, labels.reshape(image.shape), wanted, the, border, workers):
             around = around + part
         voxels -= around.voxels
-    return Reduction(moment, squares, {**around.groups, size: (voxels, total)} if voxels > 0 else around.groups)
+    return Reduction(moment, squares, {**around.groups, cz * cy * cx: (voxels, total)} if voxels > 0 else around.groups)
 
 
 def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, workers: int) -> Iterator[Reduction]:
-    """The groups of the voxels whose windows do not lie inside: the six slabs round ``the.voxels``.
+    """The groups of the voxels whose windows do not lie inside: the six slabs round the voxels whose windows do.
 
     Each slab is cut out with as much of the image as its windows reach, its long side last, and streamed.
     """
+    inner, sizes = the.work.voxels, the.work.window
     for axis in range(3):
-        low, high = the.voxels[2 * axis], the.voxels[2 * axis + 1]
-        reach = the.window[axis] - 1
-        length = the.shape[axis]
+        low, high = inner[2 * axis], inner[2 * axis + 1]
+        reach = sizes[axis] - 1
+        length = the.work.shape[axis]
         for start, stop, cut_start, cut_stop in (
             (0, low, 0, min(length, low + reach)),
             (high, length, max(0, high - reach), length),
@@ -229,7 +251,7 @@ def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, 
             region = [slice(None)] * 3
             region[axis] = slice(cut_start, cut_stop)
             here = np.zeros(labels[tuple(region)].shape, np.uint8)
-            own = [slice(the.voxels[2 * a], the.voxels[2 * a + 1]) if a < axis else slice(None) for a in range(3)]
+            own = [slice(inner[2 * a], inner[2 * a + 1]) if a < axis else slice(None) for a in range(3)]
             own[axis] = slice(start, stop)
             into = list(own)
             into[axis] = slice(start - cut_start, stop - cut_start)
@@ -237,7 +259,7 @@ def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, 
             if not here.any():
                 continue
             order = (0, 2, 1) if axis == 2 else (0, 1, 2)
-            window = (the.window[order[0]], the.window[order[1]], the.window[order[2]])
+            window = (sizes[order[0]], sizes[order[1]], sizes[order[2]])
             voxels = np.ascontiguousarray(image[tuple(region)].transpose(order))
             numbers = np.ascontiguousarray(here.transpose(order)).reshape(-1)
             kept = (start - cut_start, stop - cut_start)

@@ -1,0 +1,114 @@
+"""How kernels share the processors: results in order, no waiting for one another, no more threads than processors."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from voxring.kernels.cpu.threads import SETTINGS, SMALL, helpers, in_threads, processors, thread_count
+
+
+def test_results_come_in_the_order_of_the_tasks():
+    def late(task):
+        time.sleep(0.001 * (task % 3))
+        return task * task
+
+    assert in_threads(late, range(50), 4) == [task * task for task in range(50)]
+    assert in_threads(late, [], 4) == []
+
+
+@pytest.mark.parametrize("bad", [0, 7, 19])
+def test_an_error_of_one_task_reaches_the_caller_once_no_task_runs_any_more(bad):
+    running = []
+
+    def work(task):
+        running.append(task)
+        try:
+            time.sleep(0.002)
+            if task == bad:
+                raise KeyError(task)
+        finally:
+            running.remove(task)
+
+    with pytest.raises(KeyError, match=str(bad)):
+        in_threads(work, range(20), 2)
+    assert running == []
+
+
+def test_callers_never_wait_for_helpers_that_others_keep_busy():
+    """Every helper is held; callers, and calls within calls, do their own work."""
+    release, held = threading.Event(), threading.Semaphore(0)
+
+    def hold():
+        held.release()
+        release.wait(60)
+
+    for _ in range(processors()):
+        helpers().submit(hold)
+    for _ in range(processors()):
+        assert held.acquire(timeout=60)
+    try:
+        inner = lambda task: sum(in_threads(lambda n: n * task, range(5), 3))  # noqa: E731
+        with ThreadPoolExecutor(4) as pool:
+            outcome = pool.submit(in_threads, inner, range(6), 3)
+            assert outcome.result(timeout=30) == [10 * task for task in range(6)]
+    finally:
+        release.set()
+
+
+def test_all_callers_together_have_as_many_helpers_as_there_are_processors():
+    names = set()
+
+    def work(_):
+        names.add(threading.current_thread().name)
+        time.sleep(0.001)
+
+    with ThreadPoolExecutor(5, "caller") as pool:
+        list(pool.map(lambda _: in_threads(work, range(20), 50), range(5)))
+    assert len([name for name in names if not name.startswith("caller")]) <= processors()
+
+
+def test_a_forked_process_has_helpers_of_its_own():
+    script = (
+        "import os, time\n"
+        "from voxring.kernels.cpu.threads import in_threads\n"
+        "def work(task): time.sleep(0.001); return task\n"
+        "assert in_threads(work, range(20), 2) == list(range(20))\n"
+        "child = os.fork()\n"
+        "assert in_threads(work, range(20), 2) == list(range(20))\n"
+        "if child: assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+
+
+def test_threads_are_as_asked_or_as_the_environment_says(monkeypatch):
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    assert thread_count(None, SMALL) == processors() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # as Dask does
+    assert thread_count(None, SMALL) == 5
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    assert thread_count(None, SMALL) == 3
+    assert thread_count(7, SMALL) == 7
+    assert thread_count(7, SMALL - 1) == 1
+
+
+def test_processes_that_start_together_share_an_empty_cache(tmp_path):
+    """All compile, all write, all are right; one that comes later compiles nothing."""
+    script = (
+        "import numpy as np; from voxring.kernels.cpu import tiles; "
+        "share = tiles.occupied_share(np.ones(64, np.uint8), np.uint8(1), 8, 4); "
+        "print(share, sum(tiles.occupied_share.stats.cache_misses.values()))"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in started:
+        answer, _ = process.communicate(timeout=120)
+        assert (process.returncode, answer.split()[0]) == (0, "1.0")
+    later = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert later.stdout == "1.0 0\n"
