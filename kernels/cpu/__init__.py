@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from voxring.kernels import BORDERS, Reduction
+from voxring.kernels.axes import axis_inside
 
-from .axes import axis_inside
 from .jit import Array, Arrays, Shape
 from .labels import as_native, class_numbers
 from .maps import means_into, outputs, variances_into

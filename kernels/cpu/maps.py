@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .axes import axis_inside, axis_map
+from voxring.kernels.axes import axis_inside, axis_map
+
 from .jit import Array, Shape
 from .streamed import Maps, maps_streamed
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from voxring.kernels import Reduction
+from voxring.kernels.axes import axis_map, axis_runs
 
-from .axes import axis_map, axis_runs
 from .bare import bare
 from .boxes import Box, Range, cut
 from .jit import Array, Arrays, Number, Shape, jit

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from voxring.kernels import Reduction
+from voxring.kernels.axes import axis_map
 
 from .adjoint import Work, adjoint
-from .axes import axis_map
 from .bare import bare
 from .boxes import Box, cut, evenly
 from .jit import Array, Number, Shape, jit

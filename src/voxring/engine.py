@@ -81,19 +81,45 @@ def local_totals(
     >>> totals["lesion"].voxels, totals["lesion"].sum == 5 * study.denominator
     (1, True)
     """
-    if device not in get_args(Device):
-        raise DeviceError(f'expected device "cpu", "cuda" or "auto", got {device!r}')
-    if device == "cuda":
-        raise DeviceError('no CUDA engine answers: use device="cpu", or "auto" to take what there is')
+    on_gpu = takes_gpu(device)
     named = labels if labels is not None else _label_values(study)
     check_shapes(image, ground_truth)
     window = study.window.along(image.ndim)
     voxels, mapping = _standardised(image, Fraction(slope), Fraction(intercept), study)
     a, b = mapping
-    reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads)
+    if device == "auto" and voxels.dtype.itemsize == 8:  # standardised beyond 32 bits: the GPU has no kernels for it
+        on_gpu = False
+    reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)
     return LocalTotals(
         {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}
     )
+
+
+def takes_gpu(device: Device) -> bool:
+    """Whether ``device`` means a GPU, here and now.
+
+    Raises
+    ------
+    DeviceError
+        ``device`` is "cuda" and no GPU answers, or is none of the three.
+    """
+    if device not in get_args(Device):
+        raise DeviceError(f'expected device "cpu", "cuda" or "auto", got {device!r}')
+    if device == "cpu":
+        return False
+    from voxring.kernels import cuda
+
+    if device == "cuda":
+        cuda.name()  # or says why not
+        return True
+    return cuda.answers()
+
+
+def device_name(device: Device) -> str:
+    """What computes, in words, such as "CPU" or the name of the GPU that ``auto`` took."""
+    from voxring.kernels import cuda
+
+    return f"GPU ({cuda.name()})" if takes_gpu(device) else "CPU"
 
 
 def _label_values(study: Study) -> dict[str, int]:
@@ -131,11 +157,17 @@ def _reduce(
     window: tuple[int, int, int],
     border: Border,
     threads: int | None,
+    on_gpu: bool,
 ) -> list[Reduction]:
-    from voxring.kernels import cpu  # numba takes a second to import
-
+    arguments = volume(voxels), volume(ground_truth), tuple(named.values()), window, border
     try:
-        return cpu.reduce(volume(voxels), volume(ground_truth), tuple(named.values()), window, border, threads=threads)
+        if on_gpu:
+            from voxring.kernels import cuda
+
+            return cuda.reduce(*arguments)
+        from voxring.kernels import cpu  # numba takes a second to import
+
+        return cpu.reduce(*arguments, threads=threads)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
 

@@ -58,12 +58,15 @@ def party(
     import msgspec
 
     from voxring.batch import party_totals, read_manifest
+    from voxring.engine import device_name
     from voxring.session import run_party
     from voxring.study import load_study
 
     checked = load_study(study)
     read_manifest(manifest)
+    computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
     with Progress(quiet=quiet) as progress:
+        progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,

@@ -6,9 +6,12 @@ its place e stands for the coordinate e − c//2, so that the window at q is e =
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from .jit import Array
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
 
 OUTSIDE = -1
 

@@ -1,0 +1,147 @@
+// Window sums of flat windows (one plane), streamed: a summed-area table of which one row is there at a time.
+//
+// A warp goes down a strip of 256 columns, 8 of them a lane. Sums over the window's rows stay in registers: the row that
+// enters is added, the one that leaves, kept in a ring in shared memory, is taken off. Their prefix along x (a lane's 8,
+// then a scan of the warp) goes to shared memory, and the window sum is a difference of two prefixes. Nothing of the
+// table goes to global memory: a voxel is read once, and again where strips and segments of rows overlap.
+//
+// The strip's first LEFT columns and its last RIGHT are there for the windows of those between. Columns are those of a
+// staged row, which begins LEFT before the image's and holds what the border reads beside it; rows are looked up in
+// row_at, so that no border rule is left for the kernel.
+//
+// Macros beside those of voxring.cuh: CY, CX the window; WARPS of a block; REDUCE, or window sums into a map, of squares
+// if SQUARE.
+//
+// Must equal, for every voxel, the sum over its window in Python integers (tests/naive.py).
+#include "voxring.cuh"
+
+#define PER 8
+#define STRIP 256
+#define BEFORE (CX / 2)
+#define AFTER (CX - 1 - CX / 2)
+#define LEFT ((BEFORE + PER) / PER * PER)  // more than BEFORE: no prefix is left of the strip
+#define RIGHT ((AFTER + PER - 1) / PER * PER)
+#define OUT (STRIP - LEFT - RIGHT)
+#define PAD 8  // lanes at the ends of the strip read beside it, and use nothing of it
+
+static_assert(CX <= 31 && CY <= 31, "windows of up to 31");
+
+// Column i of the strip has its prefix at (i mod 8) · 32 + i / 8: lanes then read and write side by side.
+INLINE constexpr int striped(int i) { return (i & 7) * 32 + (i >> 3); }
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int *__restrict__ row_at,
+      const int *__restrict__ run_at, u64 *__restrict__ table, lane_t *__restrict__ map, int rows, int columns,
+      int pitch, int row_pitch, int plane_rows, int strips, int segments, int segment, int groups, int middle,
+      int middle_x) {
+  DYNAMIC_SHARED(uint4, memory);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int ring_bytes = CY * STRIP * VOXEL, prefix_bytes = (STRIP + 2 * PAD) * (int)sizeof(lane_t);
+  u8 *mine = (u8 *)memory + warp * (ring_bytes + prefix_bytes);
+  voxel *ring = (voxel *)mine + lane * PER;  // [CY][STRIP]; a lane touches its own columns only
+  lane_t *prefix = (lane_t *)(mine + ring_bytes) + PAD;
+
+  const int wide = (strips + WARPS - 1) / WARPS;
+  const int strip = blockIdx.x % wide * WARPS + warp;
+  const int z = blockIdx.x / wide / segments;
+  const int y0 = blockIdx.x / wide % segments * segment, y1 = min(rows, y0 + segment);
+  if (strip >= strips) return;
+  const int staged = strip * OUT + lane * PER;  // this lane's first column
+  const int x = staged - LEFT;
+  const bool owned = lane >= LEFT / PER && lane < (STRIP - RIGHT) / PER && x < columns;
+  const voxel *plane = image + (u64)z * plane_rows * pitch + min(staged, pitch - PER);
+  const u64 at = ((u64)z * rows + y0) * row_pitch + x;
+
+  lane_t column[PER];
+#pragma unroll
+  for (int j = 0; j < PER; j++) column[j] = 0;
+  for (int k = 0; k < CY - 1; k++) {
+    const Voxels<PER> enters = read<PER>(plane + (u64)row_at[y0 + k] * pitch);
+    store<PER>(ring + k * STRIP, enters);
+#pragma unroll
+    for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j));
+  }
+  int newest = (CY - 1) * STRIP, centre = CY / 2 * STRIP;
+  bool leaves = false;
+
+#if REDUCE
+  const Table into = {table, groups, middle};
+  Sums sums;
+  clear(sums, 0);
+  const u8 *labels = numbers + at;
+  int group_of[PER];
+  bool columns_middle = true;
+#if FRAME  // a voxel's group is the sum of what its column, its row and its plane add
+  const int *row_part = run_at + columns;
+  const int plane_part = run_at[columns + rows + z];
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    const bool real = owned && x + j < columns;
+    group_of[j] = real ? run_at[x + j] : middle_x;
+    columns_middle &= group_of[j] == middle_x;
+  }
+#endif
+#else
+  lane_t *sums_at = map + at;
+#endif
+
+  Voxels<PER> next = read<PER>(plane + (u64)row_at[y0 + CY - 1] * pitch);
+  for (int y = y0; y < y1; y++) {
+    const Voxels<PER> enters = next;
+    next = read<PER>(plane + (u64)row_at[min(y + CY, rows + CY - 2)] * pitch);  // ahead of its use
+#if REDUCE
+    uint2 label = uint2{0, 0};
+    if (owned) label = *(const uint2 *)labels;
+    labels += row_pitch;
+#endif
+    if (leaves) {
+      const Voxels<PER> gone = load<PER>(ring + newest);
+#pragma unroll
+      for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j)) - term(get<PER>(gone, j));
+    } else {
+#pragma unroll
+      for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j));
+      leaves = true;
+    }
+    store<PER>(ring + newest, enters);
+
+    lane_t sum[PER];
+    sum[0] = column[0];
+#pragma unroll
+    for (int j = 1; j < PER; j++) sum[j] = sum[j - 1] + column[j];
+    lane_t before = sum[PER - 1];
+#pragma unroll
+    for (int step = 1; step < 32; step <<= 1) {
+      const lane_t other = __shfl_up_sync(ALL, before, step);
+      if (lane >= step) before += other;
+    }
+    before -= sum[PER - 1];
+#pragma unroll
+    for (int j = 0; j < PER; j++) prefix[j * 32 + lane] = before + sum[j];
+    __syncwarp();
+    lane_t window[PER];
+#pragma unroll
+    for (int j = 0; j < PER; j++) window[j] = prefix[striped(j + AFTER) + lane] - prefix[striped(j - BEFORE - 1) + lane];
+    __syncwarp();  // before the next row's prefixes take their place
+
+#if REDUCE
+    const u32 number[2] = {label.x, label.y};
+    const Voxels<PER> v = load<PER>(ring + centre);
+    bool all_middle = columns_middle;
+    int row_group = 0;
+#if FRAME
+    row_group = plane_part + row_part[y];
+    all_middle &= row_group + middle_x == middle;
+#endif
+    add_voxels<PER>(sums, number, window, v, into, all_middle, row_group, group_of);
+#else
+    if (owned) put<PER>(sums_at, window);  // the map's rows are as long as the labels'
+    sums_at += row_pitch;
+#endif
+    newest = newest == (CY - 1) * STRIP ? 0 : newest + STRIP;
+    centre = centre == (CY - 1) * STRIP ? 0 : centre + STRIP;
+  }
+#if REDUCE
+  flush_warp(sums, into);
+#endif
+}

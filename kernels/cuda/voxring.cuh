@@ -1,0 +1,289 @@
+// What the kernels share: voxels as they are stored, sums over one class, and their way into the table.
+//
+// Macros, all set by the launch plan:
+//   VOXEL    bytes of a stored voxel: 1, 2 or 4
+//   SIGNED   1 if voxels are signed. Kernels work on v' = v + 2^(8 VOXEL − 1), which is v with its top bit flipped, so
+//            that every number is unsigned; the host takes the bias off the sums. Places outside hold the voxel 0.
+//   WIDE     1 if a window sum needs 64 bits. Sums wrap in their lane: S and every difference of prefixes is right
+//            whatever wrapped on the way, as |W| · max v' fits the lane.
+//   MANY     0 if the only class number is 1
+//   FRAME    1 if the border counts what is inside (clip, constant): voxels are grouped by that number
+//
+// A thread sums what it sees of one class at a time. It sees at most 2^16 voxels (the plan bounds its rows), v' < 2^32
+// and S < 2^48 (the plan bounds |W|), so no sum of it leaves 64 bits: Σ S < 2^64, Σ v' < 2^48, and Σ v'², of 32-bit
+// voxels kept in three parts through v' = 2^16 high + low, < 2^48 in each. Sums go into the table as two halves of 32
+// bits, fewer than 2^32 times each.
+#pragma once
+
+typedef unsigned long long u64;
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+#endif
+
+#define ALL 0xffffffffu
+#define INLINE static __device__ __forceinline__
+
+#if VOXEL == 1
+typedef u8 voxel;
+#define BIAS_BITS 0x80808080u
+#elif VOXEL == 2
+typedef u16 voxel;
+#define BIAS_BITS 0x80008000u
+#else
+typedef u32 voxel;
+#define BIAS_BITS 0x80000000u
+#endif
+
+#if WIDE
+typedef u64 lane_t;
+#else
+typedef u32 lane_t;
+#endif
+
+// PER consecutive voxels in words of 32 bits, as memory holds them.
+template <int PER> struct Voxels { u32 word[PER * VOXEL / 4]; };
+
+template <int PER> INLINE Voxels<PER> load(const voxel *at) {
+  Voxels<PER> some;
+  constexpr int words = PER * VOXEL / 4;
+  if constexpr (words % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < words / 4; i++) {
+      const uint4 four = ((const uint4 *)at)[i];
+      some.word[4 * i] = four.x, some.word[4 * i + 1] = four.y, some.word[4 * i + 2] = four.z, some.word[4 * i + 3] = four.w;
+    }
+  } else if constexpr (words == 2) {
+    const uint2 two = *(const uint2 *)at;
+    some.word[0] = two.x, some.word[1] = two.y;
+  } else {
+    some.word[0] = *(const u32 *)at;
+  }
+  return some;
+}
+
+template <int PER> INLINE void store(voxel *at, const Voxels<PER> &some) {
+  constexpr int words = PER * VOXEL / 4;
+  if constexpr (words % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < words / 4; i++)
+      ((uint4 *)at)[i] = uint4{some.word[4 * i], some.word[4 * i + 1], some.word[4 * i + 2], some.word[4 * i + 3]};
+  } else if constexpr (words == 2) {
+    *(uint2 *)at = uint2{some.word[0], some.word[1]};
+  } else {
+    *(u32 *)at = some.word[0];
+  }
+}
+
+// From global memory: with the bias.
+template <int PER> INLINE Voxels<PER> read(const voxel *at) {
+  Voxels<PER> some = load<PER>(at);
+#if SIGNED
+#pragma unroll
+  for (int i = 0; i < PER * VOXEL / 4; i++) some.word[i] ^= BIAS_BITS;
+#endif
+  return some;
+}
+
+template <int PER> INLINE u32 get(const Voxels<PER> &some, int j) {
+#if VOXEL == 1
+  return some.word[j / 4] >> 8 * (j % 4) & 0xffu;
+#elif VOXEL == 2
+  return j % 2 ? some.word[j / 2] >> 16 : some.word[j / 2] & 0xffffu;
+#else
+  return some.word[j];
+#endif
+}
+
+// What a place adds to a window sum: v', or v² where SQUARE maps are made (of v itself: outside is 0).
+INLINE lane_t term(u32 biased) {
+#if SQUARE
+#if SIGNED
+  const long long v = (long long)biased - (1ll << (8 * VOXEL - 1));
+#else
+  const long long v = biased;
+#endif
+  return (lane_t)(v * v);
+#else
+  return biased;
+#endif
+}
+
+// Window sums of PER neighbours into a map.
+template <int PER> INLINE void put(lane_t *at, const lane_t *windows) {
+#pragma unroll
+#if WIDE
+  for (int j = 0; j < PER; j += 2)
+    *(uint4 *)(at + j) = uint4{(u32)windows[j], (u32)(windows[j] >> 32), (u32)windows[j + 1], (u32)(windows[j + 1] >> 32)};
+#else
+  for (int j = 0; j < PER; j += 4) *(uint4 *)(at + j) = uint4{windows[j], windows[j + 1], windows[j + 2], windows[j + 3]};
+#endif
+}
+
+INLINE u64 warp_sum(u64 value) {
+#pragma unroll
+  for (int step = 16; step; step >>= 1) value += __shfl_xor_sync(ALL, value, step);
+  return value;
+}
+
+INLINE void add_halves(u64 *at, u64 value) {
+  atomicAdd(at, value & 0xffffffffull);
+  atomicAdd(at + 1, value >> 32);
+}
+
+// Table: per class GROUPS entries of (voxels, Σ S in two halves), then the moments: Σ v' and three parts of Σ v'², in
+// two halves each.
+#define GROUP 3
+#define MOMENTS 8
+
+struct Table {
+  u64 *at;
+  int groups;  // of a class: 1, or the products of the runs of three axes
+  int middle;  // the group of the voxels whose windows lie inside, or whose border gives every window |W| voxels
+};
+
+INLINE u64 *class_at(const Table &table, u32 number) {
+  return table.at + (u64)(number - 1) * (GROUP * table.groups + MOMENTS);
+}
+
+// Sums over voxels of the class ``number``: 0 before the first.
+struct Sums {
+  u32 number, voxels;
+  u64 windows, total, squares;
+#if VOXEL == 4
+  u64 mixed, high;  // ``squares`` then holds those of the low halves
+#endif
+};
+
+INLINE void clear(Sums &sums, u32 number) {
+  sums.number = number;
+  sums.voxels = 0;
+  sums.windows = sums.total = sums.squares = 0;
+#if VOXEL == 4
+  sums.mixed = sums.high = 0;
+#endif
+}
+
+INLINE void add_square(Sums &sums, u32 v) {
+#if VOXEL == 4
+  const u32 low = v & 0xffffu, high = v >> 16;
+  sums.squares += low * low;  // fits 32 bits
+  sums.mixed += low * high;
+  sums.high += high * high;
+#else
+  sums.squares += v * v;
+#endif
+}
+
+// Into the table, one thread's sums.
+INLINE void flush_thread(const Sums &sums, const Table &table) {
+  if (sums.number == 0) return;
+  u64 *group = class_at(table, sums.number), *moments = group + GROUP * table.groups;
+  group += GROUP * table.middle;
+  if (sums.voxels) atomicAdd(group, (u64)sums.voxels);
+  add_halves(group + 1, sums.windows);
+  add_halves(moments, sums.total);
+  add_halves(moments + 2, sums.squares);
+#if VOXEL == 4
+  add_halves(moments + 4, sums.mixed);
+  add_halves(moments + 6, sums.high);
+#endif
+}
+
+// Into the table, the sums of all threads of a warp; as one where they are of one class, which is nearly always.
+INLINE void flush_warp(Sums &sums, const Table &table) {
+  u32 number = sums.number;
+#pragma unroll
+  for (int step = 16; step; step >>= 1) number = max(number, __shfl_xor_sync(ALL, number, step));
+  if (number == 0) return;
+  if (!__all_sync(ALL, sums.number == number || sums.number == 0)) {
+    flush_thread(sums, table);
+    return;
+  }
+  // 32 sums below 2^64 could leave 64 bits: halves are summed
+  u64 *group = class_at(table, number), *moments = group + GROUP * table.groups;
+  group += GROUP * table.middle;
+  const u64 voxels = warp_sum(sums.voxels);
+  const bool first = (threadIdx.x & 31) == 0;
+  if (first) atomicAdd(group, voxels);
+#define FLUSH_HALVES(to, value)                      \
+  do {                                               \
+    const u64 low = warp_sum((value) & 0xffffffffull); \
+    const u64 high = warp_sum((value) >> 32);          \
+    if (first) {                                     \
+      atomicAdd(to, low);                            \
+      atomicAdd(to + 1, high);                       \
+    }                                                \
+  } while (0)
+  FLUSH_HALVES(group + 1, sums.windows);
+  FLUSH_HALVES(moments, sums.total);
+  FLUSH_HALVES(moments + 2, sums.squares);
+#if VOXEL == 4
+  FLUSH_HALVES(moments + 4, sums.mixed);
+  FLUSH_HALVES(moments + 6, sums.high);
+#endif
+#undef FLUSH_HALVES
+}
+
+// In each byte, 0x80 where it is not 0.
+INLINE u32 filled_bytes(u32 word) { return (((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word) & 0x80808080u; }
+
+// One voxel of class ``number`` > 0 whose window sum is ``window``.
+INLINE void add_voxel(Sums &sums, u32 number, lane_t window, u32 v, const Table &table, int group) {
+  if (sums.number != number) {
+    flush_thread(sums, table);
+    clear(sums, number);
+  }
+  if (group == table.middle) {
+    sums.voxels++;
+    sums.windows += window;
+  } else {
+    u64 *at = class_at(table, number) + GROUP * group;
+    atomicAdd(at, 1ull);
+    add_halves(at + 1, window);
+  }
+  sums.total += v;
+  add_square(sums, v);
+}
+
+// PER neighbours in a row: class numbers in the bytes of ``numbers``, window sums, and voxels. All are in the group
+// ``table.middle``, or in row_group + group_of[j].
+template <int PER>
+INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, const Voxels<PER> &v, const Table &table,
+                       bool all_middle, int row_group, const int *group_of) {
+  u32 some = 0, others = 0, mine[PER / 4];
+#pragma unroll
+  for (int i = 0; i < PER / 4; i++) {
+    some |= numbers[i];
+#if MANY
+    const u32 filled = filled_bytes(numbers[i]);
+    mine[i] = filled & ~filled_bytes(numbers[i] ^ sums.number * 0x01010101u);
+    others |= filled ^ mine[i];
+#else
+    mine[i] = numbers[i] << 7;
+#endif
+  }
+  if (!some) return;
+  if (others || !all_middle) {
+    for (int j = 0; j < PER; j++) {
+      const u32 number = numbers[j / 4] >> 8 * (j % 4) & 0xffu;
+      if (number) add_voxel(sums, number, windows[j], get<PER>(v, j), table, all_middle ? table.middle : row_group + group_of[j]);
+    }
+    return;
+  }
+#if !MANY
+  sums.number = 1;
+#endif
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    const u32 is = mine[j / 4] >> (8 * (j % 4) + 7) & 1u;
+    const u32 value = is ? get<PER>(v, j) : 0u;
+    sums.voxels += is;
+    sums.windows += is ? windows[j] : 0;
+    sums.total += value;
+    add_square(sums, value);
+  }
+}
