@@ -62,13 +62,18 @@ box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j));
   }
   int newest = (CY - 1) * STRIP, centre = CY / 2 * STRIP;
-  bool leaves = false;
+  Voxels<PER> nothing;  // what leaves when the first row enters
+#pragma unroll
+  for (int i = 0; i < PER * VOXEL / 4; i++) nothing.word[i] = NOTHING;
+  store<PER>(ring + newest, nothing);
 
 #if REDUCE
   const Table into = {table, groups, middle};
   Sums sums;
   clear(sums, 0);
-  const u8 *labels = numbers + at;
+  const u8 *labels = owned ? numbers + at : numbers;  // lanes beside the strip's own columns read, and drop
+  const int label_step = owned ? row_pitch : 0;
+  const u32 own = owned ? ALL : 0u;
   int group_of[PER];
   bool columns_middle = true;
 #if FRAME  // a voxel's group is the sum of what its column, its row and its plane add
@@ -90,19 +95,12 @@ box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     const Voxels<PER> enters = next;
     next = read<PER>(plane + (u64)row_at[min(y + CY, rows + CY - 2)] * pitch);  // ahead of its use
 #if REDUCE
-    uint2 label = uint2{0, 0};
-    if (owned) label = *(const uint2 *)labels;
-    labels += row_pitch;
+    const uint2 label = *(const uint2 *)labels;
+    labels += label_step;
 #endif
-    if (leaves) {
-      const Voxels<PER> gone = load<PER>(ring + newest);
+    const Voxels<PER> leaves = load<PER>(ring + newest);
 #pragma unroll
-      for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j)) - term(get<PER>(gone, j));
-    } else {
-#pragma unroll
-      for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j));
-      leaves = true;
-    }
+    for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j)) - term(get<PER>(leaves, j));
     store<PER>(ring + newest, enters);
 
     lane_t sum[PER];
@@ -125,7 +123,7 @@ box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     __syncwarp();  // before the next row's prefixes take their place
 
 #if REDUCE
-    const u32 number[2] = {label.x, label.y};
+    const u32 number[2] = {label.x & own, label.y & own};
     const Voxels<PER> v = load<PER>(ring + centre);
     bool all_middle = columns_middle;
     int row_group = 0;

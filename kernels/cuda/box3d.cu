@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int *__restrict__ row_at,
       const int *__restrict__ plane_at, const int *__restrict__ run_at, u64 *__restrict__ table,
       lane_t *__restrict__ map, int planes, int rows, int columns, int pitch, int row_pitch, int plane_rows, int tiles,
-      int tile_rows, int segment, int groups, int middle, int middle_x) {
+      int tile_rows, int segment, int first_row, int groups, int middle, int middle_x) {
   DYNAMIC_SHARED(uint4, memory);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   lane_t *down = (lane_t *)memory;           // [TALL + 1][TILE]: row i sums the rows before it
@@ -141,11 +141,16 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     }
     __syncthreads();  // rows are there; totals were read
 
-    const u64 centre = plane_at[z + CZ / 2] * plane_size;
-    for (int t = warp; t < OUT_ROWS; t += WARPS) {
-      const int y = top + t;
-      if (y >= rows) break;
-      const Four last = get_four(down + (t + CY) * TILE + lane * PER), first = get_four(down + t * TILE + lane * PER);
+    u64 at = ((u64)z * rows + top + warp) * row_pitch + x;
+    const lane_t *upper = down + warp * TILE + lane * PER;
+    const int stop = min(rows, top + OUT_ROWS);
+#if REDUCE
+    const voxel *centre = here + plane_at[z + CZ / 2] * plane_size + (u64)(top + warp + first_row) * pitch;
+    const u8 *label = numbers + at;
+#endif
+    for (int y = top + warp; y < stop; y += WARPS) {
+      const Four last = get_four(upper + CY * TILE), first = get_four(upper);
+      upper += WARPS * TILE;
       lane_t over[PER];
 #pragma unroll
       for (int j = 0; j < PER; j++) over[j] = last.at[j] - first.at[j] + (j ? over[j - 1] : 0);
@@ -164,12 +169,13 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
       for (int j = 0; j < PER; j++)
         window[j] = prefix[striped(j + AFTER) + lane] - prefix[striped(j - BEFORE - 1) + lane];
       __syncwarp();  // before the next row's prefixes take their place
-      const u64 at = ((u64)z * rows + y) * row_pitch + x;
 #if REDUCE
       u32 number[1] = {0};
-      if (owned) number[0] = *(const u32 *)(numbers + at);
+      if (owned) number[0] = *(const u32 *)label;
       Voxels<PER> v = {};
-      if (number[0]) v = read<PER>(here + centre + (u64)row_at[y + CY / 2] * pitch);
+      if (number[0]) v = read<PER>(centre);
+      label += WARPS * row_pitch;
+      centre += WARPS * pitch;
       bool all_middle = columns_middle;
       int row_group = 0;
 #if FRAME
@@ -179,6 +185,7 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
       add_voxels<PER>(sums, number, window, v, into, all_middle, row_group, group_of);
 #else
       if (owned) put<PER>(map + at, window);
+      at += WARPS * row_pitch;
 #endif
     }
   }

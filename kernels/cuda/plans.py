@@ -231,6 +231,7 @@ def plan_for(
         ("FRAME", int(framed)),
         ("REDUCE", int(what == "reduce")),
         ("SQUARE", int(what == "squares")),
+        ("ROW_FITS", int(8 * size * largest < 2**32)),
     )
     made = Plan(box, dtype.name, window, staged, label_pitch, buffers, (), groups.inside, 0)
     if not streamed:
@@ -324,6 +325,7 @@ def deep_launch(
         tiles,
         tile_rows,
         segment,
+        y0 - the.staged.rows[0],
         len(groups.inside),
         groups.middle,
         groups.middle_x,

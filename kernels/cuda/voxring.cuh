@@ -6,6 +6,7 @@
 //            that every number is unsigned; the host takes the bias off the sums. Places outside hold the voxel 0.
 //   WIDE     1 if a window sum needs 64 bits. Sums wrap in their lane: S and every difference of prefixes is right
 //            whatever wrapped on the way, as |W| · max v' fits the lane.
+//   ROW_FITS 1 if eight window sums together fit 32 bits
 //   MANY     0 if the only class number is 1
 //   FRAME    1 if the border counts what is inside (clip, constant): voxels are grouped by that number
 //
@@ -122,6 +123,13 @@ template <int PER> INLINE void put(lane_t *at, const lane_t *windows) {
   for (int j = 0; j < PER; j += 4) *(uint4 *)(at + j) = uint4{windows[j], windows[j + 1], windows[j + 2], windows[j + 3]};
 #endif
 }
+
+// A word of voxels that add nothing.
+#if SQUARE && SIGNED
+#define NOTHING BIAS_BITS
+#else
+#define NOTHING 0u
+#endif
 
 INLINE u64 warp_sum(u64 value) {
 #pragma unroll
@@ -277,13 +285,30 @@ INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, co
 #if !MANY
   sums.number = 1;
 #endif
+#if VOXEL < 4
+  u32 total = 0;
+#endif
+#if ROW_FITS
+  u32 window_sums = 0;
+#else
+  u64 window_sums = 0;
+#endif
+#pragma unroll
+  for (int i = 0; i < PER / 4; i++) sums.voxels += __popc(mine[i] & 0x80808080u);
 #pragma unroll
   for (int j = 0; j < PER; j++) {
-    const u32 is = mine[j / 4] >> (8 * (j % 4) + 7) & 1u;
+    const bool is = mine[j / 4] >> (8 * (j % 4) + 7) & 1u;
     const u32 value = is ? get<PER>(v, j) : 0u;
-    sums.voxels += is;
-    sums.windows += is ? windows[j] : 0;
+    window_sums += is ? windows[j] : 0;
+#if VOXEL == 4
     sums.total += value;
+#else
+    total += value;  // eight of them fit
+#endif
     add_square(sums, value);
   }
+  sums.windows += window_sums;
+#if VOXEL < 4
+  sums.total += total;
+#endif
 }
