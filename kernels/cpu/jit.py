@@ -37,3 +37,8 @@ def jit(kernel: Kernel) -> Kernel:
     except RuntimeError:  # no writable place for a cache, as in a read-only container
         compiled = numba.njit(**OPTIONS)(kernel)
     return cast(Kernel, compiled)
+
+
+def inner(kernel: Kernel) -> Kernel:
+    """Compile a kernel that only other kernels call: without the wrapper for Python, a third of the time it takes."""
+    return cast(Kernel, numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(kernel))
