@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import Array, Number, inner
+from .jit import Array, Number, inner, jit
 
 U = np.uint64
 LARGEST_DIVISOR = 1 << 25
@@ -34,7 +34,7 @@ class Divisors(NamedTuple):
     shares: Array  # 1 / |W_q|, or 1 / |W_q|² for variances
 
 
-@inner
+@jit
 def may_multiply(divisor: int, most: int) -> bool:
     """Whether N · (1 / divisor) rounds to the same float32 as N / divisor, for every quotient of at most ``most``."""
     even = divisor & -divisor
@@ -60,11 +60,15 @@ def set_divisors(to: Divisors, over: int, inside: Array, at: Number, n: Number, 
 
 
 @inner
-def means_of(out: Array, to: Number, sums: Array, by: Divisors, n: Number, multiply: bool) -> None:
-    """out = S / |W|, rounded to float64 and then to the type of ``out``."""
+def means_of(out: Array, to: Number, sums: Array, by: Divisors, n: Number, multiply: bool, same: bool) -> None:
+    """out = S / |W|, rounded to float64 and then to the type of ``out``. ``same``: by one |W| for all columns."""
     to = U(to)
     counts, shares = by
-    if multiply:
+    if multiply and same:
+        share = shares[0]
+        for i in range(U(n)):
+            out[to + i] = np.float64(sums[i]) * share
+    elif multiply:
         for i in range(U(n)):
             out[to + i] = np.float64(sums[i]) * shares[i]
     else:
@@ -93,6 +97,6 @@ def variances_of(
             out[to + i] = (np.float64(squares[i]) * counts[i] - total * total) / (counts[i] * counts[i])
     else:
         for i in range(U(n)):
-            total = np.int64(sums[i])
-            numerator = np.int64(counts[i]) * np.int64(squares[i]) - total * total
+            whole = np.int64(sums[i])
+            numerator = np.int64(counts[i]) * np.int64(squares[i]) - whole * whole
             out[to + i] = np.float64(numerator) / (counts[i] * counts[i])
