@@ -348,11 +348,11 @@ def test_products_round_as_quotients_wherever_they_may_be_used():
 
 
 def test_a_mean_halfway_between_two_floats_goes_to_the_even_one():
-    """|W| = 49 · 2^9 and means of 25 bits: the product with 1 / |W| misses ties that the quotient meets."""
-    size = 49 * 2**9
+    """|W| = 117 · 2^9 and means of 25 bits: the product with 1 / |W| misses ties that the quotient meets."""
+    size = 117 * 2**9
     wrong = 0
-    for k in range(2**24 + 1, 2**25, 2**20):
-        total = 49 * k
+    for k in range(2**25 - 2**20 + 1, 2**25, 2**16 + 2):
+        total = 117 * k
         image = np.full((1, 1, size), total // size, np.uint16)
         image[0, 0, : total % size] += 1
         exact = np.float32(np.float64(total) / size)
