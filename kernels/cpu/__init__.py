@@ -16,9 +16,9 @@ from voxring.kernels.axes import axis_inside
 
 from .jit import Array, Arrays, Shape
 from .labels import as_native, class_numbers
-from .maps import means_into, outputs, variances_into
+from .maps import floats_into, sums_into
 from .moments import moments_of_classes
-from .streamed import groups_streamed, maps_streamed
+from .streamed import groups_streamed
 from .threads import thread_count
 from .tiles import Plan, adjoint_pays, plan, reduce_class
 
@@ -150,10 +150,10 @@ def mean_map(
         Of the image's shape.
     """
     image, shape = checked_image(image, window, border)
-    checked_magnitude(image, window, fill if border == "constant" else 0)
+    magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     out = checked_out(out, shape, dtype)
     if image.size > 0:
-        means_into(out, image, window, border, fill, thread_count(threads, image.size))
+        floats_into(out, image, window, border, fill, magnitude, thread_count(threads, image.size))
     return out
 
 
@@ -179,7 +179,7 @@ def variance_map(
     image, shape = checked_image(image, window, border)
     magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     size = window[0] * window[1] * window[2]
-    if (magnitude * size) ** 2 >= 2**63 and image.size > 0:
+    if (magnitude * size) ** 2 >= 2**53 and image.size > 0:  # the type's limits say too little, or exclude float64
         magnitude = max(-int(image.min()), int(image.max()), abs(fill) if border == "constant" else 0)
     if (magnitude * size) ** 2 >= 2**63:
         raise OverflowError(
@@ -188,7 +188,8 @@ def variance_map(
         )
     out = checked_out(out, shape, dtype)
     if image.size > 0:
-        variances_into(out, image, window, border, fill, thread_count(threads, image.size))
+        workers = thread_count(threads, image.size)
+        floats_into(out, image, window, border, fill, magnitude, workers, variances=True)
     return out
 
 
@@ -254,17 +255,10 @@ def window_sums(
         A window sum of this image, or of ``fill``, could leave 63 bits.
     """
     image, shape = checked_image(image, window, border)
-    checked_magnitude(image, window, fill if border == "constant" else 0)
-    out = np.empty(image.shape, dtype=np.int64)
-    if image.size == 0:
-        return out
-    workers = thread_count(threads, image.size)
-    maps_streamed(image, window, border, outputs(shape, window, border, sums=out), workers)
-    if border == "constant" and fill != 0:
-        z, y, x = inside_counts(shape, window)
-        size = window[0] * window[1] * window[2]
-        for plane, count in enumerate(z):
-            out[plane] += fill * (size - count * y[:, None] * x)
+    magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
+    out = np.empty(shape, dtype=np.int64)
+    if image.size > 0:
+        sums_into(out, image, window, border, fill, magnitude, thread_count(threads, image.size))
     return out
 
 
