@@ -8,6 +8,7 @@ process of their own, which is this file as a script.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import pickle
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 HEADER = Path(__file__).with_name("emulation.h")
 FLAGS = [
-    *("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"),
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"),
     "-ftrivial-auto-var-init=pattern",  # variables that nobody set hold garbage
     *("-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-Wno-array-bounds", "-Wno-attributes"),
 ]
@@ -76,25 +77,33 @@ def folder() -> Path:
     place = os.environ.get("VOXRING_EMULATION")
     path = Path(place) if place else Path(tempfile.gettempdir()) / f"voxring-emulation-{os.getuid()}"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise PermissionError(f"{path} is somebody else's, and would be loaded as code: set VOXRING_EMULATION")
     return path
 
 
 def build(name: str, text: str, flags: Sequence[str]) -> Path:
-    """Build C++ text into a shared library, once for the same text and flags, whoever else builds it now."""
+    """Build C++ text into a shared library, once for the same text and flags; who comes meanwhile waits."""
     command = [compiler(), *flags]
     headers = [*Path(__file__).parent.glob("*.h"), *KERNELS.glob("*.cuh")]
     ingredients = [text, *(header.read_text() for header in sorted(headers)), *command]
     key = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:24]
     library = folder() / f"{name}-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder()) as scratch:
-            source, built = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.so"
-            source.write_text(text)
-            done = subprocess.run([*command, str(source), "-o", str(built)], capture_output=True, text=True)
-            if done.returncode:
-                raise EmulationError(f"{name} does not compile:\n{done.stderr.strip()}")
-            os.replace(built, library)
+    with library.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(name, text, command, library)
     return library
+
+
+def _compile(name: str, text: str, command: list[str], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder()) as scratch:
+        source, built = Path(scratch) / f"{name}.cpp", Path(scratch) / f"{name}.so"
+        source.write_text(text)
+        done = subprocess.run([*command, str(source), "-o", str(built)], capture_output=True, text=True)
+        if done.returncode:
+            raise EmulationError(f"{name} does not compile:\n{done.stderr.strip()}")
+        os.replace(built, library)
 
 
 @lru_cache
@@ -215,7 +224,8 @@ def run_sanitized(mode: str, cases: Case | Sequence[Case]) -> str:
         check(case.launch, case.buffers, text)
         kernel_library(case.launch.source, case.launch.macros, mode, text)
     runtime = subprocess.run([compiler(), f"-print-file-name={RUNTIMES[mode]}"], capture_output=True, text=True)
-    environment = {**os.environ, **SANITIZER_OPTIONS, "LD_PRELOAD": runtime.stdout.strip(), "VOXRING_SANITIZER": mode}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environment = {**inherited, **SANITIZER_OPTIONS, "LD_PRELOAD": runtime.stdout.strip(), "VOXRING_SANITIZER": mode}
     plain = [case._replace(launch=case.launch._asdict()) for case in cases]
     with tempfile.TemporaryDirectory(dir=folder()) as scratch:
         given, results = Path(scratch) / "cases", Path(scratch) / "results"

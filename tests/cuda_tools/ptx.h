@@ -150,6 +150,14 @@ inline T divide(T a, T b, bool remainder, unsigned line) {
     if (std::is_signed<T>::value && b == T(-1)) return remainder ? T(0) : T(0 - std::make_unsigned_t<T>(a));
     return remainder ? T(a % b) : T(a / b);
 }
+// bfind: the highest bit that is not the sign's; how far it is from the top if `shift_amount`. All ones if there is none.
+template <bool shift_amount, class T>
+inline uint32_t find(T value) {
+    const uint64_t bits = uint64_t(value < 0 ? T(~value) : value);
+    if (!bits) return ~0u;
+    const uint32_t at = 63 - uint32_t(__builtin_clzll(bits));
+    return shift_amount ? sizeof(T) * 8 - 1 - at : at;
+}
 inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selectors) {
     const uint64_t bytes = uint64_t(b) << 32 | a;
     uint32_t result = 0;

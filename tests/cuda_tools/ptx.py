@@ -186,7 +186,7 @@ class Translator:
         if re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)U?", text):
             value = int(text.rstrip("U"), 0) & (1 << 64) - 1
             return f"{target}({value:#x}ull)"
-        if re.fullmatch(r"\w+", text):  # declared by inline assembly
+        if re.fullmatch(r"[\w$]+", text):  # declared by inline assembly
             return f"{target}({text})"
         raise Unsupported(f"operand {text}")
 
@@ -237,7 +237,7 @@ class Translator:
     def _declare(self, text: str) -> None:
         _, kind, names = text.split(maxsplit=2)
         kind = kind[1:]
-        width = c_type(kind, signed=False)
+        width = c_type(kind.replace("f", "b"), signed=False)  # an instruction that works on floats is refused
         garbage = "true" if kind == "pred" else f"{width}({GARBAGE:#x}ull)"
         for name in split_operands(names):
             many = re.fullmatch(r"%(\w+)<(\d+)>", name)
@@ -397,6 +397,10 @@ class Translator:
             raise Unsupported("width")
         return self._call_of("__brev", "u32", operands)
 
+    def _bfind(self, modifiers: list[str], operands: list[str]) -> str:
+        kind = modifiers[-1]
+        return self._call_of(f"ptx::find<{str('shiftamt' in modifiers).lower()}>", kind, operands)
+
     def _prmt(self, modifiers: list[str], operands: list[str]) -> str:
         if modifiers != ["b32"]:
             raise Unsupported("mode")
@@ -434,6 +438,11 @@ class Translator:
         unsigned = c_type(kind, signed=False)
         high, low = f"ptx::most({a}, {b})", f"ptx::least({a}, {b})"
         return f"{self.register(target)} = {unsigned}({c}) + {unsigned}({high}) - {unsigned}({low});"
+
+    def _vabsdiff4(self, modifiers: list[str], operands: list[str]) -> str:
+        if modifiers != ["u32", "u32", "u32"]:
+            raise Unsupported("signs or sums")
+        return self._call_of("__vabsdiffu4", "u32", operands[:3])
 
     # Moves, comparisons, conversions
 
@@ -499,7 +508,8 @@ class Translator:
         """C++ for a checked pointer, the type of an element, and how many there are."""
         space = space_of(modifiers)
         if space is None:
-            raise Unsupported("generic addresses" if not {"local", "const"} & set(modifiers) else "state space")
+            named = [f"{one} memory" for one in modifiers if one in ("local", "const")]
+            raise Unsupported(*named or ["generic addresses"])
         count = element_count(modifiers)
         element = c_type(modifiers[-1], signed=False)
         address = self.address(place, space)
