@@ -8,10 +8,11 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
+from random import Random
 
 import msgspec
 import numpy as np
@@ -20,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError, StudyError
-from voxring.ring.disclosure import components, disclosure, isolated
+from voxring.ring.disclosure import components, disclosure, leaking_coalition
 from voxring.ring.message import Message, decode, encode
-from voxring.ring.order import Ring, rings_of
+from voxring.ring.order import Ring, connectivity, rings_of
 from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Integers, Limbs, Residues, residues_mod
 from voxring.ring.views import Received, View, describe, simulate_master, simulate_member
@@ -37,20 +38,39 @@ OTHER_RING = Ring(("researcher", "c", "b", "a"))
 # The definitions, naively.
 
 
-def naive_order(digest: bytes, parties: list[str]) -> list[str]:
-    """Fisher and Yates with 64-bit draws from SHAKE-256 blocks of 64 draws, rejecting what would be biased."""
+def naive_rings(coin: bytes, parties: list[str], collusion: int) -> list[list[str]]:
+    """Places by Fisher and Yates with 64-bit draws from SHAKE-256 blocks of 64 draws, rejecting what would be biased;
+    then Walecki's zigzag, turned, until no set of members of that size parts the others."""
     names, position = sorted(parties), 0
     for i in reversed(range(1, len(names))):
         while True:
             block, offset = divmod(position, 64)
-            seed = b"voxring ring order 1|" + digest + block.to_bytes(4, "big")
+            seed = b"voxring ring order 2|" + coin + block.to_bytes(4, "big")
             draw = int.from_bytes(hashlib.shake_256(seed).digest(512)[8 * offset : 8 * offset + 8], "big")
             position += 1
             if draw < 2**64 - 2**64 % (i + 1):
                 break
         j = draw % (i + 1)
         names[i], names[j] = names[j], names[i]
-    return ["researcher", *names]
+    k, rings = len(names), []
+    zigzag = [0, *(place for i in range(1, k) for place in (i, -i))][:k]
+    while not rings or naive_connectivity(rings) <= collusion:
+        rings.append(["researcher", *(names[(place + len(rings)) % k] for place in zigzag)])
+    return rings
+
+
+def naive_connectivity(rings: list[list[str]]) -> int:
+    """Take away every set of members, small ones first, and see whether the rest hangs together."""
+    edges = {frozenset(pair) for ring in rings for pair in zip(ring, [*ring[1:], ring[0]], strict=True)}
+    for size in range(len(rings[0]) - 1):
+        for gone in combinations(rings[0], size):
+            left = set(rings[0]) - set(gone)
+            reached = {min(left)}
+            for _ in left:
+                reached |= {name for edge in edges if edge <= left and edge & reached for name in edge}
+            if reached != left:
+                return size
+    return len(rings[0]) - 1
 
 
 def naive_frame(kind: str, sender: str, receiver: str, sum_name: str, ring: int, body: bytes) -> bytes:
@@ -119,9 +139,10 @@ def naive_vectors() -> dict:
         "another kind": (naive_frame("poll", "researcher", "b", "sum", 0, body).hex(), "of kind"),
     }
     orders = []
-    for i in range(5):
-        digest = hashlib.sha256(bytes([i])).digest()
-        orders.append({"digest": digest.hex(), "ring": naive_order(digest, list("abcdefgh"[: 3 + i]))})
+    for k, collusion in ((3, 1), (3, 2), (4, 1), (5, 3), (5, 4), (6, 2), (7, 5)):
+        coin = hashlib.sha256(bytes([k, collusion])).digest()
+        rings = naive_rings(coin, list("abcdefgh"[:k]), collusion)
+        orders.append({"coin": coin.hex(), "collusion": collusion, "rings": rings})
     return {
         "good": good,
         "bad": [{"name": name, "frame": frame, "error": error} for name, (frame, error) in bad.items()],
@@ -193,9 +214,9 @@ def test_bad_vectors_are_refused_and_change_nothing(vector: dict) -> None:
 
 @pytest.mark.parametrize("vector", json.loads(VECTORS.read_text())["orders"] if VECTORS.exists() else [])
 def test_order_is_that_of_the_vectors(vector: dict) -> None:
-    names = sorted(vector["ring"][1:], reverse=True)  # the order of the file does not matter
-    (ring,) = rings_of(bytes.fromhex(vector["digest"]), names)
-    assert list(ring.members) == vector["ring"]
+    names = sorted(vector["rings"][0][1:], reverse=True)  # the order of the file does not matter
+    rings = rings_of(bytes.fromhex(vector["coin"]), names, vector["collusion"])
+    assert [list(ring.members) for ring in rings] == vector["rings"]
 
 
 # Order.
@@ -212,6 +233,58 @@ def test_every_order_is_equally_likely() -> None:
 def test_order_refuses_too_few_and_doubled_names(names: list[str]) -> None:
     with pytest.raises(StudyError, match="study: party"):
         rings_of(DIGEST, names)
+
+
+NAMES = [f"p{i:02}" for i in range(64)]
+
+
+def edges_of(rings: Sequence[Ring]) -> Counter:
+    return Counter(frozenset((name, ring.successor(name))) for ring in rings for name in ring.members)
+
+
+@pytest.mark.parametrize("k", range(3, 11))
+def test_connectivity_of_every_threshold_is_that_of_trying_every_coalition(k: int) -> None:
+    for collusion in range(1, k):
+        rings = rings_of(DIGEST, NAMES[:k], collusion)
+        union = edges_of(rings)
+        assert connectivity(rings) == min(naive_connectivity([list(ring.members) for ring in rings]), k)
+        assert connectivity(rings) >= collusion + 1
+        assert len(rings) == collusion // 2 + 1  # the fewest, since each ring adds two neighbours at most
+        assert all(set(ring.members) == {"researcher", *NAMES[:k]} for ring in rings)
+        assert all(ring.master == "researcher" for ring in rings)
+        assert len({ring.last for ring in rings}) == len(rings)  # the session relies on it
+        if len(rings) <= k // 2:
+            assert set(union.values()) == {1}  # no site has the same neighbour twice
+        else:
+            assert k % 2 == 1
+            assert len(union) == (k + 1) * k // 2
+    with pytest.raises(StudyError, match=f"got {k}: the largest reachable is {k - 1}"):
+        rings_of(DIGEST, NAMES[:k], k)
+
+
+@given(st.integers(4, 9), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_connectivity_of_random_rings_is_that_of_trying_every_coalition(k: int, q: int, draw: Random) -> None:
+    rings = [["researcher", *draw.sample(NAMES[: k - 1], k - 1)] for _ in range(q)]
+    assert connectivity([Ring(tuple(ring)) for ring in rings]) == naive_connectivity(rings)
+
+
+@pytest.mark.parametrize(("k", "collusion"), [(64, 1), (64, 2), (64, 33), (64, 63), (63, 62), (33, 17)])
+def test_up_to_64_parties_get_their_threshold(k: int, collusion: int) -> None:
+    rings = rings_of(DIGEST, NAMES[:k], collusion)
+    assert connectivity(rings) == min(2 * len(rings), k) > collusion
+    study = Study.of(
+        name="t", classes={"x": 1}, party=[{"name": n} for n in NAMES[:k]], privacy={"collusion": collusion}
+    )
+    assert study.privacy.collusion == collusion
+
+
+@pytest.mark.parametrize("k", [3, 4, 7, 64])
+def test_the_study_refuses_the_threshold_that_rings_cannot_reach(k: int) -> None:
+    party = [{"name": name} for name in NAMES[:k]]
+    Study.of(name="t", classes={"x": 1}, party=party, privacy={"collusion": k - 1})
+    with pytest.raises(StudyError, match=f"collusion: .* got {k}: the largest reachable is {k - 1}"):
+        Study.of(name="t", classes={"x": 1}, party=party, privacy={"collusion": k})
 
 
 # Residues.
@@ -496,12 +569,20 @@ def test_components_are_the_stretches_between_colluders() -> None:
     assert len(components([ring, other], ["a", "c"])) == 1  # b keeps e as a neighbour: a second ring helps
 
 
-def test_isolated_names_the_neighbours_of_each_party() -> None:
-    ring = Ring(("researcher", *"abcd"))
-    assert ("a", "c") in isolated([ring], 2)["b"]
-    assert not any(isolated([ring], 1).values())
-    everybody = isolated([ring], 4)
-    assert not any("researcher" in coalition for pairs in everybody.values() for coalition in pairs)
+@pytest.mark.parametrize("k", range(3, 8))
+def test_the_smallest_leaking_coalition_is_that_of_trying_all(k: int) -> None:
+    for collusion in range(1, k):
+        rings = rings_of(DIGEST, NAMES[:k], collusion)
+        for size in range(1, k + 1):
+            parting = [c for c in combinations(rings[0].members, size) if len(components(rings, c)) > 1]
+            found = leaking_coalition(rings, size)
+            assert (found is None) == (not parting)
+            assert (found is None) == (not connectivity(rings) <= size <= k - 1)
+            if found is not None:
+                coalition, of = found
+                assert len(coalition) == size
+                assert frozenset([of]) in components(rings, coalition)
+                assert size > connectivity(rings) or "researcher" not in coalition
 
 
 def test_disclosure_is_plain_about_defaults_and_colluders() -> None:
@@ -510,8 +591,13 @@ def test_disclosure_is_plain_about_defaults_and_colluders() -> None:
     assert "for a withheld class only n and the patient count" in text
     assert text.count("no protection") == 2
     assert "subtract its own" in text
-    (ring,) = rings_of(bytes.fromhex(Study.of(name="t", classes={"x": 1}, party=parties).digest), ["a", "b", "c"])
-    assert " → ".join(ring.members) in text
+    assert "round one ring" in text
+    assert "Any one member" in text
+    assert "2 that stand round a party" in text
+    most = " ".join(disclosure(Study.of(name="t", classes={"x": 1}, party=parties, privacy={"collusion": 2})))
+    assert "round 2 rings" in most
+    assert "Any 2 members" in most
+    assert "stand round" not in most
     strict = Study.of(name="t", classes={"x": 1}, privacy={"min_voxels": 50, "min_patients": 5})
     text = " ".join(disclosure(strict))
     assert "no protection" not in text

@@ -25,15 +25,31 @@ _HASH = 16
 _HEAD = len(_MAGIC) + 1 + _HASH
 
 SumName = Literal["voxels", "sum", "sdsum"]
-Kind = Literal["hello", "poll", "share", "released", "means", "done", "abort", "welcome", "status", "ok", "refused"]
+Kind = Literal[
+    "hello",
+    "welcome",
+    "commitments",
+    "opening",
+    "openings",
+    "poll",
+    "status",
+    "share",
+    "released",
+    "means",
+    "done",
+    "abort",
+    "ok",
+    "refused",
+]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
     """One message.
 
-    ``share`` goes round the ring. The researcher asks with ``hello``, ``poll``, ``released``, ``means``, ``done`` and
-    ``abort``; the answers are ``welcome``, ``status``, ``ok`` and ``refused``. ``sum`` and ``ring`` matter to a share.
+    ``share`` goes round a ring. The researcher asks with ``hello``, ``commitments``, ``openings``, ``poll``,
+    ``released``, ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and
+    ``refused``. ``sum`` and ``ring`` matter to a share, whose ``digest`` stands for the study and its coin.
     """
 
     kind: Kind
