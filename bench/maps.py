@@ -22,7 +22,7 @@ from voxring.kernels import cpu
 from workloads import intensities
 
 RESULTS = Path(__file__).parent / "results" / "maps.json"
-BORDER = cv2.BORDER_REFLECT | cv2.BORDER_ISOLATED
+BORDER = cv2.BORDER_REFLECT
 SLOW = {"SimpleITK BoxMean", "scikit-image integral", "torch avg_pool"}
 
 

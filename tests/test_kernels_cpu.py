@@ -261,6 +261,7 @@ def test_mean_and_variance_maps_are_exact_quotients(image, window, border, fill,
 def tiny_boxes(monkeypatch):
     """Images of a few rows and columns are cut along all axes."""
     monkeypatch.setattr(maps, "WIDE", 2)
+    monkeypatch.setattr(maps, "WIDE_TILE", 2)
     monkeypatch.setattr(maps, "TALL", 2)
     monkeypatch.setattr(maps, "CELLS", 1)
 

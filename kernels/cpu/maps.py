@@ -36,8 +36,11 @@ U = np.uint64
 CELLS = 1 << 16
 """Cells of a tile: with its squares it stays near the L2 cache. Half and twice as many take the same time."""
 
-WIDE = 2048
-"""Columns of a box, for its rows to stay in the L1 cache."""
+WIDE = 1 << 13
+"""Columns of a box, for its rows to stay in the L2 cache. A quarter takes a third longer: long rows suit memory."""
+
+WIDE_TILE = 1 << 10
+"""Columns of a box with a tile, which is then a good many rows tall."""
 
 TALL = 1024
 """Rows of a box without a tile: a band of an image on disk that is in hand at a time."""
@@ -304,7 +307,7 @@ def cut(shape: Shape, window: Shape, workers: int) -> list[Box]:
     """
     planes, rows, columns = shape
     cz, cy, cx = window
-    wide = max(WIDE, 3 * cx) if cz == 1 else max(WIDE // 2, 3 * cx)
+    wide = max(WIDE if cz == 1 else WIDE_TILE, 3 * cx)
     strips = evenly(0, columns, wide)
     tall = max(TALL, 3 * cy)
     if cz > 1:
