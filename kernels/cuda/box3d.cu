@@ -25,7 +25,7 @@
 #define OUT (TILE - LEFT - RIGHT)
 #define TALL (WARPS * ROWS)
 #define OUT_ROWS (TALL - (CY - 1))
-#define PAD 8  // lanes at the ends of the tile read beside it, and use nothing of it
+#define PAD 8  // lanes at the ends of the tile read zeros beside it, and use nothing of them
 
 static_assert(CX <= 31 && OUT_ROWS > 0, "windows of up to 31, and rows for them");
 
@@ -87,6 +87,7 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
   if (warp == 0)
 #pragma unroll
     for (int j = 0; j < PER; j++) down[lane * PER + j] = 0;
+  if (lane < PAD) prefix[lane - PAD] = prefix[TILE + lane] = 0;
 
 #if REDUCE
   const Table into = {table, groups, middle};
