@@ -22,7 +22,7 @@
 #define LEFT ((BEFORE + PER) / PER * PER)  // more than BEFORE: no prefix is left of the strip
 #define RIGHT ((AFTER + PER - 1) / PER * PER)
 #define OUT (STRIP - LEFT - RIGHT)
-#define PAD 8  // lanes at the ends of the strip read beside it, and use nothing of it
+#define PAD 8  // lanes at the ends of the strip read zeros beside it, and use nothing of them
 
 static_assert(CX <= 31 && CY <= 31, "windows of up to 31");
 
@@ -46,6 +46,7 @@ box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
   const int z = blockIdx.x / wide / segments;
   const int y0 = blockIdx.x / wide % segments * segment, y1 = min(rows, y0 + segment);
   if (strip >= strips) return;
+  if (lane < PAD) prefix[lane - PAD] = prefix[STRIP + lane] = 0;
   const int staged = strip * OUT + lane * PER;  // this lane's first column
   const int x = staged - LEFT;
   const bool owned = lane >= LEFT / PER && lane < (STRIP - RIGHT) / PER && x < columns;

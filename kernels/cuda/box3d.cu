@@ -25,7 +25,7 @@
 #define OUT (TILE - LEFT - RIGHT)
 #define TALL (WARPS * ROWS)
 #define OUT_ROWS (TALL - (CY - 1))
-#define PAD 8  // lanes at the ends of the tile read beside it, and use nothing of it
+#define PAD 8  // lanes at the ends of the tile read zeros beside it, and use nothing of them
 
 static_assert(CX <= 31 && OUT_ROWS > 0, "windows of up to 31, and rows for them");
 
@@ -87,6 +87,7 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
   if (warp == 0)
 #pragma unroll
     for (int j = 0; j < PER; j++) down[lane * PER + j] = 0;
+  if (lane < PAD) prefix[lane - PAD] = prefix[TILE + lane] = 0;
 
 #if REDUCE
   const Table into = {table, groups, middle};
@@ -110,7 +111,6 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     const voxel *leaves = here + plane_at[z > z0 ? z - 1 : z] * plane_size;
     lane_t sum[PER] = {0, 0, 0, 0};
     lane_t *row = down + (1 + warp * ROWS) * TILE + lane * PER;
-    lane_t upto[ROWS][PER];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       const Voxels<PER> come = read<PER>(enters + row_offset[r]);
@@ -123,21 +123,21 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
         for (int j = 0; j < PER; j++) column[r][j] += term(get<PER>(come, j));
       }
 #pragma unroll
-      for (int j = 0; j < PER; j++) upto[r][j] = sum[j] += column[r][j];
+      for (int j = 0; j < PER; j++) sum[j] += column[r][j];
     }
     put<PER>(totals + warp * TILE + lane * PER, sum);
     __syncthreads();  // totals are there; the rows of the plane before were read
-    lane_t above[PER] = {0, 0, 0, 0};
+    lane_t upto[PER] = {0, 0, 0, 0};  // first the rows of the warps above
     for (int w = 0; w < warp; w++) {
       const Four some = get_four(totals + w * TILE + lane * PER);
 #pragma unroll
-      for (int j = 0; j < PER; j++) above[j] += some.at[j];
+      for (int j = 0; j < PER; j++) upto[j] += some.at[j];
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-      for (int j = 0; j < PER; j++) upto[r][j] += above[j];
-      put<PER>(row + r * TILE, upto[r]);
+      for (int j = 0; j < PER; j++) upto[j] += column[r][j];
+      put<PER>(row + r * TILE, upto);
     }
     __syncthreads();  // rows are there; totals were read
 
