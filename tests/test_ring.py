@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import combinations, product
 from pathlib import Path
 from random import Random
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -22,11 +23,13 @@ from hypothesis import strategies as st
 
 from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError, StudyError
 from voxring.ring.disclosure import components, disclosure, leaking_coalition
-from voxring.ring.message import Message, decode, encode
+from voxring.ring.message import MESSAGES, SUMS, Kind, Message, SumName, decode, encode
 from voxring.ring.order import Ring, connectivity, rings_of
 from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Integers, Limbs, Residues, residues_mod
+from voxring.ring.sheet import Section, moduli, sheet
 from voxring.ring.views import Received, View, describe, simulate_master, simulate_member
+from voxring.session.plan import Plan
 from voxring.study import Study
 
 VECTORS = Path(__file__).parent / "vectors" / "ring.json"
@@ -465,7 +468,7 @@ def test_frames_survive_the_way_and_any_flipped_bit_is_found(data: st.DataObject
 # Views: every blind is tried, so "uniform" is a count and no statistic.
 
 N, BOUND = 7, 1
-SUMS = ("voxels", "sum")
+TWO_SUMS = ("voxels", "sum")
 PartyViews = dict[str, Counter]
 Coins = Callable[[tuple[int, int]], list[Callable[[int], bytes]]]
 
@@ -479,7 +482,7 @@ def views_over_all_blinds(values: dict[str, list[int]], coins: Coins) -> PartyVi
     seen: PartyViews = {name: Counter() for name in RING.members}
     for blinds in product(range(N), repeat=2):
         received: dict[str, list[int]] = {name: [] for name in RING.members}
-        for name, slot, random in zip(SUMS, range(2), coins(blinds), strict=True):
+        for name, slot, random in zip(TWO_SUMS, range(2), coins(blinds), strict=True):
             mine = {party: [numbers[slot]] for party, numbers in values.items()}
             master, members = run(agreed(Integers(N, 1), BOUND, name=name), mine, random)
             for party, member in members.items():
@@ -511,7 +514,7 @@ def test_members_see_exactly_uniform_residues_whatever_the_inputs_and_the_master
 
 def test_the_leak_checker_finds_planted_leaks() -> None:
     assert leaks(lambda blinds: [scripted(b"\0"), scripted(b"\0")])  # no blind
-    assert leaks(lambda blinds: [scripted(bytes([blinds[0]])) for _ in SUMS])  # the blind of the first sum again
+    assert leaks(lambda blinds: [scripted(bytes([blinds[0]])) for _ in TWO_SUMS])  # the blind of the first sum again
     assert leaks(lambda blinds: [scripted(bytes([blind % 3])) for blind in blinds])  # a blind from a part of [0, N)
 
 
@@ -523,10 +526,10 @@ def test_simulators_draw_the_same_views_from_own_input_and_output_alone() -> Non
     simulated_master: Counter = Counter()
     for blinds in product(range(N), repeat=2):
         member, master = [], []
-        for name, total, random in zip(SUMS, [1, 2], fresh(blinds), strict=True):
+        for name, total, random in zip(TWO_SUMS, [1, 2], fresh(blinds), strict=True):
             (seen,) = simulate_member(name, residues, 1, random)
             member += seen.residues
-            (seen,) = simulate_master(name, residues, 1, [total], scripted(bytes([blinds[SUMS.index(name)]])))
+            (seen,) = simulate_master(name, residues, 1, [total], scripted(bytes([blinds[TWO_SUMS.index(name)]])))
             master += [*seen.residues, *seen.blind]
         simulated[tuple(member)] += 1
         simulated_master[tuple(master)] += 1
@@ -603,6 +606,61 @@ def test_disclosure_is_plain_about_defaults_and_colluders() -> None:
     assert "no protection" not in text
     assert "50" in text
     assert "names no parties yet" in text
+
+
+def a_study(k: int = 5, **privacy: int) -> Study:
+    party = [{"name": name} for name in NAMES[:k]]
+    return Study.of(name="t", classes={"lesion": 1, "liver": 2}, party=party, privacy=privacy)
+
+
+def section(study: Study, title: str) -> Section:
+    (found,) = [section for section in sheet(study).sections if title in section.title]
+    return found
+
+
+def test_the_sheet_has_a_row_for_every_kind_of_message_and_every_sum() -> None:
+    rows = [row[0] for row in section(a_study(), "Every message").rows]
+    kinds = {kind for kind in get_args(Kind) if kind != "share"} | {f"share of {name}" for name in get_args(SumName)}
+    assert set(rows) == kinds
+    assert len(rows) == len(kinds)
+    assert set(MESSAGES) == set(get_args(Kind))
+    assert set(SUMS) == set(get_args(SumName)) == set(moduli(a_study()))
+
+
+@pytest.mark.parametrize(("k", "collusion"), [(3, 1), (3, 2), (5, 1), (5, 3), (5, 4), (6, 2), (6, 5)])
+def test_the_sheet_says_from_which_size_on_a_coalition_learns_more(k: int, collusion: int) -> None:
+    rows = section(a_study(k, collusion=collusion), "colluders").rows
+    rings = rings_of(DIGEST, NAMES[:k], collusion)
+    assert [row[0] for row in rows] == [str(size) for size in range(1, k + 1)]
+    for size, row in enumerate(rows, 1):
+        parting = any(len(components(rings, c)) > 1 for c in combinations(rings[0].members, size))
+        assert (row[1] != "nothing") == parting
+        assert size > collusion or row[1] == "nothing"
+    assert rows[k - 2][2].startswith("n and sum (n·μ) of the one party left")
+    assert "sum and sdsum of the one party left" in rows[k - 1][2]
+
+
+def test_the_sheet_names_the_modulus_that_the_sums_use() -> None:
+    study = a_study()
+    rows = {row[0]: row for row in section(study, "modulus").rows}
+    plan = Plan(study, DIGEST)
+    assert rows["voxels"][4] == str(plan.voxels(SESSION).residues.modulus)
+    assert rows["sum"][4] == str(plan.sums(SESSION, ["liver"]).residues.modulus)
+    finest = Fraction(1, study.denominator * 5 * study.bounds.voxels_per_party)
+    assert rows["sdsum"][4] == str(plan.sdsums(SESSION, {"liver": finest}).residues.modulus)
+    for bound, n in moduli(study).values():
+        assert n == 2 * 5 * bound + 1
+
+
+def test_the_sheet_depends_on_the_study_alone_and_bears_its_digest() -> None:
+    for study in (a_study(), a_study(min_patients=5), Study.of(name="t", classes={"x": 1})):
+        assert sheet(study) == sheet(Study.of(**msgspec.to_builtins(study)))
+        assert sheet(study).digest == study.digest
+    assert "does not withhold" in " ".join(section(a_study(), "imply").sentences)
+    assert "5 withholds it" in " ".join(section(a_study(min_patients=5), "imply").sentences)
+    nobody = Study.of(name="t", classes={"x": 1})
+    assert not section(nobody, "colluders").rows
+    assert "the fewest parties allowed, 3" in " ".join(section(nobody, "modulus").sentences)
 
 
 if __name__ == "__main__":

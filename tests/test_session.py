@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from voxring.errors import BoundError, ImageError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError
 from voxring.net import Link
 from voxring.ring.coin import coin_of, commitment
-from voxring.ring.message import Message, decode, encode
+from voxring.ring.message import MESSAGES, Message, decode, encode
 from voxring.ring.order import connectivity
 from voxring.session import Heard, bodies, run_party, run_researcher, state_folder
 from voxring.session.coins import CoinFile
@@ -488,6 +488,34 @@ TestFaultyNetwork.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_the_disclosure_sheet_describes_every_message_of_real_traffic() -> None:
+    read = partial(decode, limit=10**6)
+    network = Network(a_study("abcd", collusion=2))
+    network.finish()
+    failed = Network(a_study(), coins={"a": COIN})
+    failed.finish()
+    failed.parties["b"].answer(b"garbage")
+    seen = [*map(read, network.seen)]
+    refusal = failed.parties["b"].answer(failed.researcher.heartbeat("a"))
+    assert refusal is not None
+    abort = failed.researcher.abort("b", "over")
+    told = failed.parties["b"].answer(abort)
+    assert told is not None
+    seen += [*map(read, (refusal.frame, abort, told.frame))]
+    assert {message.kind for message in seen} == set(MESSAGES)
+    for message in seen:
+        told_by = MESSAGES[message.kind]
+        sender = "researcher" if message.sender == "researcher" else "party"
+        receiver = "researcher" if message.receiver == "researcher" else "party"
+        assert told_by.sender in (sender, "member")
+        assert told_by.receiver in (receiver, "next in the ring", "researcher or member before")
+    other = Network(a_study("abcd", collusion=2), {name: some_totals(seed) for seed, name in enumerate("abcd", 90)})
+    other.finish()
+    said, said_of_others = ({(m.kind, m.body) for m in map(read, n.seen)} for n in (network, other))
+    for kind, body in said ^ said_of_others:
+        assert not MESSAGES[kind].distribution.startswith("fixed by the study") or kind == "status", (kind, body)
 
 
 # What a party refuses, and that it changes nothing.
