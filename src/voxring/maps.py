@@ -136,7 +136,7 @@ def local_variance(
     """Variance of the window around every voxel, about its local mean and divided by its number of voxels, as a map.
 
     The numerator |W| Σv² − (Σv)² is an exact integer: no cancellation, and never below 0. Memory beyond the result is
-    some planes in 64 bits, at least as many as the window has.
+    as for `local_mean`.
 
     Parameters
     ----------
