@@ -346,6 +346,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         for name in names
     }
@@ -356,6 +357,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
         text=True,
     )
     victim = running.pop(names[1])
+    assert "computes on CPU" in victim.stderr.readline()
     while "computing" not in victim.stderr.readline():
         pass
     victim.send_signal(signal.SIGKILL)

@@ -281,7 +281,7 @@ def test_ptx_of_every_architecture_equals_the_definition(kind, arch):
 REGISTERS = {"box2d": (80, 128), "box3d": (104, 128), "widen": (40, 40), "along": (64, 64), "collect": (64, 64)}
 """Most registers a thread; where lanes have 64 bits. 80: 24 warps an SM, 104: a block of 16, 128: two blocks of 8."""
 SPILLED = {("box3d", 1, 100): 16}
-"""Bytes that may be put by: for sm_100 ptxas keeps to 128 registers, so that two blocks fit, at the price of 8 bytes."""
+"""Bytes that may be put by: for sm_100 ptxas keeps to 128 registers, so that two blocks fit: 8 bytes is the price."""
 
 FLOATING = re.compile(r"(F(?!LO)|D(?!EPBAR)|H|I2F|F2|MUFU|[HID]MMA)[A-Z0-9]*(\.|$)")
 DIVISION = re.compile(r"(I2F|I2FP|MUFU|F2I)\.")
