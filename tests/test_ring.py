@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError, StudyError
+from voxring.ring import order
 from voxring.ring.disclosure import components, disclosure, leaking_coalition
 from voxring.ring.message import MESSAGES, SUMS, Kind, Message, SumName, decode, encode
 from voxring.ring.order import Ring, connectivity, rings_of
@@ -270,6 +271,19 @@ def test_connectivity_of_every_threshold_is_that_of_trying_every_coalition(k: in
 def test_connectivity_of_random_rings_is_that_of_trying_every_coalition(k: int, q: int, draw: Random) -> None:
     rings = [["researcher", *draw.sample(NAMES[: k - 1], k - 1)] for _ in range(q)]
     assert connectivity([Ring(tuple(ring)) for ring in rings]) == naive_connectivity(rings)
+
+
+def test_rings_that_cross_at_the_same_two_places_are_parted_there_whatever_the_neighbours() -> None:
+    first, second = (Ring(("researcher", *names)) for names in ("abcdefg", "bacdfeg"))
+    assert min(len({e for e in edges_of([first, second]) if name in e}) for name in first.members) == 3
+    assert connectivity([first, second]) == naive_connectivity([list(first.members), list(second.members)]) == 2
+
+
+def test_rings_that_do_not_reach_the_threshold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "_walecki", lambda parties: [list(range(parties))] * parties)
+    assert len(rings_of(DIGEST, NAMES[:6], 1)) == 1
+    with pytest.raises(StudyError, match="no rings of 6 parties stand 2 colluders"):
+        rings_of(DIGEST, NAMES[:6], 2)
 
 
 @pytest.mark.parametrize(("k", "collusion"), [(64, 1), (64, 2), (64, 33), (64, 63), (63, 62), (33, 17)])

@@ -130,7 +130,7 @@ class Member:
     @property
     def received(self) -> dict[int, list[int]]:
         """Residues received, by ring: this member's view."""
-        return {ring: self._agreed.residues.tolist(vector) for ring, vector in self._seen.items()}
+        return {ring: self._agreed.residues.tolist(vector) for ring, vector in sorted(self._seen.items())}
 
     def receive(self, message: Message) -> Message:
         """Add this member's share; return the message for its successor.
@@ -175,7 +175,7 @@ class Master:
     @property
     def received(self) -> dict[int, list[int]]:
         """Residues received, by ring; with the blinds, this is the master's view."""
-        return {ring: self._agreed.residues.tolist(vector) for ring, vector in self._seen.items()}
+        return {ring: self._agreed.residues.tolist(vector) for ring, vector in sorted(self._seen.items())}
 
     @property
     def blinds(self) -> list[list[int]]:
