@@ -202,9 +202,9 @@ def table(results):
     model = results["model"]
     lines.append(
         f"\nuint16, one class in half of the voxels, reflected; the floor is {FLOOR} bytes a voxel. Bytes are those "
-        f"that warps ask for: what caches save is not in them. Predicted for an H100, not measured: the longer of bytes "
-        f"/ {model['bandwidth'] / 1e12:.2f} TB/s and instructions at {model['efficiency']:.0%} of what 132 SMs issue at "
-        f"1.7 GHz. Classical: a table in memory of 32-bit sums, a scan an axis."
+        f"that warps ask for: what caches save is not in them. Predicted for an H100, not measured: the longer of "
+        f"bytes / {model['bandwidth'] / 1e12:.2f} TB/s and instructions at {model['efficiency']:.0%} of what 132 SMs "
+        f"issue at 1.7 GHz. Classical: a table in memory of 32-bit sums, a scan an axis."
     )
     return "\n".join(lines) + "\n"
 
