@@ -510,19 +510,20 @@ def install(*, devices: int = 2, memory: int = 1 << 30) -> Iterator[Machine]:
     sys.modules["cupy"] = sys.modules[__name__]
     machine.devices, machine.memory = devices, memory
     machine.begin()
-    _forget(device)
+    kept = device.cupy, device.lanes, device.function  # as they are now: a test may put others in their place
+    _forget(kept)
     try:
         yield machine
     finally:
-        _forget(device)
         del sys.modules["cupy"]
         if before is not None:
             sys.modules["cupy"] = before
+        _forget(kept)
 
 
-def _forget(device: types.ModuleType) -> None:
-    for kept in (device.cupy, device.lanes, device.function):
-        kept.cache_clear()
+def _forget(kept: Iterable[Any]) -> None:
+    for function in kept:
+        function.cache_clear()
 
 
 def parameters(function: Any) -> list[str]:
