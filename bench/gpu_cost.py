@@ -207,8 +207,8 @@ def table(results):
         lines.append(f"| {' | '.join(cells)} |")
     model = results["model"]
     lines.append(
-        f"\nuint16, one class in half of the voxels, reflected; the floor is {FLOOR} bytes a voxel. Bytes are those that "
-        f"warps ask for: what caches save is not in them. Predicted for an H100, not measured: the longer of bytes / "
+        f"\nuint16, one class in half of the voxels, reflected; the floor is {FLOOR} bytes a voxel. Bytes are those "
+        f"that warps ask for: what caches save is not in them. Predicted for an H100, not measured: the longer of bytes / "
         f"{model['bandwidth'] / 1e12:.2f} TB/s and instructions at {model['efficiency']:.0%} of what 132 SMs issue at "
         f"1.7 GHz. Classical: a table in memory of 32-bit sums, a scan an axis."
     )
@@ -223,8 +223,8 @@ def verdicts(results):
             bar, up_to = bars.get(what, (None, 0))
             if bar and row["size"] <= up_to:
                 yield f"{name}: {what} {row[what]:.2f}, bar {bar}: {'met' if row[what] <= bar else 'NOT MET'}"
-        bar = bars["of_floor"]
-        yield f"{name}: {row['of_floor']:.0%} of the floor, bar {bar:.0%}: {'met' if row['of_floor'] >= bar else 'NOT MET'}"
+        bar, share = bars["of_floor"], row["of_floor"]
+        yield f"{name}: {share:.0%} of the floor, bar {bar:.0%}: {'met' if share >= bar else 'NOT MET'}"
 
 
 def main():
