@@ -54,3 +54,15 @@ def axis_runs(length: int, size: int, border: str) -> tuple[Array, Array]:
     inside = axis_inside(length, size)
     starts = np.flatnonzero(np.diff(inside, prepend=-1))
     return np.append(starts, length).astype(np.int64), inside[starts]
+
+
+def inside_counts(shape: tuple[int, int, int], window: tuple[int, int, int]) -> tuple[Array, Array, Array]:
+    """Per axis and coordinate, how many of the window's places lie inside; their product is the count of `clip`.
+
+    Returns
+    -------
+    tuple of three int64 arrays
+        Of lengths ``shape``.
+    """
+    z, y, x = (axis_inside(length, size) for length, size in zip(shape, window, strict=True))
+    return z, y, x

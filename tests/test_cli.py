@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from fractions import Fraction
 from itertools import product
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -252,6 +254,33 @@ def test_study_check_says_who_learns_what(demo, tmp_path):
     assert document["disclosure"]
 
 
+def test_study_disclose_writes_the_sheet_in_three_formats(tmp_path):
+    path = tmp_path / "s.toml"
+    parties = "".join(f'[[party]]\nname = "{name}"\n' for name in "abcd")
+    path.write_text(f'name = "<script>x|y"\nclasses = {{ "a&b" = 1 }}\n[privacy]\ncollusion = 2\n{parties}')
+    digest = json.loads(run("study", "check", path, "--json", check=0).stdout)["digest"]
+    shown = {form: run("study", "disclose", path, "--format", form, check=0).stdout for form in ("md", "json", "html")}
+    for form, text in shown.items():
+        assert digest in text
+        assert "share of sdsum" in text
+        assert run("study", "disclose", path, "--format", form, "--out", tmp_path / form, check=0).stdout == ""
+        assert (tmp_path / form).read_text() == text
+    assert run("study", "disclose", path, check=0).stdout == shown["md"]
+    assert "# Disclosure sheet: \\<script\\>x\\|y\n" in shown["md"]
+    columns = {line.replace("\\|", "").count("|") for line in shown["md"].splitlines() if line.startswith("| 1 |")}
+    assert columns == {4}
+    document = json.loads(shown["json"])
+    assert document["classes"] == ["a&b"]
+    assert [section["title"] for section in document["sections"]][1:3] == ["Every message", "What colluders learn"]
+    assert "&lt;script&gt;x|y" in shown["html"]
+    for active in ("<script", "src=", "href=", "http://", "https://", "url(", "@import"):
+        assert active not in shown["html"]
+    ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>", "", shown["html"]))  # noqa: S314  # it closes every tag
+    assert (
+        "expected a file in a folder" in run("study", "disclose", path, "--out", tmp_path / "no" / "x", check=3).stderr
+    )
+
+
 def test_separate_processes_run_a_study(demo, tmp_path):
     """`voxring party` three times and `voxring research`, in the order in which things go wrong in life."""
     folder, _, manifests, _, _ = demo
@@ -317,6 +346,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
         for name in names
     }
@@ -327,6 +357,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
         text=True,
     )
     victim = running.pop(names[1])
+    assert "computes on CPU" in victim.stderr.readline()
     while "computing" not in victim.stderr.readline():
         pass
     victim.send_signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 import voxring
 from voxring.kernels import BORDERS, Reduction, cpu
-from voxring.kernels.cpu import rows, streamed, threads, tiles
+from voxring.kernels.cpu import maps, quotients, rows, streamed, threads, tiles
 
 IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
@@ -255,6 +255,120 @@ def test_mean_and_variance_maps_are_exact_quotients(image, window, border, fill,
         total, squares = total + fill * missing, squares + fill * fill * missing
         exact = np.float64(count * squares - total * total) / np.float64(count * count)
         assert variances[voxel] == np.dtype(dtype).type(exact)
+
+
+@pytest.fixture
+def tiny_boxes(monkeypatch):
+    """Images of a few rows and columns are cut along all axes."""
+    monkeypatch.setattr(maps, "WIDE", 2)
+    monkeypatch.setattr(maps, "WIDE_TILE", 2)
+    monkeypatch.setattr(maps, "TALL", 2)
+    monkeypatch.setattr(maps, "CELLS", 1)
+
+
+def exact_maps(image, window, border, fill):
+    """Window sums, means and variances, in Python integers and one division, from numpy's padding."""
+    if border == "constant":
+        shifted = image.astype(np.int64) - fill
+        sums = padded_sums(shifted, window, border)
+        squares = padded_sums(shifted * shifted, window, border) + 2 * fill * sums + fill * fill * prod(window)
+        sums = sums + fill * prod(window)
+    else:
+        sums, squares = padded_sums(image, window, border), padded_sums(image.astype(np.int64) ** 2, window, border)
+    counts = padded_sums(np.ones(image.shape, np.int8), window, "clip") if border == "clip" else prod(window)
+    numerators = sums.astype(object) * -sums + squares.astype(object) * counts
+    variances = numerators.astype(np.float64) / (counts * np.ones(image.shape, object) * counts).astype(np.float64)
+    return sums, sums / np.float64(counts), variances
+
+
+def check_maps(image, window, border, fill=0, workers=1):
+    sums, means, variances = exact_maps(image, window, border, fill)
+    options = {"fill": fill, "threads": workers}
+    assert np.array_equal(cpu.window_sums(image, window, border, **options), sums)
+    for dtype in ("float32", "float64"):
+        assert np.array_equal(cpu.mean_map(image, window, border, dtype=dtype, **options), means.astype(dtype))
+        assert np.array_equal(cpu.variance_map(image, window, border, dtype=dtype, **options), variances.astype(dtype))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(1, 13), st.integers(1, 40), st.integers(1, 40)),
+    window=st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)) | st.tuples(*[st.integers(1, 50)] * 3),
+    dtype=st.sampled_from(["uint8", "int16", "int32"]),
+    border=borders,
+    fill=st.sampled_from([0, -3, 120]),
+    workers=st.integers(1, 3),
+)
+def test_maps_cut_into_boxes_are_exact(tiny_boxes, shape, window, dtype, border, fill, workers):
+    image = np.random.default_rng(prod(shape)).integers(0, 100, shape, dtype=dtype)
+    check_maps(image, window, border, fill, workers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [  # windows on both sides of each lane's limit: of squares, then of sums
+        ("uint8", [(1, 1, 33025), (1, 1, 33026)]),  # 255² · |W| < 2^31
+        ("int16", [(1, 16, 181), (1, 1, 2897)]),  # 2^15 · |W| < 2^26.5
+        ("int16", [(1, 1, 65535), (1, 1, 65536)]),  # 2^15 · |W| < 2^31
+        ("uint16", [(1, 1, 1448), (1, 3, 483), (1, 1, 32768), (1, 1, 32769)]),
+        ("int8", [(7, 7, 7), (1, 128, 1), (1, 256, 512), (1, 256, 513)]),  # 2^14 · |W| < 2^31
+    ],
+)
+@pytest.mark.parametrize("border", ["reflect", "clip"])
+def test_lanes_of_maps_hold_their_very_limits(dtype, sizes, border):
+    ends = limits(dtype)
+    for window in sizes:
+        for image in (
+            np.full((2, 3, 40), ends[0], dtype),
+            np.full((2, 3, 40), ends[1], dtype),
+            np.random.default_rng(1).choice(np.array(ends, dtype), (2, 3, 40)),
+        ):
+            check_maps(image, window, border)
+
+
+def test_products_round_as_quotients_wherever_they_may_be_used():
+    """Numerators beside every kind of halfway point between two float32, and random ones, for each divisor."""
+    rng = np.random.default_rng(9)
+    may = quotients.may_multiply
+    for divisor in [*range(1, 700), *(c * c for c in range(1, 200)), 3375, 3375**2, 4096, 3 * 2**15, 2**25 - 1, 2**25]:
+        for most in (255, 2**15, 2**16 - 1, 255**2, 2**24):
+            if not may(divisor, most):
+                continue
+            halfway = (2 * rng.integers(2**23, 2**24, 400) + 1) * 2.0 ** -rng.integers(1, 40, 400)
+            halfway = halfway[halfway <= most]
+            near = np.floor(halfway * divisor)[:, None] + [-1, 0, 1, 2]
+            numerators = np.append(near.ravel(), rng.integers(0, most * divisor, 100, endpoint=True))
+            numerators = numerators[(numerators >= 0) & (numerators <= most * divisor)]
+            product = numerators * (1 / np.float64(divisor))
+            assert np.array_equal(product.astype(np.float32), (numerators / divisor).astype(np.float32))
+    assert may(49, 2**24)
+    assert may(2**8, 2**16)
+    assert not may(2**9, 2**16)
+    assert not may(49, 2**24 + 1)
+    assert not may(2**25 + 1, 1)
+
+
+def test_a_mean_halfway_between_two_floats_goes_to_the_even_one():
+    """|W| = 117 · 2^9 and means of 25 bits: the product with 1 / |W| misses ties that the quotient meets."""
+    size = 117 * 2**9
+    wrong = 0
+    for k in range(2**25 - 2**20 + 1, 2**25, 2**16 + 2):
+        total = 117 * k
+        image = np.full((1, 1, size), total // size, np.uint16)
+        image[0, 0, : total % size] += 1
+        exact = np.float32(np.float64(total) / size)
+        wrong += np.float32(np.float64(total) * (1 / np.float64(size))) != exact
+        assert cpu.mean_map(image, (1, 1, size), "reflect")[0, 0, size // 2] == exact
+    assert wrong > 0
+
+
+def test_wide_images_are_cut_along_columns():
+    boxes = maps.cut((1, 100_000, 100_000), (1, 15, 15), 1)
+    assert sum((y1 - y0) * (x1 - x0) for _, _, y0, y1, x0, x1 in boxes) == 10**10
+    assert max(x1 - x0 for *_, x0, x1 in boxes) <= maps.WIDE
+    assert min(y1 - y0 for _, _, y0, y1, _, _ in boxes) > 500
+    assert maps.cut((256, 512, 512), (5, 5, 5), 1)[0][:2] == (0, 256)
+    assert len(maps.cut((256, 512, 512), (5, 5, 5), 4)) >= 8
 
 
 def test_maps_fill_what_they_are_given_or_refuse_it():

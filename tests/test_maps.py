@@ -1,5 +1,7 @@
 """Maps of means and variances against loops over the window in fractions, and against scipy."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -108,6 +110,43 @@ def test_maps_of_an_image_on_disk_go_to_disk(tmp_path):
     local_mean(image, 15, out=out)
     out.flush()
     assert np.array_equal(np.load(tmp_path / "mean.npy"), local_mean(np.array(image), 15, dtype="float32"))
+
+
+BOUNDED = """
+import resource, sys
+import numpy as np
+from voxring import local_mean, local_variance
+
+options = {"out": np.empty((2, 3), np.float32), "threads": 1}
+for function in (local_mean, local_variance):
+    function(np.ones((2, 3), np.uint8), 15, **options)  # compile, before memory is bounded
+with open("/proc/self/status") as status:
+    now = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (now + (8 << 20), resource.RLIM_INFINITY))
+image = np.load(sys.argv[1], mmap_mode="r+")
+for function in (local_mean, local_variance):
+    out = np.lib.format.open_memmap(function.__name__ + ".npy", "w+", np.float32, image.shape)
+    function(image, 15, out=out, threads=1)
+try:
+    np.empty(16 << 20, np.uint8)
+except MemoryError:
+    print("bounded")
+"""
+
+
+def test_a_wide_image_on_disk_is_mapped_within_8_mebibytes(tmp_path):
+    """32 MB in, 128 MB out, each of 40,000 columns."""
+    image = np.lib.format.open_memmap(tmp_path / "image.npy", "w+", np.uint8, (800, 40_000))
+    image[:] = np.random.default_rng(5).integers(0, 255, image.shape, np.uint8)
+    image.flush()
+    command = [sys.executable, "-c", BOUNDED, tmp_path / "image.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("bounded\n", 0), done.stderr
+    for function in (local_mean, local_variance):
+        out = np.load(tmp_path / f"{function.__name__}.npy", mmap_mode="r")
+        for columns in (slice(0, 300), slice(2_000, 2_300), slice(39_700, 40_000)):
+            part = function(np.ascontiguousarray(image[:, columns]), 15, dtype="float32")
+            assert np.array_equal(out[:, columns][:, 10:-10], part[:, 10:-10])
 
 
 def test_variance_of_a_constant_is_zero_and_of_huge_windows_refused():

@@ -8,10 +8,12 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
+from random import Random
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -20,12 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError, StudyError
-from voxring.ring.disclosure import components, disclosure, isolated
-from voxring.ring.message import Message, decode, encode
-from voxring.ring.order import Ring, rings_of
+from voxring.ring import order
+from voxring.ring.disclosure import components, disclosure, leaking_coalition
+from voxring.ring.message import MESSAGES, SUMS, Kind, Message, SumName, decode, encode
+from voxring.ring.order import Ring, connectivity, rings_of
 from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Integers, Limbs, Residues, residues_mod
+from voxring.ring.sheet import Section, moduli, sheet
 from voxring.ring.views import Received, View, describe, simulate_master, simulate_member
+from voxring.session.plan import Plan
 from voxring.study import Study
 
 VECTORS = Path(__file__).parent / "vectors" / "ring.json"
@@ -37,20 +42,39 @@ OTHER_RING = Ring(("researcher", "c", "b", "a"))
 # The definitions, naively.
 
 
-def naive_order(digest: bytes, parties: list[str]) -> list[str]:
-    """Fisher and Yates with 64-bit draws from SHAKE-256 blocks of 64 draws, rejecting what would be biased."""
+def naive_rings(coin: bytes, parties: list[str], collusion: int) -> list[list[str]]:
+    """Places by Fisher and Yates with 64-bit draws from SHAKE-256 blocks of 64 draws, rejecting what would be biased;
+    then Walecki's zigzag, turned, until no set of members of that size parts the others."""
     names, position = sorted(parties), 0
     for i in reversed(range(1, len(names))):
         while True:
             block, offset = divmod(position, 64)
-            seed = b"voxring ring order 1|" + digest + block.to_bytes(4, "big")
+            seed = b"voxring ring order 2|" + coin + block.to_bytes(4, "big")
             draw = int.from_bytes(hashlib.shake_256(seed).digest(512)[8 * offset : 8 * offset + 8], "big")
             position += 1
             if draw < 2**64 - 2**64 % (i + 1):
                 break
         j = draw % (i + 1)
         names[i], names[j] = names[j], names[i]
-    return ["researcher", *names]
+    k, rings = len(names), []
+    zigzag = [0, *(place for i in range(1, k) for place in (i, -i))][:k]
+    while not rings or naive_connectivity(rings) <= collusion:
+        rings.append(["researcher", *(names[(place + len(rings)) % k] for place in zigzag)])
+    return rings
+
+
+def naive_connectivity(rings: list[list[str]]) -> int:
+    """Take away every set of members, small ones first, and see whether the rest hangs together."""
+    edges = {frozenset(pair) for ring in rings for pair in zip(ring, [*ring[1:], ring[0]], strict=True)}
+    for size in range(len(rings[0]) - 1):
+        for gone in combinations(rings[0], size):
+            left = set(rings[0]) - set(gone)
+            reached = {min(left)}
+            for _ in left:
+                reached |= {name for edge in edges if edge <= left and edge & reached for name in edge}
+            if reached != left:
+                return size
+    return len(rings[0]) - 1
 
 
 def naive_frame(kind: str, sender: str, receiver: str, sum_name: str, ring: int, body: bytes) -> bytes:
@@ -119,9 +143,10 @@ def naive_vectors() -> dict:
         "another kind": (naive_frame("poll", "researcher", "b", "sum", 0, body).hex(), "of kind"),
     }
     orders = []
-    for i in range(5):
-        digest = hashlib.sha256(bytes([i])).digest()
-        orders.append({"digest": digest.hex(), "ring": naive_order(digest, list("abcdefgh"[: 3 + i]))})
+    for k, collusion in ((3, 1), (3, 2), (4, 1), (5, 3), (5, 4), (6, 2), (7, 5)):
+        coin = hashlib.sha256(bytes([k, collusion])).digest()
+        rings = naive_rings(coin, list("abcdefgh"[:k]), collusion)
+        orders.append({"coin": coin.hex(), "collusion": collusion, "rings": rings})
     return {
         "good": good,
         "bad": [{"name": name, "frame": frame, "error": error} for name, (frame, error) in bad.items()],
@@ -193,9 +218,9 @@ def test_bad_vectors_are_refused_and_change_nothing(vector: dict) -> None:
 
 @pytest.mark.parametrize("vector", json.loads(VECTORS.read_text())["orders"] if VECTORS.exists() else [])
 def test_order_is_that_of_the_vectors(vector: dict) -> None:
-    names = sorted(vector["ring"][1:], reverse=True)  # the order of the file does not matter
-    (ring,) = rings_of(bytes.fromhex(vector["digest"]), names)
-    assert list(ring.members) == vector["ring"]
+    names = sorted(vector["rings"][0][1:], reverse=True)  # the order of the file does not matter
+    rings = rings_of(bytes.fromhex(vector["coin"]), names, vector["collusion"])
+    assert [list(ring.members) for ring in rings] == vector["rings"]
 
 
 # Order.
@@ -212,6 +237,71 @@ def test_every_order_is_equally_likely() -> None:
 def test_order_refuses_too_few_and_doubled_names(names: list[str]) -> None:
     with pytest.raises(StudyError, match="study: party"):
         rings_of(DIGEST, names)
+
+
+NAMES = [f"p{i:02}" for i in range(64)]
+
+
+def edges_of(rings: Sequence[Ring]) -> Counter:
+    return Counter(frozenset((name, ring.successor(name))) for ring in rings for name in ring.members)
+
+
+@pytest.mark.parametrize("k", range(3, 11))
+def test_connectivity_of_every_threshold_is_that_of_trying_every_coalition(k: int) -> None:
+    for collusion in range(1, k):
+        rings = rings_of(DIGEST, NAMES[:k], collusion)
+        union = edges_of(rings)
+        assert connectivity(rings) == min(naive_connectivity([list(ring.members) for ring in rings]), k)
+        assert connectivity(rings) >= collusion + 1
+        assert len(rings) == collusion // 2 + 1  # the fewest, since each ring adds two neighbours at most
+        assert all(set(ring.members) == {"researcher", *NAMES[:k]} for ring in rings)
+        assert all(ring.master == "researcher" for ring in rings)
+        assert len({ring.last for ring in rings}) == len(rings)  # the session relies on it
+        if len(rings) <= k // 2:
+            assert set(union.values()) == {1}  # no site has the same neighbour twice
+        else:
+            assert k % 2 == 1
+            assert len(union) == (k + 1) * k // 2
+    with pytest.raises(StudyError, match=f"got {k}: the largest reachable is {k - 1}"):
+        rings_of(DIGEST, NAMES[:k], k)
+
+
+@given(st.integers(4, 9), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_connectivity_of_random_rings_is_that_of_trying_every_coalition(k: int, q: int, draw: Random) -> None:
+    rings = [["researcher", *draw.sample(NAMES[: k - 1], k - 1)] for _ in range(q)]
+    assert connectivity([Ring(tuple(ring)) for ring in rings]) == naive_connectivity(rings)
+
+
+def test_rings_that_cross_at_the_same_two_places_are_parted_there_whatever_the_neighbours() -> None:
+    first, second = (Ring(("researcher", *names)) for names in ("abcdefg", "bacdfeg"))
+    assert min(len({e for e in edges_of([first, second]) if name in e}) for name in first.members) == 3
+    assert connectivity([first, second]) == naive_connectivity([list(first.members), list(second.members)]) == 2
+
+
+def test_rings_that_do_not_reach_the_threshold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "_walecki", lambda parties: [list(range(parties))] * parties)
+    assert len(rings_of(DIGEST, NAMES[:6], 1)) == 1
+    with pytest.raises(StudyError, match="no rings of 6 parties stand 2 colluders"):
+        rings_of(DIGEST, NAMES[:6], 2)
+
+
+@pytest.mark.parametrize(("k", "collusion"), [(64, 1), (64, 2), (64, 33), (64, 63), (63, 62), (33, 17)])
+def test_up_to_64_parties_get_their_threshold(k: int, collusion: int) -> None:
+    rings = rings_of(DIGEST, NAMES[:k], collusion)
+    assert connectivity(rings) == min(2 * len(rings), k) > collusion
+    study = Study.of(
+        name="t", classes={"x": 1}, party=[{"name": n} for n in NAMES[:k]], privacy={"collusion": collusion}
+    )
+    assert study.privacy.collusion == collusion
+
+
+@pytest.mark.parametrize("k", [3, 4, 7, 64])
+def test_the_study_refuses_the_threshold_that_rings_cannot_reach(k: int) -> None:
+    party = [{"name": name} for name in NAMES[:k]]
+    Study.of(name="t", classes={"x": 1}, party=party, privacy={"collusion": k - 1})
+    with pytest.raises(StudyError, match=f"collusion: .* got {k}: the largest reachable is {k - 1}"):
+        Study.of(name="t", classes={"x": 1}, party=party, privacy={"collusion": k})
 
 
 # Residues.
@@ -392,7 +482,7 @@ def test_frames_survive_the_way_and_any_flipped_bit_is_found(data: st.DataObject
 # Views: every blind is tried, so "uniform" is a count and no statistic.
 
 N, BOUND = 7, 1
-SUMS = ("voxels", "sum")
+TWO_SUMS = ("voxels", "sum")
 PartyViews = dict[str, Counter]
 Coins = Callable[[tuple[int, int]], list[Callable[[int], bytes]]]
 
@@ -406,7 +496,7 @@ def views_over_all_blinds(values: dict[str, list[int]], coins: Coins) -> PartyVi
     seen: PartyViews = {name: Counter() for name in RING.members}
     for blinds in product(range(N), repeat=2):
         received: dict[str, list[int]] = {name: [] for name in RING.members}
-        for name, slot, random in zip(SUMS, range(2), coins(blinds), strict=True):
+        for name, slot, random in zip(TWO_SUMS, range(2), coins(blinds), strict=True):
             mine = {party: [numbers[slot]] for party, numbers in values.items()}
             master, members = run(agreed(Integers(N, 1), BOUND, name=name), mine, random)
             for party, member in members.items():
@@ -438,7 +528,7 @@ def test_members_see_exactly_uniform_residues_whatever_the_inputs_and_the_master
 
 def test_the_leak_checker_finds_planted_leaks() -> None:
     assert leaks(lambda blinds: [scripted(b"\0"), scripted(b"\0")])  # no blind
-    assert leaks(lambda blinds: [scripted(bytes([blinds[0]])) for _ in SUMS])  # the blind of the first sum again
+    assert leaks(lambda blinds: [scripted(bytes([blinds[0]])) for _ in TWO_SUMS])  # the blind of the first sum again
     assert leaks(lambda blinds: [scripted(bytes([blind % 3])) for blind in blinds])  # a blind from a part of [0, N)
 
 
@@ -450,10 +540,10 @@ def test_simulators_draw_the_same_views_from_own_input_and_output_alone() -> Non
     simulated_master: Counter = Counter()
     for blinds in product(range(N), repeat=2):
         member, master = [], []
-        for name, total, random in zip(SUMS, [1, 2], fresh(blinds), strict=True):
+        for name, total, random in zip(TWO_SUMS, [1, 2], fresh(blinds), strict=True):
             (seen,) = simulate_member(name, residues, 1, random)
             member += seen.residues
-            (seen,) = simulate_master(name, residues, 1, [total], scripted(bytes([blinds[SUMS.index(name)]])))
+            (seen,) = simulate_master(name, residues, 1, [total], scripted(bytes([blinds[TWO_SUMS.index(name)]])))
             master += [*seen.residues, *seen.blind]
         simulated[tuple(member)] += 1
         simulated_master[tuple(master)] += 1
@@ -496,12 +586,20 @@ def test_components_are_the_stretches_between_colluders() -> None:
     assert len(components([ring, other], ["a", "c"])) == 1  # b keeps e as a neighbour: a second ring helps
 
 
-def test_isolated_names_the_neighbours_of_each_party() -> None:
-    ring = Ring(("researcher", *"abcd"))
-    assert ("a", "c") in isolated([ring], 2)["b"]
-    assert not any(isolated([ring], 1).values())
-    everybody = isolated([ring], 4)
-    assert not any("researcher" in coalition for pairs in everybody.values() for coalition in pairs)
+@pytest.mark.parametrize("k", range(3, 8))
+def test_the_smallest_leaking_coalition_is_that_of_trying_all(k: int) -> None:
+    for collusion in range(1, k):
+        rings = rings_of(DIGEST, NAMES[:k], collusion)
+        for size in range(1, k + 1):
+            parting = [c for c in combinations(rings[0].members, size) if len(components(rings, c)) > 1]
+            found = leaking_coalition(rings, size)
+            assert (found is None) == (not parting)
+            assert (found is None) == (not connectivity(rings) <= size <= k - 1)
+            if found is not None:
+                coalition, of = found
+                assert len(coalition) == size
+                assert frozenset([of]) in components(rings, coalition)
+                assert size > connectivity(rings) or "researcher" not in coalition
 
 
 def test_disclosure_is_plain_about_defaults_and_colluders() -> None:
@@ -510,13 +608,73 @@ def test_disclosure_is_plain_about_defaults_and_colluders() -> None:
     assert "for a withheld class only n and the patient count" in text
     assert text.count("no protection") == 2
     assert "subtract its own" in text
-    (ring,) = rings_of(bytes.fromhex(Study.of(name="t", classes={"x": 1}, party=parties).digest), ["a", "b", "c"])
-    assert " → ".join(ring.members) in text
+    assert "round one ring" in text
+    assert "Any one member" in text
+    assert "2 that stand round a party" in text
+    most = " ".join(disclosure(Study.of(name="t", classes={"x": 1}, party=parties, privacy={"collusion": 2})))
+    assert "round 2 rings" in most
+    assert "Any 2 members" in most
+    assert "stand round" not in most
     strict = Study.of(name="t", classes={"x": 1}, privacy={"min_voxels": 50, "min_patients": 5})
     text = " ".join(disclosure(strict))
     assert "no protection" not in text
     assert "50" in text
     assert "names no parties yet" in text
+
+
+def a_study(k: int = 5, **privacy: int) -> Study:
+    party = [{"name": name} for name in NAMES[:k]]
+    return Study.of(name="t", classes={"lesion": 1, "liver": 2}, party=party, privacy=privacy)
+
+
+def section(study: Study, title: str) -> Section:
+    (found,) = [section for section in sheet(study).sections if title in section.title]
+    return found
+
+
+def test_the_sheet_has_a_row_for_every_kind_of_message_and_every_sum() -> None:
+    rows = [row[0] for row in section(a_study(), "Every message").rows]
+    kinds = {kind for kind in get_args(Kind) if kind != "share"} | {f"share of {name}" for name in get_args(SumName)}
+    assert set(rows) == kinds
+    assert len(rows) == len(kinds)
+    assert set(MESSAGES) == set(get_args(Kind))
+    assert set(SUMS) == set(get_args(SumName)) == set(moduli(a_study()))
+
+
+@pytest.mark.parametrize(("k", "collusion"), [(3, 1), (3, 2), (5, 1), (5, 3), (5, 4), (6, 2), (6, 5)])
+def test_the_sheet_says_from_which_size_on_a_coalition_learns_more(k: int, collusion: int) -> None:
+    rows = section(a_study(k, collusion=collusion), "colluders").rows
+    rings = rings_of(DIGEST, NAMES[:k], collusion)
+    assert [row[0] for row in rows] == [str(size) for size in range(1, k + 1)]
+    for size, row in enumerate(rows, 1):
+        parting = any(len(components(rings, c)) > 1 for c in combinations(rings[0].members, size))
+        assert (row[1] != "nothing") == parting
+        assert size > collusion or row[1] == "nothing"
+    assert rows[k - 2][2].startswith("n and sum (n·μ) of the one party left")
+    assert "sum and sdsum of the one party left" in rows[k - 1][2]
+
+
+def test_the_sheet_names_the_modulus_that_the_sums_use() -> None:
+    study = a_study()
+    rows = {row[0]: row for row in section(study, "modulus").rows}
+    plan = Plan(study, DIGEST)
+    assert rows["voxels"][4] == str(plan.voxels(SESSION).residues.modulus)
+    assert rows["sum"][4] == str(plan.sums(SESSION, ["liver"]).residues.modulus)
+    finest = Fraction(1, study.denominator * 5 * study.bounds.voxels_per_party)
+    assert rows["sdsum"][4] == str(plan.sdsums(SESSION, {"liver": finest}).residues.modulus)
+    for bound, n in moduli(study).values():
+        assert n == 2 * 5 * bound + 1
+
+
+def test_the_sheet_depends_on_the_study_alone_and_bears_its_digest() -> None:
+    for study in (a_study(), a_study(min_patients=5), Study.of(name="t", classes={"x": 1})):
+        assert sheet(study) == sheet(Study.of(**msgspec.to_builtins(study)))
+        assert sheet(study).digest == study.digest
+    assert "does not withhold" in " ".join(section(a_study(), "imply").sentences)
+    assert "5 withholds it" in " ".join(section(a_study(min_patients=5), "imply").sentences)
+    nobody = Study.of(name="t", classes={"x": 1})
+    assert not section(nobody, "colluders").rows
+    assert "the fewest parties allowed, 3" in " ".join(section(nobody, "modulus").sentences)
 
 
 if __name__ == "__main__":

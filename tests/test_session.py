@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,8 +21,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from voxring.errors import BoundError, ImageError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError
 from voxring.net import Link
-from voxring.ring.message import Message, decode, encode
-from voxring.session import Heard, bodies, run_party, run_researcher
+from voxring.ring.coin import coin_of, commitment
+from voxring.ring.message import MESSAGES, Message, decode, encode
+from voxring.ring.order import connectivity
+from voxring.session import Heard, bodies, run_party, run_researcher, state_folder
+from voxring.session.coins import CoinFile
 from voxring.session.party import Party
 from voxring.session.plan import Plan
 from voxring.session.researcher import Researcher
@@ -59,7 +63,9 @@ def some_totals(seed: int) -> LocalTotals:
     )
 
 
-TOTALS = {name: some_totals(seed) for seed, name in enumerate("abcde")}
+COIN = bytes(31) + b"\7"
+BOUND = Plan(a_study(), COIN).binding
+TOTALS = {name: some_totals(seed) for seed, name in enumerate("abcdefgh")}
 TRUTH = pooled(TOTALS["a"] + TOTALS["b"] + TOTALS["c"], a_study())
 
 
@@ -74,11 +80,18 @@ class Line:
 class Network:
     """Researcher and parties in memory. What is under way is (asker, peer, number of question, frame, is answer)."""
 
-    def __init__(self, study: Study, totals: dict[str, LocalTotals] = TOTALS) -> None:
+    def __init__(
+        self, study: Study, totals: dict[str, LocalTotals] = TOTALS, coins: dict[str, bytes] | None = None
+    ) -> None:
+        """``coins`` are what the parties keep of an earlier run, and what they keep of this."""
         draw = random.Random(7).randbytes  # noqa: S311
         self.study = study
         self.researcher = Researcher(study, draw)
-        self.parties = {name: Party(study, name, draw) for name in study.parties}
+        self.coins = {} if coins is None else coins
+        self.parties = {
+            name: Party(study, name, draw, coin=self.coins.get(name), keep=partial(self.coins.__setitem__, name))
+            for name in study.parties
+        }
         self.totals = totals
         self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
         self.under_way: list[tuple[str, str, int, bytes, bool]] = []
@@ -97,7 +110,7 @@ class Network:
             question = self.researcher.request(name) if not self.researcher.done else None
             self._open("researcher", name, question)
             if party.outbox:
-                self._open(name, party.plan.ring.successor(name), party.outbox[0])
+                self._open(name, *party.outbox[0])
 
     def _open(self, asker: str, peer: str, question: bytes | None) -> None:
         line = self.lines[asker, peer]
@@ -156,12 +169,18 @@ def old_frames() -> list[bytes]:
 OLD = old_frames()
 
 
-@pytest.mark.parametrize("names", ["abc", "abcde"])
-def test_the_ring_equals_pooled_for_any_number_of_parties(names: str) -> None:
-    network = Network(a_study(names))
+@pytest.mark.parametrize(
+    ("names", "collusion", "rings"),
+    [("abc", 1, 1), ("abc", 2, 2), ("abcde", 1, 1), ("abcde", 4, 3), ("abcdefgh", 7, 4)],
+)
+def test_the_rings_equal_pooled_for_any_number_of_parties_and_colluders(names: str, collusion: int, rings: int) -> None:
+    study = a_study(names, collusion=collusion)
+    network = Network(study)
     network.finish()
     everything = sum((TOTALS[name] for name in names), LocalTotals())
-    assert network.researcher.answer == pooled(everything, a_study(names))
+    assert network.researcher.answer == pooled(everything, study)
+    assert connectivity(network.researcher.plan.rings) > collusion
+    assert len({party.plan.rings for party in network.parties.values()} | {network.researcher.plan.rings}) == 1
     assert isinstance(network.researcher.answer["rare"], str)
     for party in network.parties.values():
         heard = party.heard()
@@ -170,9 +189,196 @@ def test_the_ring_equals_pooled_for_any_number_of_parties(names: str) -> None:
             statistics = network.researcher.answer[name]
             assert isinstance(statistics, Statistics)
             assert (statistics.mean, statistics.voxels) == (mean, heard.counts[name])
-        assert [seen.sum for seen in heard.view.received] == ["voxels", "sum", "sdsum"]
+        assert [seen.sum for seen in heard.view.received] == [
+            name for name in ("voxels", "sum", "sdsum") for _ in range(rings)
+        ]
         assert {what for what, _ in heard.view.learned} == {"n", "μ"}
     assert {what for what, _ in network.researcher.view.learned} == {"n", "patients", "sum", "sdsum"}
+
+
+# The coin.
+
+
+def test_the_coin_is_drawn_once_and_every_later_run_has_the_same_rings() -> None:
+    coins: dict[str, bytes] = {}
+    first = Network(a_study("abcde"), coins=coins)
+    first.finish()
+    assert len(set(coins.values())) == 1
+    assert len(coins) == 5
+    kept = dict(coins)
+    second = Network(a_study("abcde"), coins=coins)
+    second.researcher = Researcher(a_study("abcde"), random.Random(8).randbytes)  # noqa: S311
+    second.finish()
+    assert second.researcher.done
+    assert coins == kept
+    assert second.researcher.plan.rings == first.researcher.plan.rings
+    kinds = {decode(frame, limit=10**6).kind for frame in second.seen}
+    assert not kinds & {"commitments", "opening", "openings"}
+    assert "the parties keep the coin of an earlier run" in second.researcher.news
+
+
+@pytest.mark.parametrize(
+    ("coins", "who"),
+    [
+        ({"a": COIN, "b": COIN}, "a, b keep 000000000000; c keeps none"),
+        ({"a": COIN, "b": COIN, "c": b"\1" * 32}, "c keeps 010101010101; a, b keep 000000000000"),
+        ({"c": COIN}, "c keeps 000000000000; a, b keep none"),
+    ],
+)
+def test_parties_that_keep_different_coins_are_named_with_the_remedy(coins: dict[str, bytes], who: str) -> None:
+    network = Network(a_study(), coins=dict(coins))
+    network.finish()
+    (error,) = network.errors
+    assert isinstance(error, PeerError)
+    assert who in str(error)
+    assert "copy it to those from a party that has it" in str(error)
+    assert network.coins == coins
+    assert not any(decode(frame, limit=10**6).kind == "share" for frame in network.seen)
+
+
+def change_relayed(network: Network, kind: str, to: str, change: Callable[[dict], dict]) -> None:
+    """Have the researcher tell one party other commitments or parts than it tells the rest."""
+    honest = network.researcher.request
+
+    def request(party: str) -> bytes | None:
+        frame = honest(party)
+        if frame is None or party != to or (message := decode(frame, limit=10**6)).kind != kind:
+            return frame
+        body = bodies.write_parts(change(bodies.read_parts(message.body, "abc", kind)))
+        return encode(msgspec.structs.replace(message, body=body))
+
+    network.researcher.request = request
+
+
+def test_a_changed_opening_is_refused_and_named_and_no_coin_is_kept_for_it() -> None:
+    network = Network(a_study())
+    until(network, "b", "committed")
+    network.parties["b"]._part = bytes(32)  # what it would rather have
+    network.parties["b"]._checked_commitments = lambda message: bodies.read_parts(message.body, "abc", "")
+    network.finish()
+    assert "coin: b opened another part than it committed to" in str(network.errors[0])
+    assert not network.coins
+
+
+def test_a_party_refuses_an_opening_that_the_researcher_let_pass() -> None:
+    network = Network(a_study())
+    change_relayed(network, "openings", "a", lambda parts: parts | {"b": bytes(32)})
+    network.finish()
+    assert "a refused: coin: b opened another part than it committed to" in str(network.errors[0])
+    assert network.parties["a"].state == "opened"
+    assert "a" not in network.coins
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda parts: parts | {"a": bytes(32)}, "expected the one of a as it was sent"),
+        (lambda parts: {"a": parts["a"]}, "expected 32 bytes of each party"),
+        (lambda parts: parts | {"b": b"short"}, "expected 32 bytes of each party"),
+        (lambda parts: {name: parts[name] for name in "cba"}, "expected 32 bytes of each party"),
+    ],
+)
+def test_a_party_opens_only_when_it_holds_the_commitments_of_all(change: Callable, error: str) -> None:
+    network = Network(a_study())
+    change_relayed(network, "commitments", "a", change)
+    network.finish()
+    assert error in str(network.errors[0])
+    assert network.parties["a"].state == "committed"
+    kinds = [
+        message.kind for message in (decode(frame, limit=10**6) for frame in network.seen) if message.sender == "a"
+    ]
+    assert "opening" not in kinds
+
+
+def test_a_researcher_that_shows_parties_different_coins_is_found_by_their_neighbours() -> None:
+    network = Network(a_study())
+    other = bytes(32)
+
+    def lie(parts: dict) -> dict:
+        return parts | {"b": commitment(network.researcher.plan.digest, network.researcher.session, "b", other)}
+
+    change_relayed(network, "commitments", "a", lie)
+    change_relayed(network, "openings", "a", lambda parts: parts | {"b": other})
+    network.finish()
+    assert network.coins["a"] != network.coins["b"] == network.coins["c"]
+    assert "have different rings: both need the same study file and the same coin" in str(network.errors[0])
+    assert not network.researcher.done
+
+
+def test_no_party_chooses_the_coin() -> None:
+    """With all other parts fixed, each value of one honest part gives another coin."""
+    session, digest = bytes(16), bytes(32)
+    coins = set()
+    for honest in range(256):
+        parts = {"a": bytes(32), "b": honest.to_bytes(32, "big"), "c": bytes(32)}
+        commitments = {name: commitment(digest, session, name, part) for name, part in parts.items()}
+        assert len(set(commitments.values())) == 3  # equal parts of different parties do not show
+        coins.add(coin_of(digest, session, commitments, parts))
+    assert len(coins) == 256
+    with pytest.raises(RemoteProtocolError, match="a part of each party"):
+        coin_of(digest, session, commitments, {"a": parts["a"]})
+
+
+def test_a_coin_that_cannot_be_kept_ends_the_session_before_any_sum() -> None:
+    network = Network(a_study())
+
+    def full(coin: bytes) -> None:
+        raise StudyError("the disk is full")
+
+    network.parties["b"]._keep = full
+    network.finish()
+    assert "b refused: it cannot keep the coin" in str(network.errors[0])
+    assert isinstance(network.parties["b"].error, StudyError)
+
+
+def test_the_coin_is_kept_for_its_owner_alone_and_never_changed(tmp_path: Path) -> None:
+    file = CoinFile(tmp_path / "new" / "state", a_study(), "a")
+    assert file.read() is None
+    file.write(COIN)
+    assert file.read() == COIN
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    assert file.path.parent.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in file.path.parent.iterdir()] == [f"{a_study().digest}-a.json"]
+    with pytest.raises(StudyError, match="another run has kept a coin"):
+        file.write(bytes(32))
+    assert file.read() == COIN
+    assert CoinFile(tmp_path / "new" / "state", a_study(name="other"), "a").read() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "expected the coin of a study, got something else: copy it from another party"),
+        (b"\xff\xfe", "something else"),
+        (b'{"digest": "00", "coin": "00"}', "something else"),
+        (b'{"digest": "%s", "coin": "%s"}' % (b"0" * 64, b"0" * 64), "got that of 000000000000"),
+    ],
+)
+def test_a_file_that_is_no_coin_of_the_study_is_refused(tmp_path: Path, content: bytes, error: str) -> None:
+    file = CoinFile(tmp_path, a_study(), "a")
+    assert file.read() is None
+    file.path.write_bytes(content)
+    with pytest.raises(StudyError, match=error):
+        file.read()
+
+
+def test_a_state_folder_that_cannot_be_used_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="no coin can be kept there"):
+        run_party(a_study(), "a", LocalTotals, state=tmp_path / "file", address=ANYWHERE, insecure=True)
+    file = CoinFile(tmp_path, a_study(), "a")
+    file.path.mkdir(parents=True)
+    with pytest.raises(StudyError, match="cannot be read"):
+        file.read()
+    with pytest.raises(StudyError, match="kept"):
+        file.write(COIN)
+
+
+def test_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert state_folder() == Path("/var/state/voxring")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert state_folder() == Path.home() / ".local" / "state" / "voxring"
 
 
 def test_when_no_class_is_released_only_counts_go_round() -> None:
@@ -284,6 +490,34 @@ TestFaultyNetwork.settings = settings(
 )
 
 
+def test_the_disclosure_sheet_describes_every_message_of_real_traffic() -> None:
+    read = partial(decode, limit=10**6)
+    network = Network(a_study("abcd", collusion=2))
+    network.finish()
+    failed = Network(a_study(), coins={"a": COIN})
+    failed.finish()
+    failed.parties["b"].answer(b"garbage")
+    seen = [*map(read, network.seen)]
+    refusal = failed.parties["b"].answer(failed.researcher.heartbeat("a"))
+    assert refusal is not None
+    abort = failed.researcher.abort("b", "over")
+    told = failed.parties["b"].answer(abort)
+    assert told is not None
+    seen += [*map(read, (refusal.frame, abort, told.frame))]
+    assert {message.kind for message in seen} == set(MESSAGES)
+    for message in seen:
+        told_by = MESSAGES[message.kind]
+        sender = "researcher" if message.sender == "researcher" else "party"
+        receiver = "researcher" if message.receiver == "researcher" else "party"
+        assert told_by.sender in (sender, "member")
+        assert told_by.receiver in (receiver, "next in the ring", "researcher or member before")
+    other = Network(a_study("abcd", collusion=2), {name: some_totals(seed) for seed, name in enumerate("abcd", 90)})
+    other.finish()
+    said, said_of_others = ({(m.kind, m.body) for m in map(read, n.seen)} for n in (network, other))
+    for kind, body in said ^ said_of_others:
+        assert not MESSAGES[kind].distribution.startswith("fixed by the study") or kind == "status", (kind, body)
+
+
 # What a party refuses, and that it changes nothing.
 
 
@@ -362,12 +596,15 @@ def test_a_party_refuses_a_mean_that_cannot_be(change: Callable, error: str) -> 
         ("means", {}, "'means' came early or late: a is 'computing'"),
         ("done", {}, "'done' came early or late"),
         ("abort", {"sender": "b"}, "comes from the researcher, not from b"),
-        ("share", {"sender": "a", "sum": "sum"}, "does not stand before a in the ring"),
+        ("share", {"sum": "sum"}, "researcher and a have different rings: .* the same coin"),
+        ("share", {"digest": BOUND, "sender": "a", "sum": "sum"}, "does not stand before a in the ring"),
+        ("share", {"digest": BOUND, "ring": 1, "sum": "sum"}, "expected a ring below 1, got 1"),
+        ("commitments", {}, "'commitments' came early or late"),
         ("hello", {"body": b"x"}, "a second, different 'hello'"),
     ],
 )
 def test_a_party_refuses_what_is_foreign_early_or_doubled(kind: str, fields: dict, error: str) -> None:
-    network = Network(a_study())
+    network = Network(a_study(), coins=dict.fromkeys("abc", COIN))
     party = until_computing(network)
     assert re.search(error, ask(network, kind, "a", **fields))
     assert party.state == "computing"
@@ -391,7 +628,7 @@ def test_a_party_without_a_session_refuses_all_but_hello() -> None:
 
 
 def test_totals_beyond_the_bounds_are_refused_before_anything_is_sent() -> None:
-    network = Network(a_study())
+    network = Network(a_study(), coins=dict.fromkeys("abc", COIN))
     party = until_computing(network)
     with pytest.raises(BoundError):
         party.supply(LocalTotals({"lesion": ClassTotals(voxels=10**6 + 1)}))
@@ -463,7 +700,7 @@ def test_a_share_is_taken_from_the_last_party_and_for_a_sum_that_was_asked_for_o
     network = Network(a_study())
     until(network, "a", "counted")
     researcher = network.researcher
-    last = researcher.plan.ring.last
+    last = researcher.plan.rings[0].last
     others = [name for name in "abc" if name != last]
     for party, name, error in (
         (others[0], "voxels", "is last in the ring"),
@@ -557,11 +794,10 @@ def run_in_thread(meeting: Meeting, pool: ThreadPoolExecutor, name: str, timeout
         study,
         name,
         local_totals,
-        address=ANYWHERE,
+        **{"state": None, "address": ANYWHERE} | options,
         timeout=timeout,
         insecure=True,
         listening=meeting.at(name),
-        **options,
     )
 
 
@@ -584,6 +820,7 @@ def party_process(pipe, name: str, die_at: str, hold_at: str) -> None:
             a_study(),
             name,
             lambda: TOTALS[name],
+            state=None,
             address=ANYWHERE,
             timeout=4,
             insecure=True,
@@ -612,6 +849,39 @@ def spawn(target: Callable, *args: object):
     return process, ours
 
 
+def test_over_sockets_a_second_run_has_the_rings_of_the_first_and_a_lost_coin_is_named(tmp_path: Path) -> None:
+    study = a_study("abcd", collusion=3)
+
+    def run_once() -> tuple[dict, dict[str, list[str]]]:
+        meeting, said = Meeting("abcd"), {name: [] for name in "abcd"}
+        with ThreadPoolExecutor(4) as pool:
+            parties = [
+                run_in_thread(meeting, pool, name, study=study, state=tmp_path / name, notify=said[name].append)
+                for name in "abcd"
+            ]
+            assert meeting.all_here.wait(10)
+            try:
+                answer, view = run_researcher(study, peers=meeting.where, timeout=4, insecure=True)
+                assert len(view.received) == 6
+            finally:
+                for party in parties:
+                    party.exception(timeout=10)
+        return answer, said
+
+    answer, said = run_once()
+    assert answer == pooled(sum((TOTALS[name] for name in "abcd"), LocalTotals()), study)
+    assert all("coin drawn" in phases for phases in said.values())
+    coins = {CoinFile(tmp_path / name, study, name).read() for name in "abcd"}
+    assert len(coins) == 1
+    again, said = run_once()
+    assert again == answer
+    assert not any("coin drawn" in phases for phases in said.values())
+    assert {CoinFile(tmp_path / name, study, name).read() for name in "abcd"} == coins
+    CoinFile(tmp_path / "c", study, "c").path.unlink()
+    with pytest.raises(PeerError, match=r"a, b, d keep [0-9a-f]{12}; c keeps none: copy it"):
+        run_once()
+
+
 def test_three_processes_and_the_researcher_equal_pooled() -> None:
     started = {name: spawn(party_process, name, "", "") for name in "abc"}
     where = {name: pipe.recv() for name, (_, pipe) in started.items()}
@@ -631,8 +901,7 @@ def test_three_processes_and_the_researcher_equal_pooled() -> None:
         assert process.exitcode == 0
 
 
-FIRST = Plan(a_study()).ring.successor("researcher")
-OTHERS = [name for name in "abc" if name != FIRST]
+FIRST, *OTHERS = "abc"
 
 
 @pytest.mark.parametrize(
@@ -778,16 +1047,17 @@ def test_a_party_that_fails_tells_the_researcher_why_but_no_value(error: Excepti
             assert "the researcher ended the session: a ended the session" in str(other.exception(timeout=5))
 
 
-def test_a_party_that_failed_stays_until_a_slow_researcher_has_heard_why() -> None:
+def test_a_party_that_failed_stays_until_a_slow_researcher_has_heard_why(tmp_path: Path) -> None:
     meeting, researcher = Meeting("abc"), Researcher(a_study(), os.urandom)
 
     def fail() -> LocalTotals:
         raise ImageError("liver-07.nii.gz: a value leaves the range")
 
-    last = researcher.plan.ring.last  # it has no successor to reach first
+    last = Plan(a_study(), COIN).rings[0].last  # it has no successor to reach first
+    CoinFile(tmp_path, a_study(), last).write(COIN)
     meeting.where = {name: ANYWHERE for name in "abc" if name != last}
     with ThreadPoolExecutor(1) as pool:
-        party = run_in_thread(meeting, pool, last, local_totals=fail)
+        party = run_in_thread(meeting, pool, last, local_totals=fail, state=tmp_path)
         assert meeting.all_here.wait(10)
         with Link(last, meeting.where[last], max_frame=10**6, grace=1) as link:
             researcher.take(last, link.ask(researcher.request(last), 5))
@@ -800,11 +1070,11 @@ def test_a_party_that_failed_stays_until_a_slow_researcher_has_heard_why() -> No
 def test_what_is_missing_is_said_before_anything_starts() -> None:
     study = a_study()
     with pytest.raises(StudyError, match="none of them"):
-        run_party(study, "z", LocalTotals, insecure=True)
+        run_party(study, "z", LocalTotals, state=None, insecure=True)
     with pytest.raises(StudyError, match="a: expected an address"):
-        run_party(study, "a", LocalTotals, insecure=True)
+        run_party(study, "a", LocalTotals, state=None, insecure=True)
     with pytest.raises(StudyError, match="--insecure"):
-        run_party(study, "a", LocalTotals, address=ANYWHERE)
+        run_party(study, "a", LocalTotals, state=None, address=ANYWHERE)
     with pytest.raises(StudyError, match="expected an address"):
         run_researcher(study, insecure=True)
     with pytest.raises(StudyError, match="at least 3 parties"):
@@ -817,6 +1087,7 @@ def test_a_party_ends_when_nobody_comes_or_its_successor_is_not_there() -> None:
             a_study(),
             "a",
             LocalTotals,
+            state=None,
             address=ANYWHERE,
             peers=dict.fromkeys("abc", "tcp://127.0.0.1:1"),
             timeout=0.3,
@@ -827,7 +1098,7 @@ def test_a_party_ends_when_nobody_comes_or_its_successor_is_not_there() -> None:
 
 
 def test_a_poll_without_news_is_held_back_only_when_asked_to_be() -> None:
-    network = Network(a_study())
+    network = Network(a_study(), coins=dict.fromkeys("abc", COIN))
     party = until_computing(network)
     until_ready = network.researcher._ask("poll", "a", b"computing")
     assert party.answer(until_ready, patient=True) is None

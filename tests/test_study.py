@@ -119,7 +119,7 @@ def test_the_digest_is_pinned():
             "intensity = 100_000_000_000_000",
             r"bounds\.intensity: intensity · 2\^fraction_bits must stay below 2\^62",
         ),
-        ("collusion = 1", "collusion = 2", r"privacy\.collusion: .* the largest reachable now is 1"),
+        ("collusion = 1", "collusion = 3", r"privacy\.collusion: .* got 3: the largest reachable is 2"),
         ("min_parties = 3", "min_parties = 2", r"privacy\.min_parties: expected `int` >= 3"),
         ("min_parties = 3", "min_parties = 4", "party: expected at least 4 parties, got 3"),
         ('name = "north"', 'name = "south"', r"party\.name: 'south' stands twice"),

@@ -6,37 +6,34 @@ Which road an image takes never shows in the result: all give the same integers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from voxring.kernels import BORDERS, Reduction
-from voxring.kernels.axes import axis_inside
+from voxring.kernels import Reduction
+from voxring.kernels.axes import inside_counts
+from voxring.kernels.checks import (
+    as_native,
+    check_kind,
+    check_labels,
+    checked_image,
+    checked_magnitude,
+    checked_magnitude_squared,
+    checked_out,
+    holdable,
+    magnitude_of,
+)
 
-from .jit import Array, Arrays, Shape
-from .labels import as_native, class_numbers
-from .maps import means_into, outputs, variances_into
+from .jit import Array, Shape
+from .labels import class_numbers
+from .maps import floats_into, sums_into
 from .moments import moments_of_classes
-from .streamed import groups_streamed, maps_streamed
+from .streamed import groups_streamed
 from .threads import thread_count
 from .tiles import Plan, adjoint_pays, plan, reduce_class
 
 __all__ = ["inside_counts", "mean_map", "reduce", "variance_map", "window_sums"]
-
-IMAGE_TYPES = frozenset(map(np.dtype, ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")))
-
-
-def inside_counts(shape: Shape, window: Shape) -> Arrays:
-    """Per axis and coordinate, how many of the window's places lie inside; their product is the count of `clip`.
-
-    Returns
-    -------
-    tuple of three int64 arrays
-        Of lengths ``shape``.
-    """
-    z, y, x = (axis_inside(length, size) for length, size in zip(shape, window, strict=True))
-    return z, y, x
 
 
 def reduce(
@@ -113,14 +110,12 @@ def route(
 ) -> Route:
     """The checks and choices that depend on nothing else, made once for the thousands of slices of an archive."""
     check_kind(shape, dtype, window, border)
-    if labels_shape != shape:
-        raise ValueError(f"labels: expected the image's shape {shape}, got {labels_shape}")
-    least, largest = limits(labels_dtype if labels_dtype.kind != "b" else np.dtype(np.uint8))
-    present = dict.fromkeys(value for value in classes if least <= value <= largest)
+    check_labels(shape, labels_shape, labels_dtype)
+    present = holdable(classes, labels_dtype)
     look = dtype.itemsize == 8 or magnitude_of(dtype) * window[0] * window[1] * window[2] >= 2**63
     the = plan(shape, window, border, workers) if dtype.itemsize <= 2 and 0 not in shape else None
     pays = the is not None and adjoint_pays(the, len(present))
-    return Route(tuple(present), look, the if pays else None)
+    return Route(present, look, the if pays else None)
 
 
 def mean_map(
@@ -150,10 +145,10 @@ def mean_map(
         Of the image's shape.
     """
     image, shape = checked_image(image, window, border)
-    checked_magnitude(image, window, fill if border == "constant" else 0)
+    magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     out = checked_out(out, shape, dtype)
     if image.size > 0:
-        means_into(out, image, window, border, fill, thread_count(threads, image.size))
+        floats_into(out, image, window, border, fill, magnitude, thread_count(threads, image.size))
     return out
 
 
@@ -177,29 +172,12 @@ def variance_map(
         |W| Σv² of this image could leave 63 bits.
     """
     image, shape = checked_image(image, window, border)
-    magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
-    size = window[0] * window[1] * window[2]
-    if (magnitude * size) ** 2 >= 2**63 and image.size > 0:
-        magnitude = max(-int(image.min()), int(image.max()), abs(fill) if border == "constant" else 0)
-    if (magnitude * size) ** 2 >= 2**63:
-        raise OverflowError(
-            f"window: variances over {size} voxels of up to {magnitude.bit_length()} bits could need more than 63 "
-            "bits: use a smaller window"
-        )
+    # below 2^53 the lanes of the squares are float64: worth a read where the type alone does not say so
+    magnitude = checked_magnitude_squared(image, window, fill if border == "constant" else 0, look=2**53)
     out = checked_out(out, shape, dtype)
     if image.size > 0:
-        variances_into(out, image, window, border, fill, thread_count(threads, image.size))
-    return out
-
-
-def checked_out(out: Array | None, shape: Shape, dtype: str) -> Array:
-    """The array that a map goes into."""
-    if out is None:
-        out = np.empty(shape, dtype)
-    if out.dtype.name not in {"float32", "float64"}:
-        raise TypeError(f"out: expected float32 or float64, got {out.dtype.name}")
-    if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(f"out: expected a C-contiguous, writeable array of shape {shape}, got {out.shape}")
+        workers = thread_count(threads, image.size)
+        floats_into(out, image, window, border, fill, magnitude, workers, variances=True)
     return out
 
 
@@ -254,61 +232,8 @@ def window_sums(
         A window sum of this image, or of ``fill``, could leave 63 bits.
     """
     image, shape = checked_image(image, window, border)
-    checked_magnitude(image, window, fill if border == "constant" else 0)
-    out = np.empty(image.shape, dtype=np.int64)
-    if image.size == 0:
-        return out
-    workers = thread_count(threads, image.size)
-    maps_streamed(image, window, border, outputs(shape, window, border, sums=out), workers)
-    if border == "constant" and fill != 0:
-        z, y, x = inside_counts(shape, window)
-        size = window[0] * window[1] * window[2]
-        for plane, count in enumerate(z):
-            out[plane] += fill * (size - count * y[:, None] * x)
+    magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
+    out = np.empty(shape, dtype=np.int64)
+    if image.size > 0:
+        sums_into(out, image, window, border, fill, magnitude, thread_count(threads, image.size))
     return out
-
-
-@cache
-def limits(dtype: np.dtype[np.integer]) -> tuple[int, int]:
-    """The least and the greatest value of an integer type. Kept: numpy takes a microsecond to tell."""
-    info = np.iinfo(dtype)
-    return int(info.min), int(info.max)
-
-
-def checked_image(image: Array, window: Shape, border: str) -> tuple[Array, Shape]:
-    """The image in native order, and its shape, when all arguments are ones that the kernels take."""
-    check_kind(image.shape, image.dtype, window, border)
-    image = as_native(image)
-    return image, image.shape
-
-
-def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], window: Shape, border: str) -> None:
-    """Refuse what the kernels do not take."""
-    if border not in BORDERS:
-        raise ValueError(f"border: expected one of {', '.join(BORDERS)}, got {border!r}")
-    if len(shape) != 3:
-        raise ValueError(f"image: expected (planes, rows, columns), got {len(shape)} axes")
-    if dtype.newbyteorder("=") not in IMAGE_TYPES:
-        raise TypeError(f"image: expected integers of 8 to 32 bits, or int64, got {dtype}")
-    if len(window) != 3 or min(window) < 1:
-        raise ValueError(f"window: expected three sizes of at least 1, got {window}")
-
-
-def magnitude_of(dtype: np.dtype[Any]) -> int:
-    """The largest |v| that a type holds."""
-    least, largest = limits(dtype)
-    return max(-least, largest)
-
-
-def checked_magnitude(image: Array, window: Shape, fill: int = 0) -> int:
-    """A bound on |v|, from the type or, if that is too wide, from the values, small enough for exact window sums."""
-    size = window[0] * window[1] * window[2]
-    magnitude = max(magnitude_of(image.dtype), abs(fill))
-    if (image.dtype.itemsize == 8 or magnitude * size >= 2**63) and image.size > 0:
-        magnitude = max(-int(image.min()), int(image.max()), abs(fill))
-    if magnitude * size >= 2**63:
-        raise OverflowError(
-            f"window: {window[0]}×{window[1]}×{window[2]} = {size} voxels of up to {magnitude.bit_length()} bits "
-            "could sum to more than 63 bits: use a smaller window"
-        )
-    return magnitude

@@ -37,3 +37,19 @@ def jit(kernel: Kernel) -> Kernel:
     except RuntimeError:  # no writable place for a cache, as in a read-only container
         compiled = numba.njit(**OPTIONS)(kernel)
     return cast(Kernel, compiled)
+
+
+WITHOUT_WRAPPERS: dict[str, Any] = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+def inner(kernel: Kernel) -> Kernel:
+    """Compile a kernel that only other kernels call: without wrappers for Python and C, which take a third of the time.
+
+    Python must not call it: that ends the process. The code on disk is that of the kernels that do.
+    """
+    return cast(Kernel, numba.njit(**WITHOUT_WRAPPERS)(kernel))
+
+
+def inlined(kernel: Kernel) -> Kernel:
+    """A part of the kernels that call it, for one with more arguments than a row of voxels is worth."""
+    return cast(Kernel, numba.njit(inline="always", **OPTIONS)(kernel))

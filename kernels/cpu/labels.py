@@ -27,15 +27,6 @@ def number_classes(labels: Array, values: Array, numbers: Array) -> None:
                     into[i] = k + 1
 
 
-def as_native(array: Array) -> Array:
-    """The same numbers in this machine's byte order, bools as bytes, C-contiguous. Copies only when it must."""
-    if array.dtype.kind == "b":
-        array = array.view(np.uint8)
-    if array.dtype.isnative and array.flags.c_contiguous:
-        return array
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-
-
 def class_numbers(labels: Array, classes: Sequence[int]) -> Array:
     """A map of class numbers: 0 no class, k + 1 where the label is ``classes[k]`` (distinct). Flat, uint8 or uint16."""
     numbers = np.zeros(labels.size, dtype=np.uint8 if len(classes) < 256 else np.uint16)

@@ -1,72 +1,444 @@
-"""Maps over all voxels: local means and local variances.
+"""Maps over all voxels: window sums, local means and local variances, in one pass over the image.
 
-Their numerators are exact integers; only the last division is in floating point. No table is stored: memory beyond the
-result is a tile for means, and a few planes for variances.
+A box of the image at a time, with the places its windows reach. Three running sums follow the window: over planes (a
+tile: one number for each column of each row), over rows (one for each column), and along the row; beside them, for
+variances, the same of the squares. Each step adds the layer that enters and takes off the one that leaves, so the work
+does not depend on the window. A row of the tile moves on to the next plane just before the rows take it up, while it
+is in the cache. A window of one plane needs no tile: its rows come from the image.
+
+Borders are index maps (`axes.axis_map`); what is outside reads as the fill, or as 0 under ``clip``. Memory beyond the
+result is what the boxes in hand need, whatever the size of the image.
+
+Lanes. A sum over any part of a window, with weights that count how often a place is read, is at most |W| · max |v|,
+and of squares |W| · max v²; sums modulo 2^32 or 2^64 are right whenever what they stand for fits. So int32 serves
+while those are below 2^31. Squares of 16 bits go into float64, which is exact while |W|² · max v² < 2^53: all of them,
+their differences and the numerator (`quotients.variances_of`) are integers below that. All else is int64: the caller
+has checked that |W| · max |v|, and for variances its square, are below 2^63.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from voxring.kernels.axes import axis_inside, axis_map
 
-from .jit import Array, Shape
-from .streamed import Maps, maps_streamed
+from .bare import bare, prefetch
+from .boxes import evenly
+from .jit import Array, Arrays, Number, Shape, inlined, inner, jit
+from .quotients import Divisors, means_of, set_divisors, variances_of
+from .rows import window_row
+from .threads import in_threads
 
-SLAB = 1 << 21
-"""Voxels of the planes that a slab of variances has in hand at a time."""
+U = np.uint64
+
+CELLS = 1 << 16
+"""Cells of a tile: with its squares it stays near the L2 cache. Half and twice as many take the same time."""
+
+WIDE = 1 << 13
+"""Columns of a box, for its rows to stay in the L2 cache. A quarter takes a third longer: long rows suit memory."""
+
+WIDE_TILE = 1 << 10
+"""Columns of a box with a tile, which is then a good many rows tall."""
+
+TALL = 1024
+"""Rows of a box without a tile: a band of an image on disk that is in hand at a time."""
+
+Box = tuple[int, int, int, int, int, int]
+"""z0, z1, y0, y1, x0, x1: planes z0 … z1 − 1, rows y0 … y1 − 1, columns x0 … x1 − 1."""
 
 
-def outputs(
-    shape: Shape, window: Shape, border: str, sums: Array | None = None, means: Array | None = None, fill: int = 0
-) -> Maps:
-    """The maps that a call fills, as the kernel takes them."""
-    z, y, x = (axis_inside(length, size) for length, size in zip(shape, window, strict=True))
-    inside_only = border in {"clip", "constant"}
-    whole = [np.full(length, size) for length, size in zip(shape, window, strict=True)]
-    return Maps(
-        sums.reshape(-1) if sums is not None else np.zeros(0, np.int64),
-        means.reshape(-1) if means is not None else np.zeros(0, np.float32),
-        (z, y, x) if inside_only else (whole[0], whole[1], whole[2]),
-        window[0] * window[1] * window[2],
-        fill if border == "constant" else 0,
-        border == "clip",
+class Maps(NamedTuple):
+    """Where results go, flat arrays of the image's shape, all but one empty; and what is asked for."""
+
+    sums: Array  # int64
+    narrow: Array  # float32
+    wide: Array  # float64
+    variances: bool  # or means, in the floats
+    clip: bool  # divide by how many places are inside, not by |W|
+    fill: int  # what is read outside
+    most: int  # no quotient is larger than this
+    small: bool  # |W| Σv² < 2^53
+
+
+class Reads(NamedTuple):
+    """What the windows of a box read."""
+
+    z: Array  # how often the first window reads each plane, and, last, the outside
+    y: Array  # the same of rows, from ``top`` on
+    top: int  # the first row that any window reads
+    last: int  # the last row that the first window reads
+    left: int  # the first column, and how many
+    wide: int
+    edge: int  # where the first extended column stands in a row of sums: columns left of it may be read too
+
+
+class Lane(NamedTuple):
+    """The running sums of the values, or of their squares."""
+
+    tile: Array  # over the planes of the window, for the columns and rows that the box reads
+    row: Array  # over its rows too, at extended columns
+    sums: Array  # and over its columns
+    spare: Array
+
+
+@inner
+def add(total: Array, to: Number, source: Array, at: Number, n: Number, weight: int, squared: bool) -> None:
+    """total += weight · source, or its squares."""
+    to, at = U(to), U(at)
+    times = total.dtype.type(weight)
+    if squared:
+        for i in range(U(n)):
+            value = total.dtype.type(source[at + i])
+            total[to + i] += times * (value * value)
+    else:
+        for i in range(U(n)):
+            total[to + i] += times * total.dtype.type(source[at + i])
+
+
+@inner
+def swap(total: Array, to: Number, source: Array, come: Number, go: Number, n: Number, squared: bool) -> None:
+    """total += what comes − what goes, or their squares."""
+    to, come, go = U(to), U(come), U(go)
+    if squared:
+        for i in range(U(n)):
+            gain, loss = total.dtype.type(source[come + i]), total.dtype.type(source[go + i])
+            total[to + i] += gain * gain - loss * loss
+    else:
+        for i in range(U(n)):
+            total[to + i] += total.dtype.type(source[come + i]) - total.dtype.type(source[go + i])
+
+
+@inner
+def put(total: Array, to: Number, n: Number, value: int) -> None:
+    """total = value."""
+    to = U(to)
+    for i in range(U(n)):
+        total[to + i] = value
+
+
+@inner
+def raise_by(total: Array, to: Number, n: Number, value: int) -> None:
+    """total += value."""
+    to = U(to)
+    if value != 0:
+        for i in range(U(n)):
+            total[to + i] += value
+
+
+@inner
+def begin(
+    total: Array,
+    to: Number,
+    source: Array,
+    origin: int,
+    stride: int,
+    reads: Array,
+    n: Number,
+    outside: int,
+    squared: bool,
+) -> None:
+    """total = Σ over p of reads[p] · the layer at origin + p · stride, and reads[−1] times what is outside."""
+    put(total, to, n, outside * reads[reads.size - 1])
+    for p in range(reads.size - 1):
+        if reads[p] > 0:
+            add(total, to, source, origin + p * stride, n, reads[p], squared)
+
+
+@inner
+def move(
+    total: Array,
+    to: Number,
+    source: Array,
+    origin: int,
+    stride: int,
+    come: int,
+    go: int,
+    n: Number,
+    outside: int,
+    squared: bool,
+) -> None:
+    """Move a running sum by one place: layer ``come`` enters, ``go`` leaves; below 0 stands for outside."""
+    if come >= 0 and go >= 0:
+        swap(total, to, source, origin + come * stride, origin + go * stride, n, squared)
+    elif come >= 0:
+        add(total, to, source, origin + come * stride, n, 1, squared)
+        raise_by(total, to, n, -outside)
+    elif go >= 0:
+        raise_by(total, to, n, outside)
+        add(total, to, source, origin + go * stride, n, -1, squared)
+
+
+@inner
+def ahead(target: Array, at: Number, n: Number) -> None:
+    """Ask for the row that is written next, 16 numbers to a cache line, while this one is computed."""
+    if at + n <= target.size:
+        for i in range(0, n, 16):
+            prefetch(target, U(at + i))
+
+
+@inner
+def extend(row: Array, own: int, edge: int, x_map: Array, at: int, n: int, size: int, outside: int) -> None:
+    """Fill the n places from ``edge`` on that are not columns of the image with what the border reads there.
+
+    The image's column x stands at row[own + x]; the place i is the extended one at + i; n counts all of them.
+    """
+    columns = x_map.size - size + 1
+    first, last = min(max(size // 2 - at, 0), n), max(min(columns + size // 2 - at, n), 0)
+    for i in range(first):
+        p = x_map[at + i]
+        row[edge + i] = row[own + p] if p >= 0 else outside
+    for i in range(last, n):
+        p = x_map[at + i]
+        row[edge + i] = row[own + p] if p >= 0 else outside
+
+
+@inlined
+def sum_row(
+    lane: Lane,
+    image: Array,
+    shape: Shape,
+    window: Shape,
+    maps: Arrays,
+    box: Box,
+    reads: Reads,
+    z: int,
+    y: int,
+    done: int,
+    outside: int,
+    squared: bool,
+) -> int:
+    """Sum the windows of row y of plane z into ``lane.sums``, after those of the rows and planes of the box before it.
+
+    Rows of the tile before ``done`` have moved on to plane z; returns the same for the next row.
+    """
+    cz, cy, cx = window
+    _, rows, columns = shape
+    top, left, wide, edge = reads.top, reads.left, reads.wide, reads.edge
+    own = edge + cx // 2 - box[4]
+    row, to = lane.row, own + left
+    come, go = maps[1][y + cy - 1], maps[1][y - 1 if y > 0 else 0]
+    if cz == 1:
+        origin = z * rows * columns + left
+        if y == box[2]:
+            begin(row, to, image, origin + top * columns, columns, reads.y, wide, outside, squared)
+        else:
+            move(row, to, image, origin, columns, come, go, wide, outside, squared)
+    else:
+        while done <= (reads.last if y == box[2] else come):
+            cell, origin = (done - top) * wide, done * columns + left
+            if z == box[0]:
+                begin(lane.tile, cell, image, origin, rows * columns, reads.z, wide, outside, squared)
+            else:
+                enter, leave = maps[0][z + cz - 1], maps[0][z - 1]
+                move(lane.tile, cell, image, origin, rows * columns, enter, leave, wide, outside, squared)
+            done += 1
+        if y == box[2]:
+            begin(row, to, lane.tile, 0, wide, reads.y, wide, outside * cz, False)
+        else:
+            move(row, to, lane.tile, -top * wide, wide, come, go, wide, outside * cz, False)
+    n = box[5] - box[4]
+    extend(row, own, edge, maps[2], box[4], n + cx - 1, cx, outside * cz * cy)
+    window_row(lane.sums, 0, row, edge, cx, n, lane.spare)
+    return done
+
+
+@jit
+def fill_box(
+    image: Array,
+    shape: Shape,
+    window: Shape,
+    maps: Arrays,
+    inside: Arrays,
+    box: Box,
+    out: Maps,
+    reads: Reads,
+    values: Lane,
+    squares: Lane,
+    by: Divisors,
+) -> None:
+    """Fill the maps of ``out`` in a box: at each voxel, what its window sums to in Python integers, or its quotient."""
+    z0, z1, y0, y1, x0, x1 = box
+    _, rows, columns = shape
+    image = bare(image)
+    maps = bare(maps[0]), bare(maps[1]), bare(maps[2])
+    z_inside, y_inside, x_inside = bare(inside[0]), bare(inside[1]), bare(inside[2])
+    reads = Reads(bare(reads.z), bare(reads.y), reads.top, reads.last, reads.left, reads.wide, reads.edge)
+    values = Lane(bare(values.tile), bare(values.row), bare(values.sums), bare(values.spare))
+    squares = Lane(bare(squares.tile), bare(squares.row), bare(squares.sums), bare(squares.spare))
+    by = Divisors(bare(by.counts), bare(by.shares))
+    to_sums, to_narrow, to_wide = bare(out.sums), bare(out.narrow), bare(out.wide)
+    n = x1 - x0
+    over_before = -1
+    multiply = False
+    for z in range(z0, z1):
+        done = done2 = reads.top
+        for y in range(y0, y1):
+            done = sum_row(values, image, shape, window, maps, box, reads, z, y, done, out.fill, False)
+            if out.variances:
+                fill2 = out.fill * out.fill
+                done2 = sum_row(squares, image, shape, window, maps, box, reads, z, y, done2, fill2, True)
+            at = (z * rows + y) * columns + x0
+            if to_narrow.size > 0:
+                ahead(to_narrow, at + columns, n)
+            over = z_inside[z] * y_inside[y]
+            if over != over_before:
+                over_before = over
+                multiply = set_divisors(by, over, x_inside, x0, n, out.variances, out.most) and to_narrow.size > 0
+            if to_sums.size > 0:
+                put(to_sums, at, n, 0)
+                add(to_sums, at, values.sums, 0, n, 1, False)
+            elif out.variances:
+                if to_narrow.size > 0:
+                    variances_of(to_narrow, at, values.sums, squares.sums, by, n, multiply, out.small)
+                else:
+                    variances_of(to_wide, at, values.sums, squares.sums, by, n, False, out.small)
+            elif to_narrow.size > 0:
+                means_of(to_narrow, at, values.sums, by, n, multiply, not out.clip)
+            else:
+                means_of(to_wide, at, values.sums, by, n, False, False)
+
+
+def cut(shape: Shape, window: Shape, workers: int) -> list[Box]:
+    """Boxes in the order of the image's memory, and, for several workers, some for each.
+
+    A cut has what the windows reach over it summed again, so boxes are not made much smaller than the window.
+    """
+    planes, rows, columns = shape
+    cz, cy, cx = window
+    wide = max(WIDE if cz == 1 else WIDE_TILE, 3 * cx)
+    strips = evenly(0, columns, wide)
+    tall = max(TALL, 3 * cy)
+    if cz > 1:
+        tall = max(CELLS // (strips[0][1] + cx - 1) - (cy - 1), 3 * cy, 16)
+    deep = planes
+    wanted = 4 * workers if workers > 1 else 1
+    bands = -(-rows // tall)
+    if bands * len(strips) < wanted:
+        deep = min(planes, max(-(-planes * bands * len(strips) // wanted), 3 * cz if cz > 1 else 1))
+        layers = -(-planes // deep)
+        tall = min(tall, max(-(-rows * layers * len(strips) // wanted), 3 * cy))
+    return [
+        (z0, z1, y0, y1, x0, x1)
+        for z0, z1 in evenly(0, planes, deep)
+        for y0, y1 in evenly(0, rows, tall)
+        for x0, x1 in strips
+    ]
+
+
+def lanes(dtype: np.dtype[np.integer], magnitude: int, size: int, variances: bool) -> tuple[str, str]:
+    """The types of the sums of values and of squares: one narrow pair for each type of image, or one wide pair."""
+    if dtype.itemsize <= 2 and magnitude * size < 2**31:
+        if dtype.itemsize == 1 and (not variances or magnitude**2 * size < 2**31):
+            return "int32", "int32"
+        if dtype.itemsize == 2 and (not variances or (magnitude * size) ** 2 < 2**53):
+            return "int32", "float64"
+    return "int64", "int64"
+
+
+def reads_of(box: Box, maps: Arrays, window: Shape) -> Reads:
+    """What the windows of a box read."""
+    z0, _, y0, y1, x0, x1 = box
+    cz, cy, cx = window
+    rows, columns = maps[1][y0 : y1 + cy - 1], maps[2][x0 : x1 + cx - 1]
+    top, left = int(rows[rows >= 0].min()), int(columns[columns >= 0].min())
+    first = rows[:cy]
+    return Reads(
+        counted(maps[0][z0 : z0 + cz], 0),
+        counted(first, top),
+        top,
+        int(first.max()),
+        left,
+        int(columns.max()) + 1 - left,
+        max(0, x0 - cx // 2 - left),
     )
 
 
-def means_into(out: Array, image: Array, window: Shape, border: str, fill: int, workers: int) -> None:
-    """Local means, each the exact quotient rounded to float64 and then to the type of ``out``."""
-    maps_streamed(image, window, border, outputs(image.shape, window, border, means=out, fill=fill), workers)
+def counted(places: Array, first: int) -> Array:
+    """How often each place from ``first`` on is read, and, last, the outside."""
+    inside = places[places >= 0]
+    return np.append(np.bincount(inside - first), places.size - inside.size).astype(np.int64)
 
 
-def variances_into(out: Array, image: Array, window: Shape, border: str, fill: int, workers: int) -> None:
-    """Local variances (|W| Σv² − (Σv)²) / |W|², the numerator an exact integer that the caller has bounded.
+def lane_for(kind: str, box: Box, reads: Reads, window: Shape, tall: int, wanted: bool) -> Lane:
+    """Memory of a box for one of its running sums."""
+    if not wanted:
+        return Lane(*[np.empty(0, kind)] * 4)
+    reach = box[5] - box[4] + window[2] - 1
+    own = reads.edge + window[2] // 2 - box[4] + reads.left
+    row = max(reads.edge + reach, own + reads.wide)
+    cells = tall * reads.wide if window[0] > 1 else 0
+    return Lane(*(np.empty(cells, kind), np.empty(row, kind), np.empty(reach, kind), np.empty(reach, kind)))
 
-    A slab of planes at a time: the planes that its windows read, widened to int64, and their squares.
-    """
-    planes, rows, columns = image.shape
-    z_map = axis_map(planes, window[0], border)
-    deep = max(1, SLAB // max(1, rows * columns))
-    z, y, x = (axis_inside(length, size) for length, size in zip(image.shape, window, strict=True))
+
+def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: int, workers: int) -> None:
+    """Fill the maps of ``out``; no value that is read, inside or outside, is larger than ``magnitude``."""
+    shape: Shape = image.shape
+    z, y, x = (axis_map(length, size, border) for length, size in zip(shape, window, strict=True))
+    maps = z, y, x
+    if out.clip:
+        z, y, x = (axis_inside(length, size) for length, size in zip(shape, window, strict=True))
+    else:
+        z, y, x = (np.full(length, size) for length, size in zip(shape, window, strict=True))
+    inside = z, y, x
+    flat = image.reshape(-1)
+    kind, kind2 = lanes(image.dtype, magnitude, window[0] * window[1] * window[2], out.variances)
+
+    def run(box: Box) -> None:
+        reads = reads_of(box, maps, window)
+        rows = maps[1][box[2] : box[3] + window[1] - 1]
+        tall = int(rows.max()) + 1 - reads.top
+        n = box[5] - box[4]
+        fill_box(
+            flat,
+            shape,
+            window,
+            maps,
+            inside,
+            box,
+            out,
+            reads,
+            lane_for(kind, box, reads, window, tall, True),
+            lane_for(kind2, box, reads, window, tall, out.variances),
+            Divisors(np.empty(n), np.empty(n)),
+        )
+
+    in_threads(run, cut(shape, window, workers), workers)
+
+
+def sums_into(out: Array, image: Array, window: Shape, border: str, fill: int, magnitude: int, workers: int) -> None:
+    """Window sums."""
+    outside = fill if border == "constant" else 0
+    wanted = Maps(out.reshape(-1), NARROW, WIDER, False, border == "clip", outside, 0, False)
+    fill_maps(image, window, border, wanted, magnitude, workers)
+
+
+def floats_into(
+    out: Array,
+    image: Array,
+    window: Shape,
+    border: str,
+    fill: int,
+    magnitude: int,
+    workers: int,
+    *,
+    variances: bool = False,
+) -> None:
+    """Local means S / |W|, or local variances (|W| Σv² − S²) / |W|²: float64, then rounded to the type of ``out``."""
+    flat = out.reshape(-1)
     size = window[0] * window[1] * window[2]
-    for z0 in range(0, planes, deep):
-        z1 = min(planes, z0 + deep)
-        read = z_map[z0 : z1 + window[0] - 1]
-        slab = np.where((read >= 0)[:, None, None], image[read], 0).astype(np.int64)
-        # without the border of z, the window of plane z0 begins at the slab's plane 0
-        middle = slice(window[0] // 2, window[0] // 2 + z1 - z0)
-        both = []
-        for values, outside in ((slab, fill), (slab * slab, fill * fill)):
-            sums = np.empty(slab.shape, np.int64)
-            maps_streamed(values, window, border, outputs(slab.shape, window, border, sums=sums), workers)
-            both.append((sums[middle], outside))
-        (total, outside), (squares, outside_squares) = both
-        count = np.int64(size)
-        if border in {"clip", "constant"}:
-            inside = z[z0:z1, None, None] * (y[:, None] * x)
-            if border == "clip":
-                count = inside
-            else:
-                total += outside * (size - inside)
-                squares += outside_squares * (size - inside)
-        np.divide(count * squares - total * total, count * count, out=out[z0:z1], casting="same_kind")
+    wanted = Maps(
+        NO_SUMS,
+        flat if out.dtype == np.float32 else NARROW,
+        flat if out.dtype == np.float64 else WIDER,
+        variances,
+        border == "clip",
+        fill if border == "constant" else 0,
+        magnitude**2 if variances else magnitude,
+        (magnitude * size) ** 2 < 2**53,
+    )
+    fill_maps(image, window, border, wanted, magnitude, workers)
+
+
+NO_SUMS, NARROW, WIDER = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float64)

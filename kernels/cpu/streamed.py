@@ -20,7 +20,7 @@ from voxring.kernels.axes import axis_map, axis_runs
 
 from .bare import bare
 from .boxes import Box, Range, cut
-from .jit import Array, Arrays, Number, Shape, jit
+from .jit import Array, Arrays, Shape, jit
 from .moments import add_halves
 from .rows import window_row
 from .threads import in_threads
@@ -106,35 +106,6 @@ def collect(sums: Array, numbers: Array, starts: Array, limit: int, table: Array
             x = stop
 
 
-class Maps(NamedTuple):
-    """Where the sums of all voxels go: flat arrays of the image's shape, each empty if not wanted."""
-
-    sums: Array  # int64
-    means: Array  # float
-    inside: Arrays  # per axis, how many of a window's places lie inside
-    size: int  # |W|
-    fill: int  # what a place outside adds to a mean, which then divides by |W|
-    divide_by_inside: bool
-
-
-@jit
-def divide(means: Array, sums: Array, inside: Array, over: Number, maps: Maps) -> None:
-    """means = (S + fill · what is missing to |W|) / |W|, or S / inside; in float64, then rounded to the map's type.
-
-    ``over`` places of the window's planes and rows are inside, ``inside`` of its columns at each voxel.
-    """
-    if maps.divide_by_inside:
-        for x in range(inside.size):
-            means[x] = np.float64(sums[x]) / np.float64(over * inside[x])
-    elif maps.fill != 0:
-        for x in range(inside.size):
-            total = np.int64(sums[x]) + maps.fill * (maps.size - over * inside[x])
-            means[x] = np.float64(total) / np.float64(maps.size)
-    else:
-        for x in range(inside.size):
-            means[x] = np.float64(sums[x]) / np.float64(maps.size)
-
-
 class Room(NamedTuple):
     """Memory that a box needs, in the lane of the sums."""
 
@@ -162,7 +133,6 @@ def stream(
     window: Shape,
     maps: Arrays,
     box: Box,
-    out: Maps,
     numbers: Array,
     starts: Arrays,
     limit: int,
@@ -171,8 +141,8 @@ def stream(
 ) -> None:
     """Window sums S of the planes z0 … z1 and rows y0 … y1 of ``box``, all columns.
 
-    They go to the maps of ``out``, and into ``table`` (runs of z, runs of y, classes,
-    runs of x, 3) by class number unless ``numbers`` is empty. A box holds fewer than 2^31 voxels (see add_halves).
+    They go into ``table`` (runs of z, runs of y, classes, runs of x, 3) by class number. A box holds fewer than 2^31
+    voxels (see add_halves).
     Must equal, for each voxel, the sum over its window in Python integers.
     """
     z0, z1, y0, y1 = box
@@ -204,14 +174,9 @@ def stream(
             extend(row, first, first + columns, x_map)
             window_row(sums, 0, row, 0, cx, columns, spare)
             at = (z * rows + y) * columns
-            if out.sums.size > 0:
-                out.sums[at : at + columns] = sums[:columns]
-            if out.means.size > 0:
-                divide(out.means[at : at + columns], sums, out.inside[2], out.inside[0][z] * out.inside[1][y], out)
-            if numbers.size > 0:
-                while y >= starts[1][y_run + 1]:
-                    y_run += 1
-                collect(sums, numbers[at : at + columns], starts[2], limit, table[z_run, y_run])
+            while y >= starts[1][y_run + 1]:
+                y_run += 1
+            collect(sums, numbers[at : at + columns], starts[2], limit, table[z_run, y_run])
 
 
 def groups_streamed(
@@ -235,7 +200,6 @@ def groups_streamed(
     largest = largest_sum(image.dtype, window)
     limit = max(1, min(shape[2], (2**63 - 1) // largest))
     flat = image.reshape(-1)
-    nowhere = Maps(np.zeros(0, np.int64), np.zeros(0, np.float32), inside, 0, 0, False)
 
     def run(box: Box) -> list[Reduction]:
         sizes = (len(inside[0]), len(inside[1]), classes, len(inside[2]), 3)
@@ -246,7 +210,6 @@ def groups_streamed(
             window,
             maps,
             box,
-            nowhere,
             numbers,
             starts,
             limit,
@@ -279,34 +242,6 @@ def room_for(box: Box, shape: Shape, window: Shape, y_map: Array, largest: int) 
         np.empty(wide, lane),
         np.empty(wide, lane),
     )
-
-
-def maps_streamed(image: Array, window: Shape, border: str, out: Maps, workers: int) -> None:
-    """Fill the maps of ``out``. Sums are of what is inside, under ``clip`` and ``constant``."""
-    shape: Shape = image.shape
-    maps, starts, _ = axes(shape, window, border)
-    none = np.zeros((0, 0, 0, 0, 3), dtype=np.int64)
-    numbers = np.zeros(0, dtype=np.uint8)
-    flat = image.reshape(-1)
-    largest = largest_sum(image.dtype, window)
-
-    def run(box: Box) -> None:
-        stream(
-            flat,
-            shape,
-            window,
-            maps,
-            box,
-            out,
-            numbers,
-            starts,
-            1,
-            none,
-            room_for(box, shape, window, maps[1], largest),
-        )
-
-    for _ in in_threads(run, cut((0, shape[0]), (0, shape[1]), shape[2], TILE // shape[2], window, workers), workers):
-        pass
 
 
 def drained(table: Array, inside: Arrays) -> list[Reduction]:

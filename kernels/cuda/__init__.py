@@ -13,14 +13,21 @@ import numpy as np
 
 from voxring.errors import DeviceError
 from voxring.kernels import Reduction
-from voxring.kernels.axes import axis_inside
+from voxring.kernels.axes import inside_counts
+from voxring.kernels.checks import (
+    as_native,
+    check_kind,
+    check_labels,
+    checked_magnitude,
+    checked_magnitude_squared,
+    checked_out,
+    holdable,
+)
 
-from .device import Job, answers, cupy, maps, name, reduce_many
-from .plans import Array, Plan, Shape
+from .device import Combine, Job, answers, cupy, maps, name, reduce_many
+from .plans import Array, Plan, Shape, What
 
-__all__ = ["answers", "mean_map", "name", "reduce", "variance_map", "window_sums"]
-
-IMAGE_TYPES = frozenset(map(np.dtype, ("int8", "uint8", "int16", "uint16", "int32", "uint32")))
+__all__ = ["answers", "inside_counts", "mean_map", "name", "reduce", "variance_map", "window_sums"]
 
 
 def reduce(
@@ -33,20 +40,36 @@ def reduce(
     Raises
     ------
     DeviceError
-        No GPU answers, or the image has voxels of 64 bits.
+        No GPU answers, the image has voxels of 64 bits, or the GPU has no memory for a row of it.
+    OverflowError
+        A window sum of this image could leave 63 bits.
     """
-    present = tuple(dict.fromkeys(classes))
-    (answers_of,) = reduce_many([Job(checked(image), labels, present, window, border)])
-    found = dict(zip(present, answers_of, strict=True))
-    return [found[value] + Reduction() for value in classes]
+    one = job(image, labels, classes, window, border)
+    if image.size == 0 or not one.classes:
+        return [Reduction() for _ in classes]
+    (answers_of,) = reduce_many([one])
+    found = dict(zip(one.classes, answers_of, strict=True))
+    return [found.get(value, Reduction()) + Reduction() for value in classes]
+
+
+def job(image: Array, labels: Array, classes: Sequence[int], window: Shape, border: str) -> Job:
+    """What `reduce_many` takes, checked: its classes are those that the labels can hold, each once."""
+    image = checked(image, window, border)
+    check_labels(image.shape, labels.shape, labels.dtype)
+    checked_magnitude(image, window)
+    return Job(image, as_native(labels), holdable(classes, labels.dtype), window, border)
 
 
 def window_sums(image: Array, window: Shape, border: str, *, fill: int = 0, threads: int | None = None) -> Array:
     """S_q for every voxel q, as int64; see `voxring.kernels.cpu.window_sums`."""
-    out = np.empty(image.shape, np.int64)
-    for plan, (sums,) in maps(checked(image), window, border, ("sums",)):
-        put(out, plan, sums + outside(plan, image.shape, border, fill) if fill else sums)
-    return out
+    image = checked(image, window, border)
+    fill = fill if border == "constant" else 0
+    checked_magnitude(image, window, fill)
+
+    def combine(plan: Plan, made: list[Any]) -> Any:
+        return made[0] + fill * outside(plan, image.shape) if fill else made[0]
+
+    return into(np.empty(image.shape, np.int64), image, window, border, ("sums",), combine)
 
 
 def mean_map(
@@ -60,11 +83,18 @@ def mean_map(
     threads: int | None = None,
 ) -> Array:
     """The local mean of every voxel, divided on the GPU in float64; see `voxring.kernels.cpu.mean_map`."""
-    out = np.empty(image.shape, dtype) if out is None else out
-    for plan, (sums,) in maps(checked(image), window, border, ("sums",)):
-        total = sums + outside(plan, image.shape, border, fill) if fill else sums
-        put(out, plan, (total / over(plan, image.shape, border)).astype(out.dtype))
-    return out
+    image = checked(image, window, border)
+    fill = fill if border == "constant" else 0
+    checked_magnitude(image, window, fill)
+    out = checked_out(out, image.shape, dtype)
+
+    def combine(plan: Plan, made: list[Any]) -> Any:
+        (total,) = made
+        if fill:
+            total = total + fill * outside(plan, image.shape)
+        return (total / over(plan, image.shape, border)).astype(out.dtype)
+
+    return into(out, image, window, border, ("sums",), combine)
 
 
 def variance_map(
@@ -78,18 +108,26 @@ def variance_map(
     threads: int | None = None,
 ) -> Array:
     """The local variance of every voxel; see `voxring.kernels.cpu.variance_map`."""
-    out = np.empty(image.shape, dtype) if out is None else out
-    for plan, (sums, squares) in maps(checked(image), window, border, ("sums", "squares")):
-        total = sums + outside(plan, image.shape, border, fill) if fill else sums
-        square = squares + outside(plan, image.shape, border, fill * fill) if fill else squares
+    image = checked(image, window, border)
+    fill = fill if border == "constant" else 0
+    checked_magnitude_squared(image, window, fill)
+    out = checked_out(out, image.shape, dtype)
+
+    def combine(plan: Plan, made: list[Any]) -> Any:
+        total, squares = made
+        if fill:
+            missing = outside(plan, image.shape)
+            total, squares = total + fill * missing, squares + fill * fill * missing
         count = over(plan, image.shape, border)
-        put(out, plan, ((count * square - total * total) / (count * count)).astype(out.dtype))
-    return out
+        return ((count * squares - total * total) / (count * count)).astype(out.dtype)
+
+    return into(out, image, window, border, ("sums", "squares"), combine)
 
 
-def checked(image: Array) -> Array:
-    """The image, if its voxels are of a type that the kernels take, in native order."""
-    if image.dtype.newbyteorder("=") not in IMAGE_TYPES:
+def checked(image: Array, window: Shape, border: str) -> Array:
+    """The image in native order, when all arguments are ones that the kernels take."""
+    check_kind(image.shape, image.dtype, window, border)
+    if image.dtype.itemsize == 8:
         raise DeviceError(f'the CUDA engine takes integers of 8 to 32 bits, got {image.dtype}: use device="cpu"')
     return image if image.dtype.isnative else image.astype(image.dtype.newbyteorder("="))
 
@@ -97,13 +135,13 @@ def checked(image: Array) -> Array:
 def inside(plan: Plan, shape: Shape) -> Any:
     """How many voxels of each window of a part lie inside, as an int64 array on the device."""
     z0, z1, y0, y1 = plan.box
-    z, y, x = (axis_inside(length, size) for length, size in zip(shape, plan.window, strict=True))
-    return cupy().asarray(z[z0:z1, None, None] * (y[y0:y1, None] * x))
+    z, y, x = map(cupy().asarray, inside_counts(shape, plan.window))
+    return z[z0:z1].reshape(-1, 1, 1) * (y[y0:y1].reshape(-1, 1) * x)
 
 
-def outside(plan: Plan, shape: Shape, border: str, fill: int) -> Any:
-    """What the places outside add to each window sum of a part; nothing but under ``constant``."""
-    return fill * (prod(plan.window) - inside(plan, shape)) if border == "constant" else 0
+def outside(plan: Plan, shape: Shape) -> Any:
+    """How many places of each window of a part lie outside."""
+    return prod(plan.window) - inside(plan, shape)
 
 
 def over(plan: Plan, shape: Shape, border: str) -> Any:
@@ -111,7 +149,11 @@ def over(plan: Plan, shape: Shape, border: str) -> Any:
     return inside(plan, shape) if border == "clip" else prod(plan.window)
 
 
-def put(out: Array, plan: Plan, made: Any) -> None:
-    """Fetch a part of a map."""
-    z0, z1, y0, y1 = plan.box
-    out[z0:z1, y0:y1] = made.get()
+def into(out: Array, image: Array, window: Shape, border: str, what: Sequence[What], combine: Combine) -> Array:
+    """Fill a map with its parts."""
+    cupy()  # or says why not, of an image without voxels too
+    if image.size > 0:
+        for plan, made in maps(image, window, border, what, combine):
+            z0, z1, y0, y1 = plan.box
+            out[z0:z1, y0:y1] = made
+    return out

@@ -7,8 +7,10 @@ copied while others are computed, and a batch keeps every device busy.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from .plans import (
     Shape,
     What,
     boxes,
+    plan_for,
     reductions,
     source_of,
     stage_image,
@@ -36,6 +39,14 @@ LANES = 2
 
 SHARE = 0.4
 """Of a device's free memory, what one part may take: two are there at a time."""
+
+MOST_BYTES = 1 << 30
+"""Of a part of some rows: large images are cut even where they fit, so that one part is copied while another is
+computed, and that pinned memory, of which each lane keeps as much, stays small beside the host's."""
+
+MAP_SHARE = 12
+"""So many times the memory of its plans is what a part of a map takes: the numbers that its sums are divided through
+are of 64 bits, and up to eight of a voxel are there at a time, beside 5 bytes of the plan of a mean of bytes."""
 
 
 @cache
@@ -49,10 +60,15 @@ def cupy() -> Any:
     """
     try:
         import cupy as cp
-    except ImportError:
+    except ModuleNotFoundError as error:
         raise DeviceError(
-            'no CUDA engine answers: CuPy is not installed. Install "voxring[cuda12]" or "voxring[cuda13]", after the '
-            'CUDA version of the driver, or use device="cpu"'
+            f'no CUDA engine answers: {error.name} is not installed. Install "voxring[cuda12]" or "voxring[cuda13]", '
+            'after the CUDA version of the driver, or use device="cpu"'
+        ) from None
+    except ImportError as error:
+        reason = next((line for line in str(error).splitlines() if line.strip("= ")), "")
+        raise DeviceError(
+            f'no CUDA engine answers: CuPy does not load: {reason.strip()}: install it anew, or use device="cpu"'
         ) from None
     try:
         count = cp.cuda.runtime.getDeviceCount()
@@ -88,6 +104,7 @@ class Lane:
         with self.device:
             self.stream = cp.cuda.Stream(non_blocking=True)
         self.pinned: dict[str, Any] = {}
+        self.filling = threading.Lock()  # one thread lays its part out at a time
 
     def host(self, name: str, dtype: str, size: int) -> Array:
         """Pinned memory: what is copied from it does not hold up the host."""
@@ -121,13 +138,34 @@ class Running(NamedTuple):
     buffers: dict[str, Any]  # on the device
 
 
-def start(plan: Plan, lane: Lane, image: Array, labels: Array | None, classes: Sequence[int]) -> Running:
-    """Lay a part out, and queue its copies and kernels; waits for nothing but the lane's copies before."""
+@contextmanager
+def memory_suffices() -> Iterator[None]:
+    """Make a device's lack of memory an error that says so; others may use the device too."""
+    try:
+        yield
+    except cupy().cuda.memory.OutOfMemoryError as error:
+        raise DeviceError(f'the GPU is out of memory: {error}: end what else runs there, or use device="cpu"') from None
+
+
+def start(
+    plan: Plan,
+    lane: Lane,
+    image: Array,
+    labels: Array | None,
+    classes: Sequence[int],
+    there: dict[str, Any] | None = None,
+) -> Running:
+    """Lay a part out, and queue its copies and kernels; waits for nothing but the lane's copies before.
+
+    ``there`` holds buffers that are on the device already.
+    """
     cp = cupy()
-    with lane.device, lane.stream:
+    with memory_suffices(), lane.filling, lane.device, lane.stream:
         lane.stream.synchronize()  # its pinned memory is free again
-        buffers = {}
+        buffers = dict(there or {})
         for name_of, buffer in plan.buffers.items():
+            if name_of in buffers:
+                continue
             if buffer.clear:
                 buffers[name_of] = cp.zeros(buffer.size, buffer.dtype)
                 continue
@@ -156,16 +194,15 @@ def run(launch: Launch, lane: Lane, buffers: dict[str, Any]) -> None:
     kernel(launch.grid, launch.block, arguments, shared_mem=launch.shared)
 
 
-def fetch(running: Running, name: str) -> Array:
-    """A buffer of a plan that was carried out."""
-    with running.lane.device, running.lane.stream:
-        fetched: Array = running.buffers[name].get(stream=running.lane.stream)
-        running.lane.stream.synchronize()
+def fetch(lane: Lane, made: Any) -> Array:
+    """An array that a lane made, when all that it was told before is done."""
+    with lane.device, lane.stream:
+        fetched: Array = made.get(stream=lane.stream)
     return fetched
 
 
 class Job(NamedTuple):
-    """One image to reduce; see `voxring.kernels.cpu.reduce`."""
+    """One image to reduce; see `voxring.kernels.cpu.reduce`. Classes are distinct, and such as the labels can hold."""
 
     image: Array
     labels: Array
@@ -175,31 +212,58 @@ class Job(NamedTuple):
 
 
 def memory() -> int:
-    """How many bytes one part may take."""
-    free, _ = cupy().cuda.runtime.memGetInfo()
-    return int(free * SHARE)
+    """How many bytes one part may take on any device: of what is free there, or was and is kept by CuPy."""
+    cp = cupy()
+    free = []
+    for device in range(cp.cuda.runtime.getDeviceCount()):
+        with cp.cuda.Device(device):
+            free.append(cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes())
+    return int(min(free) * SHARE)
+
+
+def parts(
+    image: Array, window: Shape, border: str, most: int, what: Sequence[What], classes: int = 1
+) -> Iterator[list[Plan]]:
+    """Plans of parts of an image, for each of ``what`` one, that take ``most`` bytes of a device or fewer.
+
+    Raises
+    ------
+    DeviceError
+        Not even a row does.
+    """
+    z, y = (length // 2 for length in image.shape[:2])  # the windows of a row in the middle read the most
+    row = (
+        plan_for(image.shape, image.dtype, window, border, one, classes=classes, box=(z, z + 1, y, y + 1))
+        for one in what
+    )
+    most = min(most, max(MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
+    try:
+        yield from boxes(image, window, border, most, what, classes)
+    except MemoryError as error:
+        raise DeviceError(f'{error}: free some, use a smaller window, or device="cpu"') from None
 
 
 def reduce_many(jobs: Iterable[Job]) -> Iterator[list[Reduction]]:
     """The reductions of many images, in order. Parts of several are under way at a time, over all devices."""
     free = deque(lanes())
+    most = memory()
     under_way: deque[tuple[list[Reduction], int, Running]] = deque()
     waiting: deque[list[Reduction]] = deque()
 
     def finish() -> None:
         answer, first, running = under_way.popleft()
         free.append(running.lane)
-        for at, some in enumerate(reductions(running.plan, fetch(running, "table")), first):
+        for at, some in enumerate(reductions(running.plan, fetch(running.lane, running.buffers["table"])), first):
             answer[at] = answer[at] + some
 
     for job in jobs:
         answer = [Reduction() for _ in job.classes]
         for first in range(0, len(job.classes) if job.image.size else 0, MOST_CLASSES):
             classes = job.classes[first : first + MOST_CLASSES]
-            for plan in boxes(job.image, job.window, job.border, memory(), ("reduce",), len(classes)):
+            for (plan,) in parts(job.image, job.window, job.border, most, ("reduce",), len(classes)):
                 if not free:
                     finish()
-                under_way.append((answer, first, start(plan[0], free.popleft(), job.image, job.labels, classes)))
+                under_way.append((answer, first, start(plan, free.popleft(), job.image, job.labels, classes)))
         waiting.append(answer)
         while waiting and not any(waiting[0] is one for one, _, _ in under_way):
             yield waiting.popleft()
@@ -208,15 +272,32 @@ def reduce_many(jobs: Iterable[Job]) -> Iterator[list[Reduction]]:
     yield from waiting
 
 
-def maps(image: Array, window: Shape, border: str, what: Sequence[What]) -> Iterator[tuple[Plan, list[Any]]]:
-    """Maps of sums, part by part: for each of ``what``, exact int64 numbers on the current device, (planes, rows,
-    columns) of the part's box.
-    """
-    for number, plans in enumerate(boxes(image, window, border, memory() // 3, what)):
-        lane = lanes()[number % len(lanes())]
-        running = [start(plan, lane, image, None, ()) for plan in plans]
-        with lane.device, lane.stream:
-            yield plans[0], [sums_of(one, image.shape[2]) for one in running]
+Combine = Callable[[Plan, list[Any]], Any]
+"""From a plan, and its maps of exact sums as int64 (planes, rows, columns), to the part of a map: all on the device."""
+
+
+def maps(
+    image: Array, window: Shape, border: str, what: Sequence[What], combine: Combine
+) -> Iterator[tuple[Plan, Array]]:
+    """Parts of a map that ``combine`` makes of sums, in order; others are under way meanwhile, over all devices."""
+    free = deque(lanes())
+    under_way: deque[tuple[Plan, Lane, Any]] = deque()
+    for plans in parts(image, window, border, memory() // MAP_SHARE, what):
+        if not free:
+            plan, lane, made = under_way.popleft()
+            yield plan, fetch(lane, made)
+            free.append(lane)
+        lane = free.popleft()
+        there: dict[str, Any] = {}
+        running = []
+        for plan in plans:
+            running.append(start(plan, lane, image, None, (), there))
+            there["image"] = running[0].buffers["image"]
+        with memory_suffices(), lane.device, lane.stream:
+            made = combine(plans[0], [sums_of(one, image.shape[2]) for one in running])
+        under_way.append((plans[0], lane, made))
+    for plan, lane, made in under_way:
+        yield plan, fetch(lane, made)
 
 
 def sums_of(running: Running, columns: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import check_shapes, on_grid, volume
+from voxring.engine import Device, check_shapes, on_grid, takes_gpu, volume
 from voxring.errors import ImageError
 from voxring.study import Border, Study
 
@@ -29,6 +29,7 @@ def local_mean(
     exact: Literal[False] = ...,
     dtype: Float = ...,
     out: Array | None = ...,
+    device: Device = ...,
     threads: int | None = ...,
 ) -> npt.NDArray[np.floating[Any]]: ...
 @overload
@@ -42,6 +43,7 @@ def local_mean(
     exact: Literal[True],
     dtype: Float = ...,
     out: None = ...,
+    device: Device = ...,
     threads: int | None = ...,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
 def local_mean(
@@ -54,6 +56,7 @@ def local_mean(
     exact: bool = False,
     dtype: Float = "float64",
     out: Array | None = None,
+    device: Device = "cpu",
     threads: int | None = None,
 ) -> npt.NDArray[np.floating[Any]] | tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Mean of the window around every voxel (Algorithm 1, line 7), as a map.
@@ -79,6 +82,8 @@ def local_mean(
         Of the means, when ``out`` is not given.
     out : float32 or float64 array of the image's shape, C-contiguous, optional
         Filled and returned.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute; every device gives the same numbers. "auto" is the CPU for integers beyond 32 bits.
     threads : int, optional
         Threads of this call.
 
@@ -94,6 +99,8 @@ def local_mean(
         The image has no voxels, voxels that are not finite, or sums beyond 63 bits; or ``out`` does not fit it.
     StudyError
         The window does not fit the axes or the border is unknown.
+    DeviceError
+        ``device="cuda"`` and no GPU answers, or the integers have 64 bits, as those of floats do.
 
     Examples
     --------
@@ -102,22 +109,21 @@ def local_mean(
     >>> sums, counts
     (array([[3, 7, 6]]), array([[2, 3, 2]]))
     """
-    from voxring.kernels import cpu  # numba takes a second to import
-
     voxels, along, outside, unit = _prepared(image, window, border, fill, fraction_bits)
+    kernels = _kernels(device, voxels)
     if exact and out is not None:
         raise ImageError("out= takes means, exact=True returns integers: leave one of them out")
     try:
         if not exact:
             into = _volume_out(out, image.shape, dtype)
-            cpu.mean_map(voxels, along, border, fill=outside, out=into, threads=threads)
+            kernels.mean_map(voxels, along, border, fill=outside, out=into, threads=threads)
             return _in_units(into, unit, image.shape, out)
-        sums = cpu.window_sums(voxels, along, border, fill=outside, threads=threads).reshape(image.shape)
+        sums = kernels.window_sums(voxels, along, border, fill=outside, threads=threads).reshape(image.shape)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
     counts = np.full((1,) * image.ndim, prod(along), np.int64)
     if border == "clip":
-        planes, rows, columns = cpu.inside_counts(voxels.shape, along)
+        planes, rows, columns = kernels.inside_counts(voxels.shape, along)
         counts = (planes[:, None, None] * rows[:, None] * columns).reshape(image.shape)
     return sums, counts
 
@@ -131,16 +137,17 @@ def local_variance(
     fraction_bits: int = 16,
     dtype: Float = "float64",
     out: Array | None = None,
+    device: Device = "cpu",
     threads: int | None = None,
 ) -> npt.NDArray[np.floating[Any]]:
     """Variance of the window around every voxel, about its local mean and divided by its number of voxels, as a map.
 
     The numerator |W| Σv² − (Σv)² is an exact integer: no cancellation, and never below 0. Memory beyond the result is
-    some planes in 64 bits, at least as many as the window has.
+    as for `local_mean`.
 
     Parameters
     ----------
-    image, window, border, fill, fraction_bits, dtype, out, threads
+    image, window, border, fill, fraction_bits, dtype, out, device, threads
         As for `local_mean`.
 
     Returns
@@ -154,6 +161,8 @@ def local_variance(
         As for `local_mean`; or the numerators could leave 63 bits.
     StudyError
         The window does not fit the axes or the border is unknown.
+    DeviceError
+        As for `local_mean`.
 
     Examples
     --------
@@ -161,15 +170,26 @@ def local_variance(
     >>> local_variance(np.array([[1, 2, 4]], np.int16), (1, 3), "clip").round(3)
     array([[0.25 , 1.556, 1.   ]])
     """
-    from voxring.kernels import cpu
-
     voxels, along, outside, unit = _prepared(image, window, border, fill, fraction_bits)
+    kernels = _kernels(device, voxels)
     into = _volume_out(out, image.shape, dtype)
     try:
-        cpu.variance_map(voxels, along, border, fill=outside, out=into, threads=threads)
+        kernels.variance_map(voxels, along, border, fill=outside, out=into, threads=threads)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
     return _in_units(into, unit * unit, image.shape, out)
+
+
+def _kernels(device: Device, voxels: Array) -> Any:
+    """The backend that makes a map."""
+    on_gpu = takes_gpu(device)
+    if on_gpu and not (device == "auto" and voxels.dtype.itemsize == 8):
+        from voxring.kernels import cuda
+
+        return cuda
+    from voxring.kernels import cpu  # numba takes a second to import
+
+    return cpu
 
 
 def _prepared(

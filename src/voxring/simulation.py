@@ -165,6 +165,7 @@ def _party_process(pipe: Connection, study: Study, name: str, manifest: str, tim
             study,
             name,
             lambda: party_totals(manifest, study, threads=threads, progress=progress),
+            state=None,
             address=_LOOPBACK,
             listening=listening,
             timeout=timeout,

@@ -70,7 +70,11 @@ class Standardise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What may be learned, and by how many colluders not more."""
+    """What may be learned, and by whom.
+
+    ``collusion`` is how many members, parties or the researcher, may put together all they saw and still learn nothing
+    beyond the results; rings are added until that holds.
+    """
 
     collusion: Annotated[int, msgspec.Meta(ge=1)] = 1
     min_parties: Annotated[int, msgspec.Meta(ge=3)] = 3
@@ -293,10 +297,12 @@ def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
             yield "party.address", f"expected tcp://HOST:PORT or tls+tcp://HOST:PORT, got {address!r}"
         if addresses.count(address) > 1:
             yield "party.address", f"{address!r} stands twice: each party listens at an address of its own"
-    if study.privacy.collusion > 1:
+    most = len(study.party) - 1  # in the complete graph over all parties and the researcher
+    if study.privacy.collusion > most:
         yield (
             "privacy.collusion",
-            f"a single ring stands 1 colluder, got {study.privacy.collusion}: the largest reachable now is 1",
+            f"expected 1 to {most} colluders among {len(study.party)} parties and the researcher, got "
+            f"{study.privacy.collusion}: the largest reachable is {most}",
         )
 
 

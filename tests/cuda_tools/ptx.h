@@ -76,9 +76,10 @@ EMULATION_HIDDEN inline void watch(Region &region, uint64_t offset, unsigned siz
             const Access &past = byte.access[other];
             const bool harmless = Kind(other) == kind && kind != Kind::write;
             if (harmless || ordered(past, here)) continue;
-            const std::string whose = past.block != here.block
-                                          ? "another block"
-                                          : emulation::describe(emulation::threads[past.rank]);
+            const std::string whose = past.block != here.block       ? "another block"
+                                      : past.who == Access::thread ? emulation::describe(emulation::threads[past.rank])
+                                      : past.who == Access::warp   ? "several lanes of warp " + std::to_string(past.rank / 32)
+                                                                   : "threads of several warps";
             fail(line, std::string("race: ") + names[int(kind)] + " of byte " + std::to_string(offset + i) + " of " +
                            region.name + ", with nothing between it and the " + names[other] + " by " + whose);
         }

@@ -68,9 +68,20 @@ def write_result(answer: Mapping[str, Statistics | str], study: Study, out: Path
         The folder is missing or cannot be written.
     """
     document = msgspec.json.format(msgspec.json.encode(result_document(answer, study)), indent=2)
+    write_whole(out, document + b"\n")
+
+
+def write_whole(out: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing or cannot be written.
+    """
     partial = out.with_name(f".{out.name}.partial")
     try:
-        partial.write_bytes(document + b"\n")
+        partial.write_bytes(content)
         partial.replace(out)
     except OSError as error:
         raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None

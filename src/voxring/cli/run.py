@@ -36,6 +36,12 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--name", required=True, help="Which party of the study this is.")
 @click.option("--manifest", type=click.Path(path_type=Path), required=True, help="CSV: image,ground_truth[,patient].")
 @click.option("--address", help="Listen here instead of at the study's address, as tcp://HOST:PORT.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that keeps the coin of the study, from which its rings follow; the same in every run of it.  "
+    "[default: voxring in $XDG_STATE_HOME or ~/.local/state]",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was learned as JSON.")
@@ -44,6 +50,7 @@ def party(
     name: str,
     manifest: Path,
     address: str | None,
+    state: Path | None,
     device: str,
     timeout: float,
     insecure: bool,
@@ -59,7 +66,7 @@ def party(
 
     from voxring.batch import party_totals, read_manifest
     from voxring.engine import device_name
-    from voxring.session import run_party
+    from voxring.session import run_party, state_folder
     from voxring.study import load_study
 
     checked = load_study(study)
@@ -76,6 +83,7 @@ def party(
                 device=device,  # type: ignore[arg-type]  # click checks the choice
                 progress=lambda done, total: progress(name, f"image {done} of {total}"),
             ),
+            state=state or state_folder(),
             address=address,
             timeout=timeout,
             insecure=insecure,

@@ -8,15 +8,16 @@ from pathlib import Path
 import click
 import msgspec
 
-from voxring.fixedpoint import modulus
+from voxring.cli.report import check_writable, write_whole
+from voxring.cli.sheet import FORMATS
 from voxring.ring.disclosure import disclosure
+from voxring.ring.sheet import moduli, sheet
 from voxring.study import Study, load_study
-from voxring.totals import count_bound, sdsum_bound, sum_bound
 
 
 @click.group()
 def study() -> None:
-    """Check a study file."""
+    """Check a study file, and say who would learn what."""
 
 
 @study.command()
@@ -25,7 +26,7 @@ def study() -> None:
 def check(file: Path, as_json: bool) -> None:
     """Check the study FILE and say what it computes, with what numbers, and who learns what."""
     checked = load_study(file)
-    sizes = _modulus_bits(checked)
+    sizes = {name: modulus.bit_length() for name, (_, modulus) in moduli(checked).items()}
     warnings = list(_warnings(checked))
     if as_json:
         click.echo(
@@ -55,12 +56,23 @@ def check(file: Path, as_json: bool) -> None:
         click.echo(f"- {sentence}")
 
 
-def _modulus_bits(checked: Study) -> dict[str, int]:
-    """Bits of N of the three sums; that of sdsum depends on μ, and is that of the largest denominator μ can have."""
-    parties = len(checked.party) or checked.privacy.min_parties
-    largest = Fraction(1, checked.denominator * count_bound(checked) * parties)
-    bounds = {"voxels": count_bound(checked), "sum": sum_bound(checked), "sdsum": sdsum_bound(checked, largest)}
-    return {name: modulus(parties, bound).bit_length() for name, bound in bounds.items()}
+@study.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="md", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write here instead of to stdout.")
+def disclose(file: Path, form: str, out: Path | None) -> None:
+    """Write the disclosure sheet of the study FILE: every message, and who learns what from it, also by collusion.
+
+    The sheet is for those who decide whether a hospital may take part. It is made from the study alone, is the same for
+    all who make it, and bears the study's digest.
+    """
+    checked = load_study(file)
+    text = FORMATS[form](sheet(checked))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    check_writable(out)
+    write_whole(out, text.encode())
 
 
 def _warnings(checked: Study) -> list[str]:

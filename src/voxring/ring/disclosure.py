@@ -1,16 +1,17 @@
 """Who learns what, in sentences, before anything leaves a hospital.
 
 What a coalition C learns beyond the outputs follows one rule: the sums of the honest parties' values over each
-connected component of the honest members in the union of the rings, where an edge joins ring neighbours. The
-researcher counts as a member with value 0, and as one more possible colluder.
+connected component of the honest members in the union of the rings, where an edge joins ring neighbours. A component
+that holds the honest researcher is learned only together with the total. The researcher counts as a member with value
+0, and as one more possible colluder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import combinations
 
-from voxring.ring.order import RESEARCHER, Ring, rings_of
+from voxring.ring.coin import COIN_BYTES
+from voxring.ring.order import RESEARCHER, Ring, connectivity, rings_of
 from voxring.study import Study
 
 
@@ -29,25 +30,41 @@ def components(rings: Sequence[Ring], coalition: Collection[str]) -> list[frozen
         reached, edge = {honest[0]}, [honest[0]]
         while edge:
             name = edge.pop()
-            near = {neighbour for ring in rings for neighbour in (ring.successor(name), ring.predecessor(name))}
-            edge += near & set(honest) - reached
-            reached |= near & set(honest)
+            near = _neighbours(rings, name) & set(honest)
+            edge += near - reached
+            reached |= near
         found.append(frozenset(reached))
         honest = [name for name in honest if name not in reached]
     return found
 
 
-def isolated(rings: Sequence[Ring], size: int) -> dict[str, list[tuple[str, ...]]]:
-    """Return, for each party, the coalitions of a size that learn that party's own numbers from the ring."""
-    found: dict[str, list[tuple[str, ...]]] = {name: [] for name in rings[0].members if name != RESEARCHER}
-    for coalition in combinations(rings[0].members, size):
-        if RESEARCHER in coalition and len(found) - len(coalition) + 1 < 2:
-            continue  # one honest party is left: the results that the researcher is meant to learn tell its numbers
-        for component in components(rings, coalition):
-            alone = component - {RESEARCHER}
-            if len(alone) == 1:
-                found[next(iter(alone))].append(coalition)
-    return found
+def leaking_coalition(rings: Sequence[Ring], size: int) -> tuple[frozenset[str], str] | None:
+    """Return a coalition of that size that learns one party's own numbers from the rings, and whose; None if none does.
+
+    It stands round a party with the fewest neighbours and leaves somebody else honest. Parties come before the
+    researcher, who knows more already.
+
+    Examples
+    --------
+    >>> ring = Ring(("researcher", "a", "b", "c", "d"))
+    >>> coalition, of = leaking_coalition([ring], 2)
+    >>> sorted(coalition), of
+    (['a', 'c'], 'b')
+    >>> leaking_coalition([ring], 1) is leaking_coalition([ring], 4) is None
+    True
+    """
+    members = [*rings[0].members[1:], RESEARCHER]
+    round_it = {name: _neighbours(rings, name) for name in members if name != RESEARCHER}
+    of = min(round_it, key=lambda name: (len(round_it[name]), RESEARCHER in round_it[name]))
+    if not len(round_it[of]) <= size <= len(members) - 2:
+        return None
+    others = [name for name in members if name != of and name not in round_it[of]]
+    coalition = round_it[of] | set(others[: size - len(round_it[of])])
+    return frozenset(coalition), of
+
+
+def _neighbours(rings: Sequence[Ring], name: str) -> set[str]:
+    return {neighbour for ring in rings for neighbour in (ring.successor(name), ring.predecessor(name))}
 
 
 def disclosure(study: Study) -> list[str]:
@@ -98,18 +115,24 @@ def disclosure(study: Study) -> list[str]:
 
 
 def _ring_sentences(study: Study) -> list[str]:
-    rings = rings_of(bytes.fromhex(study.digest), study.parties)
-    circles = "; ".join(" → ".join((*ring.members, ring.master)) for ring in rings)
+    # Whatever the coin, the rings look the same but for who stands where.
+    rings = rings_of(bytes(COIN_BYTES), study.parties, study.privacy.collusion)
+    stands, most = connectivity(rings) - 1, len(study.party) - 1
     sentences = [
-        f"Messages go round {circles}. The order follows from the study, whose author could have tried several.",
-        "Any single one of them, the researcher included, learns nothing beyond the results.",
+        f"Messages go round {_count(len(rings), 'ring')}. Who stands where follows from a coin that the parties draw "
+        "together before the first sum and keep, so that every run of this study has the same rings.",
+        f"Any {_count(stands, 'member')}, the researcher included, that put together all they saw learn nothing beyond "
+        f"the results and what these imply: privacy.collusion asks for {study.privacy.collusion}, and it takes "
+        f"{stands + 1} to part the others (computed for these rings).",
     ]
-    for name, pairs in isolated(rings, 2).items():
-        if pairs:
-            who = " or ".join(f"{first} and {second}" for first, second in pairs)
-            sentences.append(f"Two that put together what they saw learn the numbers of {name}: {who}.")
-    sentences.append(
-        "Three or more that do so learn the sum over every stretch of the ring between them; a stretch of one party is "
-        "that party's numbers."
-    )
+    if stands < most:
+        sentences.append(
+            f"{stands + 1} that stand round a party in the rings learn that party's own numbers; a coalition that "
+            "parts the others learns the sum over each part. Who stands there, the coin decides. The largest threshold "
+            f"that {len(study.party)} parties can ask for is {most}."
+        )
     return sentences
+
+
+def _count(number: int, what: str) -> str:
+    return f"one {what}" if number == 1 else f"{number} {what}s"

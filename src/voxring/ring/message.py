@@ -10,6 +10,7 @@ Bodies are bytes of fixed width, since msgpack ends at 64 bits and residues do n
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -25,15 +26,31 @@ _HASH = 16
 _HEAD = len(_MAGIC) + 1 + _HASH
 
 SumName = Literal["voxels", "sum", "sdsum"]
-Kind = Literal["hello", "poll", "share", "released", "means", "done", "abort", "welcome", "status", "ok", "refused"]
+Kind = Literal[
+    "hello",
+    "welcome",
+    "commitments",
+    "opening",
+    "openings",
+    "poll",
+    "status",
+    "share",
+    "released",
+    "means",
+    "done",
+    "abort",
+    "ok",
+    "refused",
+]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
     """One message.
 
-    ``share`` goes round the ring. The researcher asks with ``hello``, ``poll``, ``released``, ``means``, ``done`` and
-    ``abort``; the answers are ``welcome``, ``status``, ``ok`` and ``refused``. ``sum`` and ``ring`` matter to a share.
+    ``share`` goes round a ring. The researcher asks with ``hello``, ``commitments``, ``openings``, ``poll``,
+    ``released``, ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and
+    ``refused``. ``sum`` and ``ring`` matter to a share, whose ``digest`` stands for the study and its coin.
     """
 
     kind: Kind
@@ -45,6 +62,64 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     ring: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
     body: bytes = b""
 
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What one kind of message tells: from whom, to whom, what is in it, and how that is distributed.
+
+    The distribution is that given the results which the receiver is meant to learn (Section 5).
+    """
+
+    sender: str
+    receiver: str
+    holds: str
+    distribution: str
+
+
+_FIXED = "fixed by the study and the protocol"
+_COIN = "random, independent of every image"
+MESSAGES: dict[Kind, Described] = {
+    "hello": Described("researcher", "party", "a new session's random name", _FIXED + "; the name is random"),
+    "welcome": Described("party", "researcher", "the coin it keeps, or a commitment to its part of a new one", _COIN),
+    "commitments": Described("researcher", "party", "the commitments of all parties", _COIN),
+    "opening": Described("party", "researcher", "its part of the coin", _COIN),
+    "openings": Described("researcher", "party", "the parts of all parties", _COIN),
+    "poll": Described("researcher", "party", "asks how far the party is", _FIXED),
+    "status": Described(
+        "party",
+        "researcher",
+        "how far it is, why it ended if it did, and the share that the last of a ring hands over",
+        _FIXED + ", but the time it takes tells how long the party computed; the share as below",
+    ),
+    "share": Described(
+        "member",
+        "next in the ring",
+        "blind plus the shares of the members before, one residue for each number summed",
+        "uniform in [0, N), independent of every image and result; the researcher, who knows the blinds, finds uniform "
+        "numbers that add up to the total",
+    ),
+    "released": Described("researcher", "party", "n of each released class", "the result itself"),
+    "means": Described("researcher", "party", "μ of each released class, exact", "the result itself"),
+    "done": Described("researcher", "party", "the session is over", _FIXED),
+    "abort": Described(
+        "researcher", "party", "the session has failed, and why", "fixed words and names of parties and classes"
+    ),
+    "ok": Described("party", "researcher or member before", "the message was taken", _FIXED),
+    "refused": Described(
+        "party",
+        "researcher or member before",
+        "why a message was not taken",
+        "fixed words; that a party's numbers leave the study's bounds is told, the numbers are not",
+    ),
+}
+"""Every kind of message. The disclosure sheet is made from this table; tests hold real traffic against it."""
+
+SUMS: dict[SumName, str] = {
+    "voxels": "n and the patient count of every class of the study",
+    "sum": "the sum of local means of every released class",
+    "sdsum": "the sum of squared deviations from μ of every released class",
+}
+"""What each secure sum adds up."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-A `SecureSum` is what all agree on beforehand: study, session, which sum, rings, modulus and bound. A ring starts at the
-master. A value is split into one uniform share per ring that add up to it mod N; with one ring the share is the value.
+A `SecureSum` is what all agree on beforehand: study and coin, session, which sum, rings, modulus and bound. A ring
+starts at the master. A value is split into one uniform share per ring that add up to it mod N; with one ring the share
+is the value.
 
     Master:  start() sends r + share round each ring, r a fresh uniform blind for each ring of each sum of each
              session; receive() takes r off what comes back; when every ring is back, `total` is the sum.
@@ -44,7 +45,8 @@ MEMBER = {
 class SecureSum:
     """What the master and the members of one sum agree on before it starts.
 
-    ``bound`` is the largest size of one value of one of the parties; N must hold the sum of all of them.
+    ``digest`` stands for the study and its coin. ``bound`` is the largest size of one value of one of the parties; N
+    must hold the sum of all of them.
 
     Raises
     ------
@@ -93,8 +95,8 @@ class SecureSum:
         self._same("the sum", self.name, message.sum)
         if message.digest != self.digest:
             raise RemoteProtocolError(
-                f"share: expected study {self.digest.hex()[:12]}, got {message.digest.hex()[:12]}: "
-                "both sides need the same study file"
+                f"share: expected study and rings {self.digest.hex()[:12]}, got {message.digest.hex()[:12]}: "
+                "both sides need the same study file and the same coin"
             )
         if message.session != self.session:
             raise RemoteProtocolError("share: expected the running session, got another: an old or foreign message")
@@ -128,7 +130,7 @@ class Member:
     @property
     def received(self) -> dict[int, list[int]]:
         """Residues received, by ring: this member's view."""
-        return {ring: self._agreed.residues.tolist(vector) for ring, vector in self._seen.items()}
+        return {ring: self._agreed.residues.tolist(vector) for ring, vector in sorted(self._seen.items())}
 
     def receive(self, message: Message) -> Message:
         """Add this member's share; return the message for its successor.
@@ -173,7 +175,7 @@ class Master:
     @property
     def received(self) -> dict[int, list[int]]:
         """Residues received, by ring; with the blinds, this is the master's view."""
-        return {ring: self._agreed.residues.tolist(vector) for ring, vector in self._seen.items()}
+        return {ring: self._agreed.residues.tolist(vector) for ring, vector in sorted(self._seen.items())}
 
     @property
     def blinds(self) -> list[list[int]]:

@@ -2,7 +2,9 @@
 
 A view is everything a process received: ring messages as residues, and the outputs that it is meant to learn. If a
 simulator that knows nothing but the process's own input and output can draw views of the same distribution, then the
-ring messages told the process nothing more. The tests compare both, for every blind where N is small.
+ring messages told the process nothing more. The tests compare both: exactly, over every input and all randomness, where
+N is small, and by statistics for real runs. `simulate_member` and `simulate_master` are for one process alone, over any
+number of rings; `simulate_coalition` is for several that put their views together, whatever they can learn by that.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Random, Residues
 
 
@@ -67,6 +70,66 @@ def simulate_master(
             Received(sum_name, ring, residues.modulus, tuple(residues.tolist(came)), tuple(residues.tolist(blind)))
         )
     return tuple(seen)
+
+
+def simulate_coalition(
+    agreed: SecureSum,
+    values: Mapping[str, Sequence[int]],
+    sums: Mapping[frozenset[str], Sequence[int]],
+    random: Random,
+) -> dict[str, tuple[Received, ...]]:
+    """Draw what the members of a coalition receive in one sum, from their own values and what the rule says they learn.
+
+    As in Section 5 it executes the protocol itself, with made-up values of the honest members, which in each component
+    add up to the component's sum. Where ring neighbours are honest, the shares and blinds between them hide who of them
+    has what, so views are distributed as with the true values.
+
+    Parameters
+    ----------
+    agreed : SecureSum
+    values : mapping of name to values
+        Those of the coalition.
+    sums : mapping of component to values
+        For each component of the honest members (`voxring.ring.disclosure.components`) the sum of its values; zeros for
+        that of the honest master, when the coalition is not told the total.
+    random : Random
+        For the blinds and shares of all members.
+
+    Returns
+    -------
+    dict
+        What each member of the coalition received.
+    """
+    slots = agreed.residues.slots
+    everybody = {name: [0] * slots for name in agreed.rings[0].members} | {n: list(v) for n, v in values.items()}
+    for component, total in sums.items():
+        left = list(total)
+        for name in sorted(component - {agreed.rings[0].master}):  # each as much as the bound allows
+            everybody[name] = [max(-agreed.bound, min(agreed.bound, number)) for number in left]
+            left = [number - mine for number, mine in zip(left, everybody[name], strict=True)]
+    master = Master(agreed, everybody.pop(agreed.rings[0].master), random)
+    members = {name: Member(agreed, name, mine, random) for name, mine in everybody.items()}
+    for message in master.start():
+        passing = message
+        while passing.receiver in members:
+            passing = members[passing.receiver].receive(passing)
+        master.receive(passing)
+    seen = {name: member.received for name, member in members.items()}
+    seen[agreed.rings[0].master] = master.received
+    blinds = dict(enumerate(master.blinds))
+    return {
+        name: tuple(
+            Received(
+                agreed.name,
+                ring,
+                agreed.residues.modulus,
+                tuple(seen[name][ring]),
+                tuple(blinds[ring]) if name == agreed.rings[0].master else (),
+            )
+            for ring in range(len(agreed.rings))
+        )
+        for name in values
+    }
 
 
 def describe(view: View) -> str:

@@ -1,12 +1,14 @@
 """Algorithm 1 among real processes: as one party, and as the researcher.
 
-`plan` is what all sides agree on, `bodies` how they write it down, `party` and `researcher` are Algorithm 1 as two
-state machines without I/O, and `as_party` and `as_researcher` drive them over `voxring.net`.
+`plan` is what all sides agree on, `bodies` how they write it down, `coins` where a party keeps the coin that its rings
+follow from, `party` and `researcher` are Algorithm 1 as two state machines without I/O, and `as_party` and
+`as_researcher` drive them over `voxring.net`.
 """
 
 from voxring.ring.views import View
 from voxring.session.as_party import run_party
 from voxring.session.as_researcher import run_researcher
+from voxring.session.coins import state_folder
 from voxring.session.party import Heard
 
-__all__ = ["Heard", "View", "run_party", "run_researcher"]
+__all__ = ["Heard", "View", "run_party", "run_researcher", "state_folder"]

@@ -1,4 +1,4 @@
-"""A party as a process: its state machine behind a listener, its successor at the end of a link, and a clock."""
+"""A party as a process: its state machine behind a listener, its successors at the ends of links, and a clock."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from voxring.errors import PeerError, StudyError
 from voxring.net import Link, Listener, Presence, check_address
 from voxring.ring.order import RESEARCHER
+from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
 from voxring.study import Study
 from voxring.totals import LocalTotals
@@ -30,6 +32,7 @@ def run_party(
     name: str,
     local_totals: Callable[[], LocalTotals],
     *,
+    state: str | Path | None,
     address: str | None = None,
     peers: Mapping[str, str] | None = None,
     timeout: float = 60.0,
@@ -47,6 +50,9 @@ def run_party(
         Which of them this is.
     local_totals : callable
         Reads the images; runs in this thread when the researcher is there, while the listener answers heartbeats.
+    state : path, or None
+        Folder in which the party keeps the coin of the study (`voxring.session.coins`). None keeps it nowhere: the next
+        run has new rings, which is for simulations alone.
     address : str, optional
         Where to listen, instead of the study's address; ``tcp://HOST:0`` takes a free port.
     peers : mapping of name to address, optional
@@ -63,9 +69,9 @@ def run_party(
     Raises
     ------
     StudyError
-        The study has no such party, or no usable address.
+        The study has no such party, or no usable address; or the coin cannot be read or kept.
     PeerError
-        The researcher or the next party was not there in time, went away, or ended the session.
+        The researcher or a next party was not there in time, went away, or ended the session.
     BoundError
         This party's totals leave the study's bounds; nothing was sent.
     ProtocolError
@@ -74,16 +80,25 @@ def run_party(
     if name not in study.parties:
         raise StudyError(f"the study has the parties {', '.join(study.parties)}; {name!r} is none of them")
     own = check_address(name, address or _address_of(study, name), insecure=insecure)
-    process = _Process(Party(study, name, secrets.token_bytes), timeout, notify)
+    coin, keep = None, _forget
+    if state is not None:
+        file = CoinFile(state, study, name)
+        coin, keep = file.read(), file.write
+    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), timeout, notify)
     with Listener(own, process.answer, process.closed, max_frame=process.party.plan.largest_frame) as listener:
         notify(f"listening at {listener.address}")
         peers = listening(listener.address) or peers or {}
-        successor = process.party.plan.ring.successor(name)
-        if successor == RESEARCHER:
-            return process.run(local_totals, None)
-        there = check_address(successor, peers.get(successor) or _address_of(study, successor), insecure=insecure)
-        with Link(successor, there, max_frame=process.party.plan.largest_frame, grace=grace(timeout)) as link:
-            return process.run(local_totals, link)
+        # Any of them may stand behind this party: the coin decides.
+        where = {
+            other: check_address(other, peers.get(other) or _address_of(study, other), insecure=insecure)
+            for other in study.parties
+            if other != name
+        }
+        return process.run(local_totals, where)
+
+
+def _forget(coin: bytes) -> None:
+    """Keep a coin nowhere."""
 
 
 def _address_of(study: Study, name: str) -> str:
@@ -119,13 +134,19 @@ class _Process:
 
     # Called by the party's own thread.
 
-    def run(self, local_totals: Callable[[], LocalTotals], link: Link | None) -> Heard:
-        """Go from waiting to done."""
+    def run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> Heard:
+        """Go from waiting to done; ``where`` are the addresses of the other parties."""
+        with ExitStack() as stack:
+            return self._run(local_totals, where, stack)
+
+    def _run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str], stack: ExitStack) -> Heard:
         reason = "it was stopped"
         try:
             self._wait_for_researcher()
+            self._wait_for_coin()
             reason = "it could not reach the next party in the ring or was stopped"
-            if link is not None:
+            links = {name: self._link(name, where[name], stack) for name in self._successors()}
+            for link in links.values():
                 link.wait(self.timeout)
             self.notify("computing local totals")
             reason = "it stopped while computing its local totals"
@@ -136,7 +157,7 @@ class _Process:
                 self.changed.notify_all()
             reason = "it lost the next party in the ring or was stopped"
             while self._next():
-                self._send(link)
+                self._send(links)
             heard = self.party.heard()
         finally:
             # After an error this tells the researcher why; after success it lets the last answer get out.
@@ -156,6 +177,22 @@ class _Process:
                     refused = f"; last message refused: {self.party.refused}" if self.party.refused else ""
                     raise PeerError(f"the researcher was not heard within {self.timeout:g} s{refused}")
                 self.changed.wait(TICK)
+
+    def _wait_for_coin(self) -> None:
+        with self.changed:
+            while self.party.plan.coin is None:
+                self._look()
+                self.changed.wait(TICK)
+            self._look()
+
+    def _successors(self) -> list[str]:
+        """Whom this party sends to, each once; the researcher asks for itself."""
+        behind = [ring.successor(self.party.name) for ring in self.party.plan.rings]
+        return [name for name in dict.fromkeys(behind) if name != RESEARCHER]
+
+    def _link(self, name: str, address: str, stack: ExitStack) -> Link:
+        link = Link(name, address, max_frame=self.party.plan.largest_frame, grace=grace(self.timeout))
+        return stack.enter_context(link)
 
     def _next(self) -> bool:
         """Wait until there is something to send; False when the session is done."""
@@ -185,12 +222,10 @@ class _Process:
         while self._gone:
             self.researcher.closed(self._gone.pop(0), time.monotonic())
 
-    def _send(self, link: Link | None) -> None:
+    def _send(self, links: Mapping[str, Link]) -> None:
         with self.changed:
-            share = self.party.outbox[0]
-        if link is None:
-            raise PeerError("the last party of the ring has nobody to send to")
-        answer = link.ask(share, self.timeout)
+            successor, share = self.party.outbox[0]
+        answer = links[successor].ask(share, self.timeout)
         with self.changed:
             self.party.delivered(answer)
 

@@ -5,13 +5,14 @@ Integers are signed, highest byte first, in as few bytes as they need: msgpack's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
 import msgspec
 
 from voxring.errors import RemoteProtocolError
+from voxring.ring.coin import COIN_BYTES
 
 REASON_LENGTH = 300
 
@@ -22,6 +23,13 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     state: str
     reason: str = ""
     share: bytes = b""
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A party's answer to a hello: the coin that it keeps of an earlier run, or what it commits to its part with."""
+
+    coin: bytes = b""
+    commitment: bytes = b""
 
 
 T = TypeVar("T")
@@ -36,6 +44,44 @@ def read_status(body: bytes) -> Status:
     """Read the answer to a poll."""
     status: Status = _read(body, Status, "status")
     return status
+
+
+def write_welcome(welcome: Welcome) -> bytes:
+    """Write the answer to a hello."""
+    return msgspec.msgpack.encode(welcome)
+
+
+def read_welcome(body: bytes) -> Welcome:
+    """Read the answer to a hello.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed, or holds both a coin and a commitment, or neither.
+    """
+    welcome: Welcome = _read(body, Welcome, "welcome")
+    if sorted(map(len, (welcome.coin, welcome.commitment))) != [0, COIN_BYTES]:
+        raise RemoteProtocolError("welcome: expected either a coin or a commitment, got something else")
+    return welcome
+
+
+def write_parts(parts: Mapping[str, bytes]) -> bytes:
+    """Write commitments, or parts of the coin, by party."""
+    return msgspec.msgpack.encode(list(parts.items()))
+
+
+def read_parts(body: bytes, parties: Sequence[str], what: str) -> dict[str, bytes]:
+    """Read commitments, or parts of the coin: one of each party, in the study's order.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed, or is not of these parties.
+    """
+    rows: list[tuple[str, bytes]] = _read(body, list[tuple[str, bytes]], what)
+    if [name for name, _ in rows] != list(parties) or any(len(part) != COIN_BYTES for _, part in rows):
+        raise RemoteProtocolError(f"{what}: expected {COIN_BYTES} bytes of each party of the study, got others")
+    return dict(rows)
 
 
 def write_counts(counts: Mapping[str, int]) -> bytes:

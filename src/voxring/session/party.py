@@ -5,24 +5,32 @@ Theory of operation
 The party answers every frame that comes to its address (`answer`) and now and then has one for its successor in the
 ring (`outbox`). Its own totals come in through `supply`, which holds them against the study's bounds first.
 
-    waiting -- hello --> computing -- own totals --> ready -- share of "voxels" --> counted
-    counted -- released (n) --> released -- share of "sum" --> summed -- means (μ) --> averaged
-    averaged -- share of "sdsum" --> spread -- done --> done
+    waiting -- hello --> committed -- commitments of all --> opened -- openings of all --> computing
+    computing -- own totals --> ready -- shares of "voxels" --> counted
+    counted -- released (n) --> released -- shares of "sum" --> summed -- means (μ) --> averaged
+    averaged -- shares of "sdsum" --> spread -- done --> done
 
-When no class is released, "released" leads straight to "spread". The last party of the ring has no successor that
-listens: its share waits for the researcher's next poll. A message that does not fit is answered with "refused" and
-changes nothing; a repeat of one already handled gets the same answer again.
+A party that keeps the coin of an earlier run tells it instead of a commitment, and "hello" leads straight to
+"computing"; it never takes part in drawing another for the same study. A new coin goes to ``keep`` before the party
+says that it has it. When no class is released, "released" leads straight to "spread". One share of each sum comes
+for each ring. The last party of a ring has no successor that listens: its share waits for the researcher's next poll.
+A message that does not fit is answered with "refused" and changes nothing; a repeat of one already handled gets the
+same answer again.
 
 Whoever says hello first, with the right study, is the researcher of this session: without keys a party cannot tell.
+It relays commitments and openings. If it showed the parties different ones, their coins would differ, and so would
+the ``digest`` of their shares, which neighbours compare.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, VoxringError
+from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError, VoxringError
+from voxring.ring.coin import COIN_BYTES, coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Member, SecureSum
@@ -38,7 +46,10 @@ ENDED = ("done", "failed", "aborted")
 
 # (state, event) -> state.
 TRANSITIONS = {
-    ("waiting", "hello"): "computing",
+    ("waiting", "hello"): "committed",
+    ("waiting", "hello again"): "computing",
+    ("committed", "commitments"): "opened",
+    ("opened", "openings"): "computing",
     ("computing", "own totals"): "ready",
     ("ready", "share voxels"): "counted",
     ("counted", "released"): "released",
@@ -69,16 +80,30 @@ class Answer:
 
 
 class Party:
-    """One party of one session. `answer` and the rest must be called by one thread at a time."""
+    """One party of one session. `answer` and the rest must be called by one thread at a time.
 
-    def __init__(self, study: Study, name: str, random: Random) -> None:
-        self.plan, self.name = Plan(study), name
-        self._study, self._random = study, random
-        self._ring = self.plan.ring
+    ``coin`` is what the party kept of an earlier run of the study, if there was one; ``keep`` gets a new one, and
+    raises StudyError if it cannot keep it.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        name: str,
+        random: Random,
+        *,
+        coin: bytes | None = None,
+        keep: Callable[[bytes], None] = lambda coin: None,
+    ) -> None:
+        self.plan, self.name = Plan(study, coin), name
+        self._study, self._random, self._keep = study, random, keep
+        self._part = b""
+        self._commitments: dict[str, bytes] = {}
         self.state = "waiting"
         self.session = NOBODY
         self.error: VoxringError | None = None
-        self.outbox: deque[bytes] = deque()
+        self.outbox: deque[tuple[str, bytes]] = deque()
+        """Shares to send, in this order: to whom, and the frame."""
         self.news: deque[str] = deque()
         self.told = False
         """Whether the researcher has heard that this party failed."""
@@ -122,7 +147,7 @@ class Party:
             self._share = b""
 
     def delivered(self, frame: bytes) -> None:
-        """Take the successor's answer to the first frame of the outbox.
+        """Take a successor's answer to the first frame of the outbox.
 
         Raises
         ------
@@ -132,13 +157,14 @@ class Party:
             The answer is none to what was sent.
         """
         answer = decode(frame, limit=self.plan.largest_frame)
-        successor = self._ring.successor(self.name)
+        if not self.outbox:
+            return  # this party has failed meanwhile
+        successor, _ = self.outbox[0]
         if answer.kind == "refused":
             raise PeerError(f"{successor} refused this party's share: {bodies.read_reason(answer.body)}")
         if (answer.kind, answer.session, answer.sender) != ("ok", self.session, successor):
             raise RemoteProtocolError(f"expected {successor}'s answer to a share, got another message")
-        if self.outbox:
-            self.outbox.popleft()
+        self.outbox.popleft()
 
     def heard(self) -> Heard:
         """What this party has heard.
@@ -179,14 +205,15 @@ class Party:
         except RemoteProtocolError as error:
             self.refused = str(error)
             return Answer(self._reply("refused", sender, session, bodies.write_reason(str(error))), None)
-        except BoundError as error:
-            self.fail("its numbers leave the study's bounds")
+        except (BoundError, StudyError) as error:
+            bound = isinstance(error, BoundError)
+            self.fail("its numbers leave the study's bounds" if bound else "it cannot keep the coin")
             self.error = error
             return Answer(self._reply("refused", sender, session, bodies.write_reason(self._reason)), sender)
         return None if reply is None else Answer(reply, sender)
 
     def _check(self, message: Message) -> None:
-        if message.digest != self.plan.digest:
+        if message.kind != "share" and message.digest != self.plan.digest:
             raise RemoteProtocolError(
                 f"{self.name} has study {self.plan.digest.hex()[:12]}, {message.sender} has "
                 f"{message.digest.hex()[:12]}: both need the same study file"
@@ -196,8 +223,7 @@ class Party:
                 f"this is {self.name}, the message is for {message.receiver}: check the addresses"
             )
         if message.kind == "share":
-            if message.sender != self._ring.predecessor(self.name):
-                raise RemoteProtocolError(f"{message.sender} does not stand before {self.name} in the ring")
+            self._check_share(message)
         elif message.sender != RESEARCHER:
             raise RemoteProtocolError(
                 f"a message {message.kind!r} comes from the researcher, not from {message.sender}"
@@ -207,6 +233,17 @@ class Party:
         if message.session != self.session or message.session == NOBODY:
             wanted = "no session runs here" if self.session == NOBODY else "another session runs here"
             raise RemoteProtocolError(f"{wanted}: the message {message.kind!r} is from an old or a second run")
+
+    def _check_share(self, share: Message) -> None:
+        if self.plan.coin is None or share.digest != self.plan.binding:
+            raise RemoteProtocolError(
+                f"{share.sender} and {self.name} have different rings: both need the same study file and the same "
+                "coin; if somebody lost or changed its coin, copy it there from another party"
+            )
+        if share.ring >= len(self.plan.rings):
+            raise RemoteProtocolError(f"share: expected a ring below {len(self.plan.rings)}, got {share.ring}")
+        if share.sender != self.plan.rings[share.ring].predecessor(self.name):
+            raise RemoteProtocolError(f"{share.sender} does not stand before {self.name} in the ring")
 
     def _handle(self, message: Message, patient: bool) -> bytes | None:
         if message.kind == "poll":
@@ -232,12 +269,24 @@ class Party:
     def _first(self, message: Message) -> bytes:
         """Handle a message of its kind for the first time."""
         event = f"share {message.sum}" if message.kind == "share" else message.kind
+        if message.kind == "hello" and self.plan.coin is not None:
+            event = "hello again"
         if (self.state, event) not in TRANSITIONS:
             raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
+        reply = self._ok(message)
         if message.kind == "hello":
             self.session = message.session
+            reply = self._welcome(message)
+        elif message.kind == "commitments":
+            self._commitments = self._checked_commitments(message)
+            reply = self._reply("opening", message.sender, self.session, self._part)
+        elif message.kind == "openings":
+            self._take_coin(bodies.read_parts(message.body, self._study.parties, "openings"))
         elif message.kind == "share":
-            self._pass_on(self._members[message.sum].receive(message))
+            member = self._members[message.sum]
+            self._pass_on(member.receive(message))
+            if member.state != "done":
+                return reply
             self.news.append(f"secure sum: {message.sum}")
         elif message.kind == "released":
             self._counts = self._checked_counts(bodies.read_counts(message.body))
@@ -253,13 +302,37 @@ class Party:
             self._join(self.plan.sdsums(self.session, self._means), values)
             self.news.append("μ received")
         self._step(event)
-        return self._ok(message)
+        return reply
+
+    # The coin.
+
+    def _welcome(self, hello: Message) -> bytes:
+        if self.plan.coin is not None:
+            welcome = bodies.Welcome(coin=self.plan.coin)
+        else:
+            self._part = self._random(COIN_BYTES)
+            welcome = bodies.Welcome(commitment=commitment(self.plan.digest, self.session, self.name, self._part))
+        return self._reply("welcome", hello.sender, self.session, bodies.write_welcome(welcome))
+
+    def _checked_commitments(self, message: Message) -> dict[str, bytes]:
+        commitments = bodies.read_parts(message.body, self._study.parties, "commitments")
+        if commitments[self.name] != commitment(self.plan.digest, self.session, self.name, self._part):
+            raise RemoteProtocolError(f"commitments: expected the one of {self.name} as it was sent, got another")
+        return commitments
+
+    def _take_coin(self, parts: dict[str, bytes]) -> None:
+        coin = coin_of(self.plan.digest, self.session, self._commitments, parts)
+        self._keep(coin)
+        self.plan = self.plan.with_coin(coin)
+        self.news.append("coin drawn")
+
+    # Algorithm 1.
 
     def _pass_on(self, share: Message) -> None:
         if share.receiver == RESEARCHER:
-            self._share = encode(share)
+            self._share = encode(share)  # the only one of this sum: nobody is last in two rings
         else:
-            self.outbox.append(encode(share))
+            self.outbox.append((share.receiver, encode(share)))
 
     def _checked_counts(self, counts: dict[str, int]) -> dict[str, int]:
         """What this party can see for itself before it gives its sum away."""
@@ -303,7 +376,8 @@ class Party:
         return self._reply("status", message.sender, self.session, bodies.write_status(status))
 
     def _ok(self, message: Message) -> bytes:
-        return self._reply("ok", message.sender, self.session, f"{message.kind} {message.sum}".encode())
+        what = f"share {message.sum} {message.ring}" if message.kind == "share" else message.kind
+        return self._reply("ok", message.sender, self.session, what.encode())
 
     def _reply(self, kind: Kind, receiver: str, session: bytes, body: bytes) -> bytes:
         return encode(

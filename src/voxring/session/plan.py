@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
+from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
+from voxring.ring.coin import COIN_BYTES, binding
 from voxring.ring.message import OVERHEAD, SumName
-from voxring.ring.order import Ring, rings_of
+from voxring.ring.order import Ring, check_parties, rings_of
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import residues_mod
 from voxring.study import Study
@@ -20,7 +22,7 @@ SESSION_BYTES = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """The three secure sums of a study.
+    """The three secure sums of a study; the rings are known once the coin is.
 
     Raises
     ------
@@ -29,24 +31,41 @@ class Plan:
     """
 
     study: Study
+    coin: bytes | None = None
 
     def __post_init__(self) -> None:
-        _ = self.rings
+        check_parties(self.study.parties)
+
+    def with_coin(self, coin: bytes) -> Plan:
+        """Return the same plan with the coin that was drawn, or kept from an earlier run."""
+        return replace(self, coin=coin)
 
     @cached_property
     def digest(self) -> bytes:
-        """Digest of the study, in every message."""
+        """Digest of the study, in every message but shares."""
         return bytes.fromhex(self.study.digest)
 
     @cached_property
     def rings(self) -> tuple[Ring, ...]:
-        """The rings of the study; today one."""
-        return rings_of(self.digest, self.study.parties)
+        """The rings of the study.
+
+        Raises
+        ------
+        LocalProtocolError
+            The coin is not known yet.
+        """
+        return rings_of(self._known_coin, self.study.parties, self.study.privacy.collusion)
+
+    @cached_property
+    def binding(self) -> bytes:
+        """What stands for study and coin, in shares."""
+        return binding(self.digest, self._known_coin)
 
     @property
-    def ring(self) -> Ring:
-        """The one ring."""
-        return self.rings[0]
+    def _known_coin(self) -> bytes:
+        if self.coin is None:
+            raise LocalProtocolError("the rings are known when the coin is drawn")
+        return self.coin
 
     @property
     def largest_frame(self) -> int:
@@ -57,8 +76,10 @@ class Plan:
         finest = Fraction(1, study.denominator * most)  # no μ has a larger denominator
         width = (self._modulus(sdsum_bound(study, finest)).bit_length() + 7) // 8
         names = sum(len(name.encode()) for name in study.classes)
-        # A share has up to two slots a class, the message of μ two integers and a name.
-        return 2 * OVERHEAD + names + classes * (2 * width + 64)
+        # A share has up to two slots a class, the message of μ two integers and a name, that of the coin's parts a
+        # name and a part for each party.
+        parts = sum(len(name) + COIN_BYTES + 16 for name in study.parties)
+        return 2 * OVERHEAD + parts + names + classes * (2 * width + 64)
 
     def voxels(self, session: bytes) -> SecureSum:
         """Line 14: n, and how many patients, of each class."""
@@ -75,7 +96,7 @@ class Plan:
 
     def _sum(self, session: bytes, name: SumName, slots: int, bound: int) -> SecureSum:
         residues = residues_mod(self._modulus(bound), slots)
-        return SecureSum(self.digest, session, name, self.rings, residues, bound)
+        return SecureSum(self.binding, session, name, self.rings, residues, bound)
 
     def _modulus(self, bound: int) -> int:
         return modulus(len(self.study.parties), bound)

@@ -6,7 +6,9 @@ The researcher asks and the parties answer. `request` says what to ask a party n
 now; `take` gets its answer. Between questions `heartbeat` keeps the party from missing the researcher. Each step ends
 when every party it needs has answered, so no message can be early anywhere:
 
-    greeting    hello to all                    -> computing
+    greeting    hello to all                    -> committing, or computing if all keep the same coin
+    committing  all commitments to all          -> opening
+    opening     all openings to all             -> computing
     computing   poll all until they are ready   -> voxels
     voxels      ring; R learns n and patients   -> releasing
     releasing   released classes and n to all   -> sum, or closing if there are none
@@ -15,16 +17,19 @@ when every party it needs has answered, so no message can be early anywhere:
     sdsum       ring; R learns sdsum            -> closing
     closing     done to all                     -> done
 
-In a ring step R sends its blinded share to the first party and polls the last until that hands over the ring's end.
+In a ring step R sends a blinded share to the first party of each ring and polls the last until that hands over the
+ring's end. R knows the rings when it knows the coin; if some parties keep a coin and others another or none, R ends
+the session, since the rings of a study must not change.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError
+from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Master, SecureSum
@@ -38,13 +43,16 @@ from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
 # What all parties are told in a step, and the state that the ring's last party is in before a ring step.
 BROADCAST: dict[str, Kind] = {
     "greeting": "hello",
+    "committing": "commitments",
+    "opening": "openings",
     "releasing": "released",
     "averaging": "means",
     "closing": "done",
 }
 BEFORE_RING = {"voxels": "ready", "sum": "released", "sdsum": "averaged"}
 NEXT = {
-    "greeting": "computing",
+    "committing": "opening",
+    "opening": "computing",
     "computing": "voxels",
     "voxels": "releasing",
     "releasing": "sum",
@@ -67,7 +75,12 @@ class Researcher:
         self._body = b""
         self._masters: dict[str, Master] = {}
         self._agreed: dict[str, SecureSum] = {}
-        self._first_share = b""
+        self._first_shares: dict[str, list[tuple[int, bytes]]] = {}
+        self._taken: set[int] = set()
+        self._back: set[int] = set()
+        self._coins: dict[str, bytes] = {}
+        self._commitments: dict[str, bytes] = {}
+        self._parts: dict[str, bytes] = {}
         self._answer: dict[str, Statistics | str] = {}
         self._learned: dict[tuple[str, str], int | Fraction] = {}
         self._counts: dict[str, int] = {}
@@ -111,9 +124,10 @@ class Researcher:
         if self.step == "computing" and party not in self._answered:
             return self._ask("poll", party, b"computing")
         if self.step in BEFORE_RING:
-            if party == self.plan.ring.successor(RESEARCHER) and party not in self._answered:
-                return self._first_share
-            if party == self.plan.ring.last:
+            for ring, share in self._first_shares.get(party, []):
+                if ring not in self._taken:
+                    return share
+            if any(ring.last == party and number not in self._back for number, ring in enumerate(self.plan.rings)):
                 return self._ask("poll", party, BEFORE_RING[self.step].encode())
         return None
 
@@ -156,49 +170,89 @@ class Researcher:
             raise RemoteProtocolError(f"{party} answered for another study or session")
         if (answer.sender, answer.receiver) != (party, RESEARCHER):
             raise RemoteProtocolError(f"expected an answer of {party}, got one of {answer.sender!r}")
-        if answer.kind == "status":
+        if answer.kind == "welcome":
+            self._take_welcome(party, bodies.read_welcome(answer.body))
+        elif answer.kind == "opening":
+            self._take_opening(party, answer.body)
+        elif answer.kind == "status":
             self._take_status(party, bodies.read_status(answer.body))
         elif answer.kind == "ok":
             self._take_ok(party, answer.body.decode("ascii", "replace"))
         else:
             raise RemoteProtocolError(f"{party} answered with a message {answer.kind!r}")
 
-    def _take_ok(self, party: str, what: str) -> None:
-        expected = f"share {self.step}" if self.step in BEFORE_RING else f"{BROADCAST.get(self.step, '')} "
-        if what != expected:
+    def _take_welcome(self, party: str, welcome: bodies.Welcome) -> None:
+        if self.step != "greeting":
             return  # the repeated answer to a question of an earlier step
-        self._answered.add(party)
-        if self.step in BROADCAST and len(self._answered) == len(self._study.parties):
+        self._coins[party], self._commitments[party] = welcome.coin, welcome.commitment
+        if not self._all_answered(party):
+            return
+        if len(set(self._coins.values())) > 1:
+            raise PeerError(_different_coins({name: self._coins[name] for name in self._study.parties}))
+        coin = self._coins[party]
+        if coin:
+            self.plan = self.plan.with_coin(coin)
+            self.news.append("the parties keep the coin of an earlier run")
+        self._enter("computing" if coin else "committing")
+
+    def _take_opening(self, party: str, part: bytes) -> None:
+        if self.step != "committing":
+            return
+        if commitment(self.plan.digest, self.session, party, part) != self._commitments[party]:
+            raise RemoteProtocolError(f"coin: {party} opened another part than it committed to: ask there why")
+        self._parts[party] = part
+        if self._all_answered(party):
+            coin = coin_of(self.plan.digest, self.session, self._commitments, self._parts)
+            self.plan = self.plan.with_coin(coin)
+            self._enter("opening")
+
+    def _take_ok(self, party: str, what: str) -> None:
+        share, _, ring = what.rpartition(" ")
+        if self.step in BEFORE_RING and share == f"share {self.step}":
+            self._taken |= {number for number, _ in self._first_shares.get(party, []) if str(number) == ring}
+        if self.step not in BROADCAST or what != BROADCAST[self.step]:
+            return  # the repeated answer to a question of an earlier step
+        if self._all_answered(party):
             nothing_left = self.step == "releasing" and not self._counts
             self._enter("closing" if nothing_left else NEXT[self.step])
+
+    def _all_answered(self, party: str) -> bool:
+        """Note that a party has done its part of the step; say whether all have."""
+        self._answered.add(party)
+        return len(self._answered) == len(self._study.parties)
 
     def _take_status(self, party: str, status: bodies.Status) -> None:
         if status.state == "failed":
             raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
         if status.state == "aborted":
             raise PeerError(f"{party} was told to end the session")
-        if self.step == "computing" and status.state == "ready":
-            self._answered.add(party)
-            if len(self._answered) == len(self._study.parties):
-                self._enter("voxels")
+        if self.step == "computing" and status.state == "ready" and self._all_answered(party):
+            self._enter("voxels")
         if status.share:
             self._take_share(party, decode(status.share, limit=self.plan.largest_frame))
 
     def _take_share(self, party: str, share: Message) -> None:
-        if party != self.plan.ring.last:
-            raise RemoteProtocolError(f"{party} handed over a share, but {self.plan.ring.last} is last in the ring")
+        last = self.plan.rings[share.ring].last if share.ring < len(self.plan.rings) else "nobody"
+        if party != last:
+            raise RemoteProtocolError(f"{party} handed over a share, but {last} is last in the ring")
         if share.sum not in self._masters:
             raise RemoteProtocolError(f"{party} handed over a share of {share.sum!r} before it was asked for")
         master = self._masters[share.sum]
         master.receive(share)
-        if share.sum == self.step and master.state == "done":
-            self._finish(master.total)
+        if share.sum == self.step:
+            self._back.add(share.ring)
+            if master.state == "done":
+                self._finish(master.total)
 
     # Steps.
 
     def _enter(self, step: str) -> None:
         self.step, self._answered, self._body = step, set(), b""
-        if step == "computing":
+        if step == "committing":
+            self._body = self._by_party(self._commitments)
+        elif step == "opening":
+            self._body = self._by_party(self._parts)
+        elif step == "computing":
             self.news.append("parties are computing their totals")
         elif step == "voxels":
             self._open(self.plan.voxels(self.session))
@@ -214,11 +268,15 @@ class Researcher:
         elif step == "done":
             self.news.append("done")
 
+    def _by_party(self, parts: Mapping[str, bytes]) -> bytes:
+        return bodies.write_parts({name: parts[name] for name in self._study.parties})
+
     def _open(self, agreed: SecureSum) -> None:
         master = Master(agreed, [0] * agreed.residues.slots, self._random)
-        (share,) = master.start()
         self._masters[agreed.name], self._agreed[agreed.name] = master, agreed
-        self._first_share = encode(share)
+        self._first_shares, self._taken, self._back = {}, set(), set()
+        for share in master.start():
+            self._first_shares.setdefault(share.receiver, []).append((share.ring, encode(share)))
         self.news.append(f"secure sum: {agreed.name}")
 
     def _finish(self, total: Sequence[int]) -> None:
@@ -260,3 +318,19 @@ class Researcher:
             sdsum = Fraction(value, (mean.denominator * self._study.unit) ** 2)
             self._learned["sdsum", name] = sdsum
             self._answer[name] = Statistics(voxels, Fraction(self._sums[name], self._study.denominator), sdsum)
+
+
+def _different_coins(coins: Mapping[str, bytes]) -> str:
+    """Say who keeps which coin; it is no secret among them, and its first digits tell one from another."""
+    holders: dict[bytes, list[str]] = {}
+    for name, coin in coins.items():
+        holders.setdefault(coin, []).append(name)
+    kept = [
+        f"{', '.join(names)} keep{'s' * (len(names) == 1)} {coin.hex()[:12] or 'none'}"
+        for coin, names in sorted(holders.items(), reverse=True)
+    ]
+    return (
+        f"expected all parties to keep the same coin of this study, or none to keep one; {'; '.join(kept)}: copy it to "
+        "those from a party that has it, or from a backup; if no sum of this study has ever run, delete it at every "
+        "party and start again"
+    )

@@ -1,0 +1,198 @@
+"""GPU reductions and maps against CuPy's own ways, in the same run: python bench/gpu.py [--only TEXT].
+
+For each workload, in nanoseconds a voxel by CUDA events: our kernels, on data that is on the device; a copy from
+device to device of as many bytes as must be read (the floor: image and ground truth, once); a box filter of
+cupyx.scipy.ndimage and a masked sum; a summed-area table of cupy.cumsum and a masked sum. And the whole call, with
+the copies from and to the host, by the clock. Ours is checked to equal the processor's answer, and the table's sum
+ours, before anything is timed. Writes bench/results/gpu.json. Ends with 2 if no GPU answers.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from timing import machine
+from voxring.errors import DeviceError
+from voxring.kernels import cpu, cuda
+from voxring.kernels.cuda import device
+from voxring.kernels.cuda.plans import plan_for, reductions
+from workloads import Workload, ct, slices_2d
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+ROUNDS = 15
+MAPS = {"mean map": (cuda.mean_map, cpu.mean_map), "variance map": (cuda.variance_map, cpu.variance_map)}
+
+
+def events(functions):
+    """Median seconds of each function on the current stream of the device, in turn; two calls of each warm up."""
+    cp = device.cupy()
+    samples = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+        function()
+    for _ in range(ROUNDS):
+        for name, function in functions.items():
+            start, stop = cp.cuda.Event(), cp.cuda.Event()
+            start.record()
+            function()
+            stop.record()
+            stop.synchronize()
+            samples[name].append(cp.cuda.get_elapsed_time(start, stop) / 1e3)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def clocked(function):
+    """Median seconds of calls that end on the host."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def on_device(work):
+    """Our kernels alone, over an image that lies on the device, and what they answer."""
+    cp = device.cupy()
+    plan = plan_for(work.image.shape, work.image.dtype, work.window, "reflect", "reduce")
+    running = device.start(plan, device.lanes()[0], work.image, work.mask, (1,))
+    running.lane.stream.synchronize()
+    launches = [(device.function(0, one[:3]), one) for one in plan.launches]
+
+    def run():
+        running.buffers["table"].fill(0)
+        for kernel, one in launches:
+            arguments = tuple(running.buffers[a] if isinstance(a, str) else a for a in one.arguments)
+            kernel(one.grid, one.block, arguments, shared_mem=one.shared)
+
+    run()
+    cp.cuda.get_current_stream().synchronize()
+    return run, lambda: reductions(plan, running.buffers["table"].get())
+
+
+def box_filter(work, image, mask):
+    """cupyx.scipy.ndimage in float32, and its masked sum."""
+    from cupyx.scipy.ndimage import uniform_filter
+
+    values = image.astype(np.float32)
+    return lambda: (uniform_filter(values, size=work.window, mode="reflect") * mask).sum(dtype=np.float64)
+
+
+def tables(work, image, mask):
+    """A summed-area table along each axis of the window, by cupy.cumsum in int64, and a masked sum."""
+    cp = device.cupy()
+
+    def run():
+        table = image.astype(np.int64)
+        for axis, c in enumerate(work.window):
+            if c == 1:
+                continue
+            pad = [(c // 2, c - 1 - c // 2) if a == axis else (0, 0) for a in range(3)]
+            table = cp.cumsum(cp.pad(table, pad, mode="symmetric"), axis=axis)
+            table = cp.pad(table, [(1, 0) if a == axis else (0, 0) for a in range(3)])
+            after, before = [slice(None)] * 3, [slice(None)] * 3
+            after[axis], before[axis] = slice(c, None), slice(None, -c)
+            table = table[tuple(after)] - table[tuple(before)]
+        return (table * mask).sum()
+
+    return run
+
+
+def measure(work):
+    """One reduction: kernels, floor, peers, and the whole call."""
+    cp = device.cupy()
+    expected = cpu.reduce(work.image, work.mask, [1], work.window, "reflect")
+    run, answer = on_device(work)
+    assert answer() == expected, "not exact: nothing is timed"
+    assert cuda.reduce(work.image, work.mask, [1], work.window, "reflect") == expected, "not exact: nothing is timed"
+    image, mask = cp.asarray(work.image), cp.asarray(work.mask)
+    table = tables(work, image, mask)
+    assert int(table()) == sum(total for _, total in expected[0].groups.values()), "the table is not exact"
+    floor = work.image.nbytes + work.mask.nbytes
+    source, target = (cp.empty(floor // 2, np.uint8) for _ in range(2))  # what is read and written is the floor
+    functions = {
+        "voxring": run,
+        "copy": lambda: cp.copyto(target, source),
+        "uniform_filter": box_filter(work, image, mask),
+        "cumsum table": table,
+    }
+    seconds = events(functions)
+    seconds["end to end"] = clocked(lambda: cuda.reduce(work.image, work.mask, [1], work.window, "reflect"))
+    return row_of(work.name, work, seconds, floor)
+
+
+def measure_map(kind, work):
+    """One map: the whole call, beside the processor's."""
+    ours, processors = MAPS[kind]
+    options = {"window": work.window, "border": "reflect"}
+    assert np.array_equal(ours(work.image, **options), processors(work.image, **options)), "not the same: not timed"
+    seconds = {
+        "end to end": clocked(lambda: ours(work.image, **options)),
+        "processor": clocked(lambda: processors(work.image, **options)),
+    }
+    return row_of(f"{kind}, {work.name}", work, seconds, work.image.nbytes + 4 * work.voxels)
+
+
+def row_of(name, work, seconds, floor):
+    row = {"workload": name, "voxels": work.voxels, "floor_bytes": floor}
+    row["ns"] = {of: one / work.voxels * 1e9 for of, one in seconds.items()}
+    row["gb_per_s"] = {of: floor / one / 1e9 for of, one in seconds.items()}
+    if "copy" in seconds:
+        row["fraction_of_floor"] = seconds["copy"] / seconds["voxring"]
+    return row
+
+
+def sized(work, c):
+    """The same images under another flat window."""
+    return Workload(work.name.replace("7×7", f"{c}×{c}"), work.image, work.mask, (1, c, c))
+
+
+def workloads():
+    """Name, and what measures it; images are made one at a time, since they are large."""
+    for c in (7, 15, 21):
+        yield f"2D {c}×{c}", lambda c=c: measure(sized(slices_2d("dense"), c))
+    for c in (5, 7, 15):
+        yield f"3D {c}³", lambda c=c: measure(ct("dense", c))
+    for kind in MAPS:
+        yield f"{kind} 2D 7×7", lambda kind=kind: measure_map(kind, slices_2d("dense"))
+        yield f"{kind} 3D 5³", lambda kind=kind: measure_map(kind, ct("dense", 5))
+
+
+def show(row):
+    print(f"\n{row['workload']}  ({row['voxels']:,} voxels, {row['floor_bytes'] / row['voxels']:.0f} bytes a voxel)")
+    for name, ns in sorted(row["ns"].items(), key=lambda item: item[1]):
+        print(f"  {name:<16} {ns:9.4f} ns a voxel   {row['gb_per_s'][name]:8.1f} GB/s of what must be read", flush=True)
+    if "fraction_of_floor" in row:
+        print(f"  ours runs at {row['fraction_of_floor']:.0%} of the speed of a copy that moves as many bytes")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="only workloads whose name holds this text; writes no file")
+    options = parser.parse_args()
+    try:
+        name = cuda.name()
+    except DeviceError as error:
+        print(f"bench/gpu.py: nothing is measured: {error}", file=sys.stderr)
+        return 2
+    rows = []
+    RESULTS.parent.mkdir(exist_ok=True)
+    for of, make in workloads():
+        if options.only not in of:
+            continue
+        rows.append(make())
+        show(rows[-1])
+        if not options.only:  # after each, so that a run cut short leaves what it measured
+            results = {"device": name, "machine": machine(), "rows": rows}
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        device.cupy().get_default_memory_pool().free_all_blocks()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The disclosure sheet of a study: every message, who learns what from it, and why the modulus cannot wrap.
+
+Plain data, made from the study alone, and from the tables and functions that the protocol itself runs on; `voxring.cli`
+writes it down as Markdown, JSON or HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import msgspec
+
+from voxring.fixedpoint import modulus
+from voxring.ring.coin import COIN_BYTES
+from voxring.ring.disclosure import disclosure, leaking_coalition
+from voxring.ring.message import MESSAGES, SUMS, SumName
+from voxring.ring.order import connectivity, rings_of
+from voxring.study import Study
+from voxring.totals import count_bound, sdsum_bound, sum_bound
+
+Row = tuple[str, ...]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """One part of the sheet: sentences, then a table, whose head is empty when there is none."""
+
+    title: str
+    sentences: tuple[str, ...] = ()
+    head: Row = ()
+    rows: tuple[Row, ...] = ()
+
+
+class Sheet(msgspec.Struct, frozen=True):
+    """A disclosure sheet."""
+
+    study: str
+    digest: str
+    parties: tuple[str, ...]
+    classes: tuple[str, ...]
+    collusion: int
+    sections: tuple[Section, ...]
+
+
+def sheet(study: Study) -> Sheet:
+    """Return the disclosure sheet of a study.
+
+    Examples
+    --------
+    >>> study = Study.of(name="liver", classes={"lesion": 1}, party=[{"name": n} for n in "abcde"])
+    >>> [section.title for section in sheet(study).sections][:3]
+    ['Who learns what', 'Every message', 'What colluders learn']
+    """
+    return Sheet(
+        study.name,
+        study.digest,
+        study.parties,
+        tuple(study.classes),
+        study.privacy.collusion,
+        (
+            Section("Who learns what", tuple(disclosure(study))),
+            _messages(),
+            _colluders(study),
+            _implied(study),
+            _modulus(study),
+            _limits(),
+        ),
+    )
+
+
+def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
+    """Return for each sum the largest value of one party and N; a study without parties is taken to have the fewest.
+
+    That of sdsum depends on μ, and is that of the largest denominator μ can have.
+    """
+    parties = _parties(study)
+    finest = Fraction(1, study.denominator * count_bound(study) * parties)
+    bounds: dict[SumName, int] = {
+        "voxels": count_bound(study),
+        "sum": sum_bound(study),
+        "sdsum": sdsum_bound(study, finest),
+    }
+    return {name: (bound, modulus(parties, bound)) for name, bound in bounds.items()}
+
+
+def _parties(study: Study) -> int:
+    return len(study.party) or study.privacy.min_parties
+
+
+def _messages() -> Section:
+    return Section(
+        "Every message",
+        (
+            "What each kind of message holds, and how that is distributed given the results that its receiver is meant "
+            "to learn. Besides, every message holds the digest of the study, the name of the session and the names of "
+            "its sender and receiver. A share goes round each ring once for each of the three sums.",
+        ),
+        ("message", "from", "to", "holds", "distribution"),
+        tuple(_message_rows()),
+    )
+
+
+def _message_rows() -> Iterator[Row]:
+    for kind, told in MESSAGES.items():
+        if kind != "share":
+            yield (kind, told.sender, told.receiver, told.holds, told.distribution)
+            continue
+        for name, what in SUMS.items():
+            yield (f"share of {name}", told.sender, told.receiver, f"{told.holds}: {what}", told.distribution)
+
+
+def _colluders(study: Study) -> Section:
+    title = "What colluders learn"
+    if not study.party:
+        return Section(title, ("The study names no parties yet: no rings can be checked.",))
+    rings = rings_of(bytes(COIN_BYTES), study.parties, study.privacy.collusion)
+    kappa, parties = connectivity(rings), len(study.party)
+    return Section(
+        title,
+        (
+            f"The {parties} parties and the researcher stand in {len(rings)} ring{'s' * (len(rings) > 1)}. A "
+            "coalition, of which the researcher may be one, learns the sum of the honest members' values over each "
+            "connected part of the honest members, where ring neighbours are connected, and no more; for a part that "
+            "holds the honest researcher, only together with the total.",
+            f"The fewest that can part the others are {kappa} (the vertex connectivity of the rings, computed; if no "
+            f"set parts them, one less than all members). The study asks for privacy.collusion = "
+            f"{study.privacy.collusion}. The table tells the most that a coalition of each size learns; which one it "
+            "is, the coin decides.",
+        ),
+        ("colluders", "from ring messages, beyond the results", "from the results and their own numbers alone"),
+        tuple(
+            (
+                str(size),
+                "nothing"
+                if (found := leaking_coalition(rings, size)) is None
+                else f"n, patient count, sum and sdsum of one party, whose {kappa} neighbours are among them"
+                + ("; also of every other part into which they part the rest" if len(found[0]) > kappa else ""),
+                _from_results(size, parties),
+            )
+            for size in range(1, parties + 1)
+        ),
+    )
+
+
+def _from_results(size: int, parties: int) -> str:
+    def left(count: int) -> str:
+        return "the one party left" if count == 1 else f"the {count} other parties together"
+
+    with_researcher = f"with the researcher among them, n, patient count, sum and sdsum of {left(parties - size + 1)}"
+    if size == parties:
+        return with_researcher
+    return f"n and sum (n·μ) of {left(parties - size)}; {with_researcher}"
+
+
+def _implied(study: Study) -> Section:
+    parties, least = _parties(study), study.privacy.min_patients
+    return Section(
+        "What the results themselves imply",
+        (
+            f"No protocol can hide what follows from the results. {parties - 1} of {parties} parties that put their "
+            "numbers together learn n and sum of the last one, whatever the rings are.",
+            "A hospital whose images of a class come from a single patient gives numbers that are that patient's. If "
+            "no other hospital has the class, the result is that patient's, and privacy.min_patients = "
+            f"{least} {'does not withhold' if least <= 1 else 'withholds'} it.",
+            "Two runs of which one has a patient or a hospital more tell, by their difference, the numbers of that one "
+            "(differencing). Nothing here keeps count of runs: those who run studies must.",
+            f"A class is released from {study.privacy.min_voxels} voxels in all (privacy.min_voxels). The researcher "
+            "learns n and the patient count of withheld classes too, and parties learn that they are withheld.",
+            "Means and deviations are exact: their last digits tell more than rounded numbers would, about all images "
+            "together.",
+        ),
+    )
+
+
+def _modulus(study: Study) -> Section:
+    parties = _parties(study)
+    which = f"{parties} parties" if study.party else f"the fewest parties allowed, {parties}"
+    return Section(
+        "The modulus, and why it cannot wrap",
+        (
+            "A party holds each of its numbers against the public bound B of the study before it sends anything, and "
+            f"ends the session if one is larger. With {which}, the total lies in −{parties}·B … {parties}·B, and N = "
+            f"2·{parties}·B + 1 has one residue for each of these. So its residue tells the total, exactly, and no sum "
+            "can wrap.",
+            "B and N follow from bounds.voxels_per_party, the bound of the intensities and the window. Those of sdsum "
+            "follow from μ too; the table has the largest that they can be.",
+        ),
+        ("sum", "of", "bits of B", "bits of N", "N"),
+        tuple(
+            (name, SUMS[name], str(bound.bit_length()), str(n.bit_length()), str(n))
+            for name, (bound, n) in moduli(study).items()
+        ),
+    )
+
+
+def _limits() -> Section:
+    return Section(
+        "What this takes for granted",
+        (
+            "Every process follows the protocol and may only look at what it sees (the semi-honest model). A process "
+            "that sends other numbers can make the result wrong.",
+            "Blinds and shares come from the operating system's random numbers and are used once.",
+            "Links are not encrypted: somebody who reads every link learns what all members together would see of the "
+            "messages, and with that each party's numbers.",
+        ),
+    )

@@ -1,0 +1,433 @@
+"""What carries the CUDA kernels out, through a strict stand-in for CuPy: against the definitions, and the processor."""
+
+import gc
+import inspect
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import naive
+from cuda_tools import standin
+from voxring import DeviceError, Study, local_mean, local_totals, local_variance
+from voxring.engine import device_name
+from voxring.kernels import BORDERS, Reduction, cpu, cuda
+from voxring.kernels.cuda import device
+
+FLAT, DEEP, WIDE = (1, 3, 4), (3, 2, 3), (2, 1, 33)
+KINDS = [("uint8", FLAT), ("int16", FLAT), ("uint16", DEEP), ("int32", DEEP), ("int8", WIDE), ("uint32", WIDE)]
+"""Each is a build of its kernels, or two: they take seconds. That all kernels take all types is tested elsewhere."""
+
+
+@pytest.fixture
+def machine():
+    with standin.install() as here:
+        yield here
+
+
+def image_of(shape, dtype, seed=0):
+    info = np.iinfo(dtype)
+    image = np.random.default_rng(seed).integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
+    image.flat[:2] = info.min, info.max
+    return image
+
+
+def labels_of(shape, dtype="uint8", seed=1, most=4):
+    return np.random.default_rng(seed).integers(0, most, shape).astype(dtype)
+
+
+def naive_reduce(image, labels, value, window, border):
+    values = {q: int(image[q]) for q in naive.indices(image.shape)}
+    answer = Reduction()
+    for q, v in values.items():
+        if int(labels[q]) == value:
+            seen = naive.window_values(values, image.shape, q, window, "clip" if border == "constant" else border, 0)
+            answer += Reduction(v, v * v, {len(seen): (1, sum(seen))})
+    return answer
+
+
+@pytest.mark.parametrize(("dtype", "window"), KINDS)
+@pytest.mark.parametrize("border", BORDERS)
+def test_reductions_equal_the_definition_and_the_processor(machine, dtype, window, border):
+    classes = [3, 1, 7, 3, 300, -1]  # one is there twice, one of no voxel, two that bytes cannot hold
+    for shape in ((2, 5, 7), (1, 1, 1)):
+        image, labels = image_of(shape, dtype), labels_of(shape)
+        got = cuda.reduce(image, labels, classes, window, border)
+        assert got == [naive_reduce(image, labels, value, window, border) for value in classes]
+    image, labels = image_of((3, 50, 150), dtype), labels_of((3, 50, 150))
+    assert cuda.reduce(image, labels, classes, window, border) == cpu.reduce(image, labels, classes, window, border)
+
+
+MAP_KINDS = [("int16", FLAT), ("uint8", DEEP), ("int8", WIDE)]
+
+
+@pytest.mark.parametrize(("dtype", "window"), MAP_KINDS)
+@pytest.mark.parametrize("border", BORDERS)
+def test_maps_equal_the_definition_and_the_processor(machine, dtype, window, border):
+    shape = (2, 5, 7)
+    image = image_of(shape, dtype)
+    values = {q: int(image[q]) for q in naive.indices(shape)}
+    sums = cuda.window_sums(image, window, border, fill=-9)
+    means = cuda.mean_map(image, window, border, fill=-9, dtype="float64")
+    variances = cuda.variance_map(image, window, border, fill=-9, dtype="float64")
+    for q in values:
+        seen = naive.window_values(values, shape, q, window, border, -9)
+        assert sums[q] == sum(seen)
+        assert means[q] == np.float64(sum(seen)) / len(seen)
+        numerator = len(seen) * sum(v * v for v in seen) - sum(seen) ** 2
+        assert variances[q] == np.float64(numerator) / np.float64(len(seen) ** 2)
+    large = image_of((3, 40, 150), dtype)
+    for mine, processor in ((cuda.mean_map, cpu.mean_map), (cuda.variance_map, cpu.variance_map)):
+        out = np.empty(large.shape, np.float32)
+        assert mine(large, window, border, fill=5, out=out) is out
+        assert np.array_equal(out, processor(large, window, border, fill=5))
+    assert np.array_equal(cuda.window_sums(large, window, border), cpu.window_sums(large, window, border))
+
+
+def test_labels_of_any_kind_and_arrays_of_any_layout(machine):
+    image, labels = image_of((2, 6, 9), "int16"), labels_of((2, 6, 9))
+    expected = cpu.reduce(image, labels, [1, 2], FLAT, "clip")
+    foreign, backward = image.astype(">i2"), image[::-1, ::-1][::-1, ::-1]
+    for one in (foreign, backward, np.asfortranarray(image)):
+        for dtype in ("uint8", ">u2", "int64", "uint64"):
+            assert cuda.reduce(one, np.asfortranarray(labels.astype(dtype)), [1, 2], FLAT, "clip") == expected
+    mask = cuda.reduce(image, labels == 2, [1, 0], FLAT, "clip")
+    assert mask == cpu.reduce(image, labels == 2, [1, 0], FLAT, "clip")
+    sums = cpu.window_sums(image, FLAT, "clip")
+    assert all(np.array_equal(cuda.window_sums(one, FLAT, "clip"), sums) for one in (foreign, backward))
+
+
+def test_more_classes_than_a_byte_numbers(machine):
+    labels = np.arange(600, dtype=np.int32).reshape(1, 20, 30)
+    image = image_of(labels.shape, "int16")
+    assert cuda.reduce(image, labels, range(600), FLAT, "clip") == cpu.reduce(image, labels, range(600), FLAT, "clip")
+    assert len([event for event in machine.log if event.when == "ran" and event.what == "box2d"]) == 3
+
+
+def test_nothing_to_do(machine):
+    nothing = np.zeros((0, 3, 4), np.int16)
+    assert cuda.reduce(nothing, nothing, [1], FLAT, "reflect") == [Reduction()]
+    assert list(device.reduce_many([device.Job(nothing, nothing, [1], FLAT, "reflect")])) == [[Reduction()]]
+    assert cuda.reduce(image_of((1, 2, 2), "int16"), np.zeros((1, 2, 2), bool), [], FLAT, "clip") == []
+    for made in (cuda.window_sums, cuda.mean_map, cuda.variance_map):
+        assert made(nothing, FLAT, "clip").shape == (0, 3, 4)
+    assert list(device.reduce_many([])) == []
+    assert not any(event.what.startswith("box") for event in machine.log)
+
+
+@pytest.mark.parametrize(("dtype", "window"), [("int16", FLAT), ("uint16", DEEP), ("int8", WIDE)])
+@pytest.mark.parametrize("border", ["reflect", "clip"])
+def test_parts_with_their_halos_make_the_whole(dtype, window, border):
+    """Little memory: images are cut between planes, and then between rows."""
+    shape = (7, 60, 120)
+    image, labels = image_of(shape, dtype), labels_of(shape)
+    for memory, least in ((256 << 10, 2), (64 << 10, 7)):
+        with standin.install(memory=memory) as machine:
+            assert cuda.reduce(image, labels, [1, 2, 3], window, border) == cpu.reduce(
+                image, labels, [1, 2, 3], window, border
+            )
+            assert parts_fetched(machine) >= least
+
+
+@pytest.mark.parametrize(("dtype", "window"), MAP_KINDS)
+def test_parts_of_maps_make_the_whole(dtype, window):
+    image = image_of((6, 19, 40), dtype)
+    with standin.install(memory=600 << 10) as machine:
+        assert np.array_equal(cuda.mean_map(image, window, "clip"), cpu.mean_map(image, window, "clip"))
+        assert parts_fetched(machine) > 1
+        assert np.array_equal(cuda.variance_map(image, window, "clip"), cpu.variance_map(image, window, "clip"))
+
+
+def parts_fetched(machine):
+    return sum((event.when, event.what) == ("ran", "copy out") for event in machine.log)
+
+
+def test_a_row_beyond_the_device_is_refused_with_its_size():
+    image = image_of((2, 3, 4000), "int16")
+    with standin.install(memory=20 << 10):
+        for call in (
+            lambda: cuda.reduce(image, image, [1], FLAT, "clip"),
+            lambda: cuda.window_sums(image, FLAT, "clip"),
+        ):
+            with pytest.raises(DeviceError, match=r'a row of 4000 voxels needs \d+ bytes.*are free.*device="cpu"'):
+                call()
+
+
+def test_memory_that_others_took_meanwhile_is_named(monkeypatch):
+    image = image_of((2, 30, 400), "int16")
+    with standin.install(memory=40 << 10):
+        monkeypatch.setattr(device, "memory", lambda: 1 << 30)
+        with pytest.raises(DeviceError, match=r"the GPU is out of memory: Out of memory allocating .*device=\"cpu\""):
+            cuda.reduce(image, image, [1], FLAT, "clip")
+
+
+def test_what_the_pool_keeps_counts_as_free(machine):
+    image = image_of((4, 50, 60), "int16")
+    cuda.reduce(image, image, [1], FLAT, "clip")
+    gc.collect()
+    assert machine.kept[0] > 0
+    assert device.memory() == int(machine.memory * device.SHARE)
+
+
+def jobs_of(count):
+    for seed in range(count):
+        image = image_of((1, 20 + seed, 30), "int16", seed)
+        yield device.Job(image, labels_of(image.shape, seed=seed), (1, 2), FLAT, "clip")
+
+
+def test_a_batch_keeps_all_lanes_busy_and_its_order(machine):
+    expected = [cpu.reduce(*job) for job in jobs_of(11)]
+    assert list(device.reduce_many(jobs_of(11))) == expected
+    work = [event for event in machine.log if event.what in ("box2d", "copy out")]
+    queued = [event for event in work if event.when == "queued" and event.what == "box2d"]
+    assert [event.device for event in queued] == [0, 1] * 5 + [0]
+    assert len({event.stream for event in queued}) == 2 * device.LANES
+    started = [event.when for event in work[:5]]  # four parts are under way before the host waits for the first
+    assert started == ["queued"] * 5
+    assert work[4].what == "copy out"
+    under_way = most = 0
+    for event in work:
+        under_way += (event.what, event.when) == ("box2d", "queued")
+        most = max(most, under_way)
+        under_way -= (event.what, event.when) == ("copy out", "ran")
+    assert (most, under_way) == (4, 0)
+
+
+def test_maps_overlap_too(machine, monkeypatch):
+    monkeypatch.setattr(device, "memory", lambda: device.MAP_SHARE * 8000)
+    image = image_of((12, 20, 40), "int16")
+    assert np.array_equal(cuda.mean_map(image, FLAT, "clip"), cpu.mean_map(image, FLAT, "clip"))
+    work = [event for event in machine.log if event.what in ("box2d", "copy out")]
+    assert [event.when for event in work[:5]] == ["queued"] * 5
+    assert {event.device for event in work} == {0, 1}
+
+
+def test_an_error_in_the_middle_of_a_batch_leaves_nothing_behind(machine):
+    def breaks():
+        yield from jobs_of(5)
+        raise KeyError("the reader failed")
+
+    seen = []
+    with pytest.raises(KeyError, match="the reader failed"):
+        seen.extend(device.reduce_many(breaks()))
+    abandoned = device.reduce_many(jobs_of(9))
+    next(abandoned)
+    abandoned.close()
+    with pytest.raises(IndexError, match="boolean index"):
+        list(device.reduce_many(job._replace(labels=job.labels[:, :3]) for job in jobs_of(1)))
+    expected = [cpu.reduce(*job) for job in jobs_of(6)]
+    assert list(device.reduce_many(jobs_of(6))) == expected
+    assert (machine.here.device, machine.here.streams) == (0, [])
+    gc.collect()
+    assert machine.used[:2] == [0, 0]
+
+
+def test_batches_beside_each_other(machine):
+    """Two in one thread, in turn; and one in each of some threads."""
+    expected = [cpu.reduce(*job) for job in jobs_of(6)]
+    pairs = zip(device.reduce_many(jobs_of(6)), device.reduce_many(jobs_of(6)), strict=True)
+    assert list(pairs) == [(one, one) for one in expected]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: list(device.reduce_many(jobs_of(6))), range(4))) == [expected] * 4
+
+
+@pytest.mark.parametrize("backend", [cpu, cuda])
+def test_both_backends_refuse_the_same(machine, backend):
+    image = np.zeros((2, 3, 4), np.int32)
+    refused = [
+        (TypeError, "float32", lambda: backend.window_sums(image.astype(np.float32), (1, 1, 1), "reflect")),
+        (ValueError, "wrap", lambda: backend.mean_map(image, (1, 1, 1), "wrap")),
+        (ValueError, "at least 1", lambda: backend.variance_map(image, (1, 0, 1), "reflect")),
+        (ValueError, "axes", lambda: backend.reduce(image[0], image[0], [1], (1, 1, 1), "reflect")),
+        (ValueError, "labels", lambda: backend.reduce(image, image[:1], [1], (1, 1, 1), "reflect")),
+        (TypeError, "labels", lambda: backend.reduce(image, image.astype(float), [1], (1, 1, 1), "reflect")),
+        (ValueError, "out", lambda: backend.mean_map(image, (1, 1, 1), "clip", out=np.empty((2, 3, 5)))),
+        (ValueError, "out", lambda: backend.variance_map(image, (1, 1, 1), "clip", out=np.empty((2, 3, 8))[:, :, ::2])),
+        (TypeError, "int64", lambda: backend.mean_map(image, (1, 1, 1), "clip", dtype="int64")),
+        (OverflowError, "window", lambda: backend.window_sums(image, (1, 1, 2), "constant", fill=2**62)),
+        (OverflowError, "window", lambda: backend.reduce(image - 2**30, image, [1], (1, 2**17, 2**17), "clip")),
+        (OverflowError, "variances", lambda: backend.variance_map(image + 2**30, (1, 3, 3), "clip")),
+    ]
+    for error, match, call in refused:
+        with pytest.raises(error, match=match):
+            call()
+    with pytest.raises(DeviceError, match="8 to 32 bits"):
+        cuda.reduce(image.astype(np.int64), image, [1], (1, 1, 1), "clip")
+
+
+STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": (3, 4), "border": "clip"})
+
+
+def test_totals_and_maps_are_the_processors(machine):
+    image, labels = image_of((30, 40), "int16"), labels_of((30, 40))
+    assert device_name("auto") == device_name("cuda") == "GPU (Stand-in 0 and 1 more)"
+    for where in ("cuda", "auto"):
+        assert local_totals(image, labels, STUDY, device=where) == local_totals(image, labels, STUDY)
+        for made in (local_mean, local_variance):
+            assert np.array_equal(made(image, (3, 4), "clip", device=where), made(image, (3, 4), "clip"))
+    gpu, processor = (local_mean(image, (3, 4), "clip", exact=True, device=one) for one in ("cuda", "cpu"))
+    assert all(np.array_equal(*pair) for pair in zip(gpu, processor, strict=True))
+    ran = len(machine.log)
+    floats = image.astype(np.float64) / 4
+    assert np.array_equal(local_mean(floats, 3, device="auto"), local_mean(floats, 3))
+    assert len(machine.log) == ran
+    with pytest.raises(DeviceError, match="8 to 32 bits, got int64"):
+        local_mean(floats, 3, device="cuda")
+
+
+def absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    return 'cupy is not installed. Install "voxring'
+
+
+def broken(monkeypatch):
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "cupy":
+                raise ImportError("\n=====\nlibcuda.so.1: cannot open shared object file\n=====")
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    return "CuPy does not load: libcuda.so.1"
+
+
+def without_driver(monkeypatch):
+    def fail():
+        raise standin.CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+    monkeypatch.setattr(standin.runtime, "getDeviceCount", fail)
+    return "cudaErrorInsufficientDriver.*mend the driver"
+
+
+def without_devices(monkeypatch):
+    monkeypatch.setattr(standin.machine, "devices", 0)
+    return "CuPy sees no GPU: look at CUDA_VISIBLE_DEVICES"
+
+
+@pytest.mark.parametrize("lacks", [absent, broken, without_driver, without_devices])
+def test_where_no_gpu_answers_cuda_says_why_and_auto_takes_the_processor(machine, monkeypatch, lacks):
+    message = lacks(monkeypatch)
+    image, labels = image_of((5, 6), "int16"), labels_of((5, 6))
+    calls = [
+        lambda: local_totals(image, labels, STUDY, device="cuda"),
+        lambda: local_mean(image, 3, device="cuda"),
+        lambda: local_variance(image, 3, device="cuda"),
+        lambda: device_name("cuda"),
+        lambda: cuda.reduce(image[None], labels[None], [1], FLAT, "clip"),
+    ]
+    for call in calls:
+        with pytest.raises(DeviceError, match=message) as caught:
+            call()
+        assert 'device="cpu"' in str(caught.value)
+    assert device_name("auto") == "CPU"
+    assert local_totals(image, labels, STUDY, device="auto") == local_totals(image, labels, STUDY)
+    assert np.array_equal(local_mean(image, 3, device="auto"), local_mean(image, 3))
+
+
+def test_the_stand_in_is_strict(machine):
+    made, host = standin.zeros(4, "int32"), np.arange(4, dtype=np.int32)
+    for wrong in (lambda: made + host, lambda: host + made, lambda: np.asarray(made)):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(standin.MisuseError, match="waits for a number"):
+        bool(made)
+    with pytest.raises(standin.MisuseError, match="array of device 0, current is device 1"), standin.cuda.Device(1):
+        made.get()
+    with pytest.raises(standin.MisuseError, match="used on another"), standin.cuda.Stream():
+        made.get()
+    assert standin.empty(2, "uint8").get().tolist() == [standin.GARBAGE] * 2
+    kernel = standin.RawModule(code="", options=("-DA=1",)).get_function("any")
+    with pytest.raises(standin.CUDARuntimeError, match="shared memory"):
+        kernel((1, 1, 1), (32, 1, 1), (), shared_mem=(48 << 10) + 1)
+    for number in (1, 1.0, host):
+        with pytest.raises(TypeError, match="numpy scalar"):
+            kernel((1, 1, 1), (32, 1, 1), (number,))
+    with pytest.raises(standin.OutOfMemoryError):
+        standin.empty(machine.memory + 1, "uint8")
+
+
+def test_the_stand_in_copies_late(machine):
+    pinned = standin.cuda.alloc_pinned_memory(16)
+    host = np.frombuffer(pinned, np.int32, 4)
+    host[...] = 1
+    made = standin.empty(4, "int32")
+    made.set(host)
+    host[...] = 2  # too early
+    assert made.get().tolist() == [2] * 4
+    made.set(host)
+    del host, pinned
+    with pytest.raises(standin.MisuseError, match="freed before"):
+        made.get()
+
+
+@pytest.mark.parametrize("fault", ["no wait before staging", "one lane's pinned memory given to two"])
+def test_a_planted_fault_in_the_launcher_is_seen(machine, monkeypatch, fault):
+    """What would be a race on a device gives wrong numbers here, every time."""
+    if fault == "no wait before staging":
+        monkeypatch.setattr(device, "lanes", lambda: [device.Lane(0)] * 2)
+        monkeypatch.setattr(standin.Stream, "synchronize", wait_only_to_fetch(standin.Stream.synchronize))
+    else:
+        first, second = device.Lane(0), device.Lane(0)
+        second.pinned = first.pinned
+        monkeypatch.setattr(device, "lanes", lambda: [first, second])
+    image = image_of((1, 20, 30), "int16")
+    jobs = [device.Job(one, np.ones(one.shape, np.uint8), (1, 2), FLAT, "clip") for one in (image, image[:, ::-1] // 2)]
+    assert list(device.reduce_many(jobs)) != [cpu.reduce(*job) for job in jobs]
+
+
+def wait_only_to_fetch(synchronize):
+    def wait(stream):
+        if sys._getframe(1).f_code.co_name == "get":
+            synchronize(stream)
+
+    return wait
+
+
+def test_the_stand_in_has_cupys_signatures():
+    cupy = pytest.importorskip("cupy")
+    paths = (
+        *("RawModule", "RawModule.get_function", "ndarray.set", "ndarray.get", "ndarray.astype", "ndarray.reshape"),
+        *("empty", "zeros", "asarray", "get_default_memory_pool", "cuda.MemoryPool.free_bytes"),
+        *("cuda.Device", "cuda.Stream", "cuda.Stream.synchronize", "cuda.alloc_pinned_memory"),
+        *("cuda.runtime.getDeviceCount", "cuda.runtime.getDeviceProperties", "cuda.runtime.memGetInfo"),
+    )
+    mine = SimpleNamespace(**vars(standin))
+    mine.cuda = SimpleNamespace(**vars(standin.cuda), MemoryPool=standin.MemoryPool)
+    for path in paths:
+        assert standin.parameters(reached(mine, path)) == real_parameters(reached(cupy, path)), path
+    assert "grid, block, args" in cupy.RawKernel.__call__.__doc__
+    assert "shared_mem=0" in cupy.RawKernel.__call__.__doc__
+    assert hasattr(cupy.RawKernel, "max_dynamic_shared_size_bytes")
+    assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
+    assert issubclass(cupy.cuda.runtime.CUDARuntimeError, RuntimeError)
+
+
+def reached(root, path):
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def real_parameters(function):
+    """Of a function of CuPy; compiled ones tell their signature in the first line of their docstring."""
+    try:
+        found = list(inspect.signature(function).parameters)
+    except ValueError:
+        declared = re.search(r"\((.*)\)", function.__doc__.strip().splitlines()[0])[1]
+        found = [one.split("=")[0].split()[-1] for one in declared.split(",") if one.strip() and one.strip() != "*"]
+    return [name.lstrip("*") for name in found if name != "self"]
+
+
+def test_the_benchmark_says_that_no_gpu_answers():
+    script = Path(__file__).parents[1] / "bench" / "gpu.py"
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, str(script)], env=hidden, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing is measured: no CUDA engine answers" in done.stderr

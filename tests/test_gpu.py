@@ -1,0 +1,124 @@
+"""The CUDA kernels on a real device against the processor's, bit for bit: pytest -m gpu."""
+
+import numpy as np
+import pytest
+
+from voxring import Study, local_mean, local_totals
+from voxring.kernels import BORDERS, cpu, cuda
+from voxring.kernels.cuda import device
+
+pytestmark = pytest.mark.gpu
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+FLAT = [(1, 1, 1), (1, 7, 7), (1, 4, 9), (1, 15, 15), (1, 21, 21), (1, 31, 31)]
+DEEP = [(2, 3, 4), (3, 3, 3), (7, 7, 7), (15, 15, 15), (31, 31, 31), (40, 5, 6)]
+WIDE = [(1, 1, 32), (1, 70, 3), (2, 33, 40)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def a_device():
+    cuda.name()  # or says why not
+
+
+@pytest.fixture(autouse=True)
+def no_memory_is_kept():
+    yield
+    device.cupy().get_default_memory_pool().free_all_blocks()
+
+
+def image_of(shape, dtype, seed=0, *, ends=False):
+    info = np.iinfo(dtype)
+    rng = np.random.default_rng(seed)
+    if ends:
+        return np.where(rng.random(shape) < 0.5, info.min, info.max).astype(dtype)
+    return rng.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
+
+
+def labels_of(shape, seed=1, values=(0, 1, 2, 9)):
+    """Blocks of labels, and single ones among them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.choice(np.array(values, np.uint8), [-(-n // 8) for n in shape])
+    labels = coarse.repeat(8, 0).repeat(8, 1).repeat(8, 2)[: shape[0], : shape[1], : shape[2]].copy()
+    some = rng.random(shape) < 0.05
+    labels[some] = rng.choice(np.array(values, np.uint8), int(some.sum()))
+    return labels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", FLAT + DEEP + WIDE, ids=str)
+def test_reductions_are_the_processors(window, dtype):
+    for shape in ((1, 1, 1), (3, 5, 7), (2, 70, 333), (17, 90, 121)):
+        for border in BORDERS:
+            image, labels = image_of(shape, dtype, ends=shape[0] == 2), labels_of(shape)
+            for classes in ([1], [2, 9, 1, 300, 5]):
+                expected = cpu.reduce(image, labels, classes, window, border)
+                assert cuda.reduce(image, labels, classes, window, border) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(1, 7, 7), (1, 4, 9), (3, 3, 3), (5, 2, 7), (1, 33, 3), (9, 2, 40)], ids=str)
+def test_maps_are_the_processors(window, dtype):
+    narrow = dtype.removesuffix("32") + "16" if dtype.endswith("32") else dtype
+    for border in BORDERS:
+        image = image_of((11, 60, 150), dtype)
+        small = (image_of(image.shape, narrow) // 2).astype(dtype)  # squares fit
+        assert np.array_equal(
+            cuda.window_sums(image, window, border, fill=-7), cpu.window_sums(image, window, border, fill=-7)
+        )
+        for kind in ("float32", "float64"):
+            options = {"fill": 11, "dtype": kind}
+            for one, made in ((image, "mean_map"), (small, "variance_map")):
+                gpu, processor = (getattr(of, made)(one, window, border, **options) for of in (cuda, cpu))
+                assert np.array_equal(gpu, processor)
+
+
+@pytest.mark.parametrize("window", [(5, 5, 5), (15, 15, 15)], ids=str)
+def test_a_large_volume(window):
+    image, labels = image_of((512, 512, 512), "int16"), labels_of((512, 512, 512))
+    expected = cpu.reduce(image, labels, [1, 9], window, "clip")
+    assert cuda.reduce(image, labels, [1, 9], window, "clip") == expected
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32"])
+def test_a_large_slide(dtype):
+    image, labels = image_of((1, 4096, 4096), dtype), labels_of((1, 4096, 4096))
+    for window in ((1, 15, 15), (1, 31, 31), (1, 101, 101)):
+        expected = cpu.reduce(image, labels, [1, 2, 9], window, "reflect")
+        assert cuda.reduce(image, labels, [1, 2, 9], window, "reflect") == expected
+
+
+@pytest.mark.parametrize("window", [(1, 7, 7), (5, 6, 7), (9, 1, 50)], ids=str)
+@pytest.mark.parametrize("border", ["mirror", "constant"])
+def test_parts_make_the_whole(window, border, monkeypatch):
+    image, labels = image_of((40, 200, 300), "int16"), labels_of((40, 200, 300))
+    expected = cpu.reduce(image, labels, [1, 2], window, border)
+    means = cpu.mean_map(image, window, border)
+    for memory in (32 << 20, 8 << 20, 2 << 20):
+        monkeypatch.setattr(device, "memory", lambda memory=memory: memory)
+        assert cuda.reduce(image, labels, [1, 2], window, border) == expected
+    monkeypatch.setattr(device, "memory", lambda: device.MAP_SHARE * (4 << 20))
+    assert np.array_equal(cuda.mean_map(image, window, border), means)
+
+
+def test_a_batch_over_all_devices():
+    def jobs():
+        for seed in range(60):
+            shape = (1 + seed % 3, 100 + 7 * seed, 257)
+            window = ((1, 7, 7), (3, 3, 5))[seed % 2]
+            yield device.Job(image_of(shape, "int16", seed), labels_of(shape, seed), (1, 2, 9), window, "clip")
+
+    assert list(device.reduce_many(jobs())) == [cpu.reduce(*job) for job in jobs()]
+
+
+def test_the_same_again_and_again():
+    """What depends on the order of threads would show here."""
+    image, labels = image_of((30, 300, 400), "uint16"), labels_of((30, 300, 400))
+    first = cuda.reduce(image, labels, [1, 2], (5, 5, 5), "clip")
+    assert all(cuda.reduce(image, labels, [1, 2], (5, 5, 5), "clip") == first for _ in range(50))
+
+
+def test_totals_and_maps_of_the_package():
+    study = Study.of(name="gpu", classes={"a": 1, "b": 2}, window={"size": (5, 7), "border": "nearest"})
+    image, labels = image_of((300, 400), "int16"), labels_of((1, 300, 400))[0]
+    assert local_totals(image, labels, study, device="cuda") == local_totals(image, labels, study)
+    assert np.array_equal(local_mean(image, 5, device="cuda"), local_mean(image, 5))
