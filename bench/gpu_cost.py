@@ -104,25 +104,25 @@ def together(instructions, plan):
 
 
 def loops(cubin):
-    """(first, last + 1) of each loop in a listing, by the branches that go back; of the one kernel of a cubin."""
+    """The instructions of the one kernel of a cubin, and (first, last + 1) of each loop, by branches that go back."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         tool = nvrtc.wheel_file("nvidia-cuda-nvdisasm", r"nvdisasm(\.exe)?")
         text = subprocess.run([str(tool), "-c", file.name], capture_output=True, text=True, check=True).stdout
-    labels, branches, count = {}, [], 0
+    labels, branches, code = {}, [], []
     for line in text.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
-            labels[label[1]] = count
+            labels[label[1]] = len(code)
         elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
-            count += 1
+            code.append(instruction[1])
             if target := re.search(r"\bBRA .*`\((\.L_x_\d+)\)", instruction[1]):
-                branches.append((target[1], count))
+                branches.append((target[1], len(code)))
     found = {(labels[label], at) for label, at in branches if labels[label] < at - 4}
     widest = {}
     for first, last in found:  # of branches back to one place the last one ends the loop
         widest[first] = max(last, widest.get(first, 0))
-    return sorted(widest.items(), key=lambda loop: loop[0] - loop[1])
+    return code, sorted(widest.items(), key=lambda loop: loop[0] - loop[1])
 
 
 def own(loop, others):
@@ -132,12 +132,18 @@ def own(loop, others):
     return loop[1] - loop[0] - len(covered)
 
 
+def a_warp_above(code, above):
+    """Instructions for the totals of one warp in box3d: of a loop that loads those of several, its share."""
+    loaded = [sum("LDS.128" in one for one in code[first:last]) for first, last in above]
+    return min(((last - first) / n for (first, last), n in zip(above, loaded, strict=True) if n), default=0)
+
+
 def machine(window):
     """Machine instructions a voxel, registers, and warps an SM, of the plan for the real image."""
     launch = launch_of(STATE, window)
     compiled = nvrtc.compile(plans.source_of(launch.source), launch.macros, 90)
     needs = nvrtc.resources(compiled)[launch.kernel]
-    found = loops(compiled.image)
+    code, found = loops(compiled.image)
     macros, cut = dict(launch.macros), numbers_of(launch)
     columns, rows = staged_share(window)
     if launch.kernel == "box2d":
@@ -149,7 +155,7 @@ def machine(window):
         inner = [one for one in found[1:] if planes[0] <= one[0] and one[1] <= planes[1]]
         row_loop, *above = inner
         trips = rows / macros["WARPS"]
-        above_all = (macros["WARPS"] - 1) / 2 * (above[0][1] - above[0][0]) / 4 if above else 0  # unrolled by 4
+        above_all = (macros["WARPS"] - 1) / 2 * a_warp_above(code, above)
         per_plane = own(planes, found) + trips * (row_loop[1] - row_loop[0]) + above_all
         before = (window[0] - 1) / cut["segment"] * 5 * 12  # reading the first planes in: 12 a row of 4
         sass = (per_plane + before) * 32 * macros["WARPS"] / (rows * columns)

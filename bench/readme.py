@@ -1,8 +1,13 @@
-"""Write README's table of CPU timings from bench/results/cpu.json: python bench/readme.py [--check]."""
+"""Write the tables that pages quote from bench/results: python bench/readme.py [--check].
+
+README's of CPU timings, and the counted costs of the CUDA kernels in kernels/cuda/PROOF.md.
+"""
 
 import json
 import sys
 from pathlib import Path
+
+import gpu_cost
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- bench: begin -->\n", "<!-- bench: end -->\n"
@@ -35,16 +40,22 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
-def main():
-    results = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text(encoding="utf-8"))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
+def quoted(page, made):
+    """The page with a table between its markers."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    made = before + BEGIN + table(results) + END + after
-    if "--check" in sys.argv:
-        sys.exit("README.md does not quote bench/results/cpu.json: run python bench/readme.py" if made != text else 0)
-    readme.write_text(made, encoding="utf-8")
+    return before + BEGIN + made + END + after
+
+
+def main():
+    results = ROOT / "bench" / "results"
+    pages = ((ROOT / "README.md", "cpu", table), (ROOT / "kernels" / "cuda" / "PROOF.md", "gpu_cost", gpu_cost.table))
+    for page, name, table_of in pages:
+        made = quoted(page, table_of(json.loads((results / f"{name}.json").read_text(encoding="utf-8"))))
+        if "--check" not in sys.argv:
+            page.write_text(made, encoding="utf-8")
+        elif made != page.read_text(encoding="utf-8"):
+            sys.exit(f"{page.name} does not quote bench/results/{name}.json: run python bench/readme.py")
 
 
 if __name__ == "__main__":

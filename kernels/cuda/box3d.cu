@@ -47,7 +47,8 @@ INLINE Four get_four(const lane_t *from) {
   return some;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+// Registers for the blocks that shared memory and threads leave room for: for more, ptxas would spill on sm_80 and sm_100.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, WIDE ? 2 : 1)
 box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int *__restrict__ row_at,
       const int *__restrict__ plane_at, const int *__restrict__ run_at, u64 *__restrict__ table,
       lane_t *__restrict__ map, int planes, int rows, int columns, int pitch, int row_pitch, int plane_rows, int tiles,
