@@ -22,7 +22,7 @@ import numpy as np
 
 from .bare import bare, prefetch
 from .boxes import Box
-from .jit import Array, Arrays, Number, Shape, jit
+from .jit import Array, Arrays, Number, Shape, inlined, jit
 from .rows import LANES, PIECE, Room, add, copy, fill, mark, next_row, reduce_stretch, roll_marked, window_row
 
 
@@ -46,7 +46,7 @@ class Scratch(NamedTuple):
     counts: Array
 
 
-@jit
+@inlined
 def ask(array: Array, at: Number, n: Number) -> None:
     """Ask for a short stretch before it is read. Few rows in many places are waited for one after the other else."""
     line = 64 // array.itemsize
@@ -54,7 +54,7 @@ def ask(array: Array, at: Number, n: Number) -> None:
         prefetch(array, np.uint64(at + i))
 
 
-@jit
+@inlined
 def roll_plane(
     sums: Array, low: int, labels: Array, value: Number, work: Work, z: int, leaving: bool, y0: int, y1: int
 ) -> None:
@@ -94,7 +94,7 @@ def roll_plane(
                     roll_marked(sums, at - low * columns, labels, come + at, go + at, value, n, comes, goes)
 
 
-@jit
+@inlined
 def lay_rows(
     strip: Array,
     stride: int,
@@ -129,7 +129,7 @@ def lay_rows(
             copy(strip, to + left - start, plane, (y - low) * columns + left, right - left)
 
 
-@jit
+@inlined
 def count_rows(
     plane: Array,
     low: int,
@@ -175,7 +175,7 @@ def count_rows(
     return stride
 
 
-@jit
+@inlined
 def reduce_rows(
     image: Array,
     labels: Array,
@@ -208,7 +208,7 @@ def reduce_rows(
     start = z_map[z] * rows * columns + own0 - cx // 2
     if inner == columns and cy // 2 <= y0 and y1 <= rows + cy // 2:
         at = start + y_map[y0] * columns
-        reduce_stretch(image, labels, at, room.counts, 0, n, own_plane, value, unsigned, most, room, sums)
+        reduce_stretch(image, labels, at, room.counts, np.int64(0), n, own_plane, value, unsigned, most, room, sums)
     else:
         for y in range(y0, y1):
             at = start + y_map[y] * columns
@@ -222,9 +222,9 @@ def reduce_rows(
         reduce_stretch(
             room.values,
             room.labels,
-            0,
+            np.int64(0),
             room.counts,
-            0,
+            np.int64(0),
             n,
             own_plane,
             value,
@@ -244,7 +244,7 @@ def reduce_rows(
             sums[1] += np.int64(counts[row + x]) * (v & 0xFFFF if unsigned else v)
 
 
-@jit
+@inlined
 def reached(near: Array, first: int, last: int, line: Array) -> bool:
     """line[b] = whether the class is in block column b of the block rows first … last; whether it is in any.
 
@@ -261,7 +261,7 @@ def reached(near: Array, first: int, last: int, line: Array) -> bool:
     return some != 0
 
 
-@jit
+@inlined
 def next_run(line: Array, begin: int, wide: int, cx: int) -> tuple[int, int]:
     """The next run of block columns from ``begin`` on whose windows touch: the first, and the one after the last.
 
@@ -278,7 +278,7 @@ def next_run(line: Array, begin: int, wide: int, cx: int) -> tuple[int, int]:
     return begin, end
 
 
-@jit
+@inlined
 def walk(
     image: Array,
     labels: Array,

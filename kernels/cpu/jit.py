@@ -51,5 +51,7 @@ def inner(kernel: Kernel) -> Kernel:
 
 
 def inlined(kernel: Kernel) -> Kernel:
-    """A part of the kernels that call it, for one with more arguments than a row of voxels is worth."""
+    """A part of the kernels that call it: typed and compiled with them, once. A kernel called by a kernel is optimised
+    with each of the two again, which for a deep chain of calls is most of the time that compiling takes.
+    """
     return cast(Kernel, numba.njit(inline="always", **OPTIONS)(kernel))

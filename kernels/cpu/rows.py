@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import Array, Number, jit
+from .jit import Array, Number, inner, jit
 
 INT32 = 2**31 - 1
 LANES = 32
@@ -38,7 +38,7 @@ class Room(NamedTuple):
     ones: Array
 
 
-@jit
+@inner
 def mark(mask: Array, to: Number, labels: Array, at: Number, value: Number, n: Number) -> None:
     """mask = 1 where the label is ``value``, else 0."""
     to, at = U(to), U(at)
@@ -46,7 +46,7 @@ def mark(mask: Array, to: Number, labels: Array, at: Number, value: Number, n: N
         mask[to + i] = labels[at + i] == value
 
 
-@jit
+@inner
 def mark_any(mask: Array, labels: Array, at: Number, stride: Number, value: Number, n: Number) -> None:
     """mask = 1 where one of eight rows, ``stride`` apart, has the label ``value``, else 0: eight streams, one pass."""
     p = U(at)
@@ -59,7 +59,7 @@ def mark_any(mask: Array, labels: Array, at: Number, stride: Number, value: Numb
         mask[i] = low | high
 
 
-@jit
+@inner
 def fill(target: Array, to: Number, n: Number) -> None:
     """target = 0."""
     to = U(to)
@@ -67,7 +67,7 @@ def fill(target: Array, to: Number, n: Number) -> None:
         target[to + i] = 0
 
 
-@jit
+@inner
 def add(total: Array, to: Number, row: Array, at: Number, n: Number) -> None:
     """total += row."""
     to, at = U(to), U(at)
@@ -75,7 +75,7 @@ def add(total: Array, to: Number, row: Array, at: Number, n: Number) -> None:
         total[to + i] += row[at + i]
 
 
-@jit
+@inner
 def copy(target: Array, to: Number, source: Array, at: Number, n: Number) -> None:
     """target = source."""
     to, at = U(to), U(at)
@@ -83,7 +83,7 @@ def copy(target: Array, to: Number, source: Array, at: Number, n: Number) -> Non
         target[to + i] = source[at + i]
 
 
-@jit
+@inner
 def roll_marked(
     total: Array,
     to: Number,
@@ -109,7 +109,7 @@ def roll_marked(
             total[to + i] -= np.uint8(labels[go + i] == value)
 
 
-@jit
+@inner
 def next_row(rows: Array, to: Number, previous: Number, source: Array, come: Number, go: Number, n: Number) -> None:
     """The row that begins at ``to`` = the one at ``previous``, which it does not overlap, + entering − leaving."""
     to, previous, come, go = U(to), U(previous), U(come), U(go)
@@ -117,7 +117,7 @@ def next_row(rows: Array, to: Number, previous: Number, source: Array, come: Num
         rows[to + i] = rows[previous + i] + source[come + i] - source[go + i]
 
 
-@jit
+@inner
 def few_taps(target: Array, to: Number, source: Array, at: Number, size: int, n: Number) -> None:
     """target[to + i] = source[at + i] + … + source[at + i + size − 1], size 1 to 7, in one pass."""
     n, d, o = U(n), U(to), U(at)
@@ -147,7 +147,7 @@ def few_taps(target: Array, to: Number, source: Array, at: Number, size: int, n:
             target[d + i] = low + source[r + i] + source[s + i] + source[t + i] + source[u + i]
 
 
-@jit
+@inner
 def double(
     target: Array, to: Number, half: Array, begin: Number, size: int, source: Array, at: Number, odd: int, n: Number
 ) -> None:
@@ -190,7 +190,7 @@ def window_row(target: Array, to: Number, source: Array, at: Number, size: int, 
         to_spare = not to_spare
 
 
-@jit
+@inner
 def extremes(values: Array, at: Number, n: Number, unsigned: bool) -> tuple[Number, Number]:
     """The least and the greatest of n >= 1 values. With the top bit flipped, int16 orders uint16 right."""
     at = U(at)
@@ -204,7 +204,7 @@ def extremes(values: Array, at: Number, n: Number, unsigned: bool) -> tuple[Numb
     return np.int64(low) + shift, np.int64(high) + shift
 
 
-@jit
+@inner
 def count(labels: Array, at: Number, value: Number, n: Number) -> Number:
     """How many labels are ``value``. Counted in bytes, BYTES at a time."""
     at, n = U(at), U(n)
@@ -219,7 +219,7 @@ def count(labels: Array, at: Number, value: Number, n: Number) -> Number:
     return total
 
 
-@jit
+@inner
 def dot_narrow(values: Array, at: Number, counts: Array, to: Number, n: Number, chunk: Number) -> Number:
     """Σ values · counts, where int32 holds the sum of any ``chunk`` products. Becomes vpmaddwd."""
     at, to, n, chunk = U(at), U(to), U(n), U(chunk)
@@ -235,7 +235,7 @@ def dot_narrow(values: Array, at: Number, counts: Array, to: Number, n: Number, 
     return total
 
 
-@jit
+@inner
 def sum_and_squares(values: Array, ones: Array, n: Number, chunk: Number) -> tuple[Number, Number]:
     """(Σ v, Σ v²), where int32 holds the sum of any ``chunk`` squares. ``ones`` makes the first a vpmaddwd too."""
     n, chunk = U(n), U(chunk)
@@ -253,7 +253,7 @@ def sum_and_squares(values: Array, ones: Array, n: Number, chunk: Number) -> tup
     return first, second
 
 
-@jit
+@inner
 def dot_wide(values: Array, at: Number, counts: Array, to: Number, n: Number, unsigned: bool) -> Number:
     """Σ values · counts, each product in an int64 of its own. Signed ones are at most 2^30 and made in an int32."""
     at, to = U(at), U(to)
@@ -267,14 +267,14 @@ def dot_wide(values: Array, at: Number, counts: Array, to: Number, n: Number, un
     return total
 
 
-@jit
+@inner
 def products_that_fit(most: Number) -> Number:
     """How many products of at most ``most`` >= 1 an int32 holds, in whole vectors; 0 if too few to be worth while."""
     fitting = INT32 // most // LANES * LANES
     return fitting if fitting >= SHORTEST else 0
 
 
-@jit
+@inner
 def moments(
     values: Array, at: Number, labels: Array, value: Number, n: Number, low: Number, high: Number, room: Room
 ) -> tuple[Number, Number, Number]:
@@ -304,7 +304,7 @@ def moments(
     return voxels, total + middle * voxels, squares + 2 * middle * total + middle * middle * voxels
 
 
-@jit
+@inner
 def reduce_stretch(
     values: Array,
     labels: Array,
