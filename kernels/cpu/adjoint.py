@@ -382,7 +382,7 @@ def adjoint(
 
     Parameters
     ----------
-    image : flat array of uint8, int8 or int16
+    image : flat array of uint8 or int16
         uint16 comes as the int16 of the same bits, with ``unsigned`` true.
     labels : flat array of uint8
     box : (int, int, int, int)

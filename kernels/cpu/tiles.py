@@ -190,7 +190,10 @@ def reduce_adjoint(
     """(voxels, Σ S, Σ v, Σ v²) of one class: Σ S over ``the.work.voxels``, the others over the whole image."""
     unsigned = image.dtype == np.uint16
     flat = image.reshape(-1)
-    flat = flat.view(np.int16) if unsigned else flat
+    if unsigned:
+        flat = flat.view(np.int16)
+    elif flat.dtype == np.int8:  # rare, and not worth kernels of its own
+        flat = flat.astype(np.int16)
     dense = occupied.size == 0
     work = the.work if dense else the.work._replace(occupied=occupied)
     height = the.height if dense else BLOCK[0]
