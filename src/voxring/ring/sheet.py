@@ -179,15 +179,18 @@ def _modulus(study: Study) -> Section:
         "The modulus, and why it cannot wrap",
         (
             "A party holds each of its numbers against the public bound B of the study before it sends anything, and "
-            f"ends the session if one is larger. With {which}, the total lies in −{parties}·B … {parties}·B, and N = "
-            f"2·{parties}·B + 1 has one residue for each of these. So its residue tells the total, exactly, and no sum "
-            "can wrap.",
+            f"ends the session if one is larger. With {which}, the total lies in −{parties}·B … {parties}·B, and N is "
+            "a power of 2 that is larger than that range. So its residue tells the total, exactly, and no sum can "
+            "wrap.",
+            "Every sum has one number more, a checksum: the party's own numbers times public weights, added up mod N. "
+            "That of all parties together follows from the totals and tells nothing more. N is at least 2^64 times as "
+            "large as the range, so that numbers which were changed by accident inside a party are found.",
             "B and N follow from bounds.voxels_per_party, the bound of the intensities and the window. Those of sdsum "
             "follow from μ too; the table has the largest that they can be.",
         ),
-        ("sum", "of", "bits of B", "bits of N", "N"),
+        ("sum", "of", "bits of B", "N"),
         tuple(
-            (name, SUMS[name], str(bound.bit_length()), str(n.bit_length()), str(n))
+            (name, SUMS[name], str(bound.bit_length()), f"2^{n.bit_length() - 1}")
             for name, (bound, n) in moduli(study).items()
         ),
     )

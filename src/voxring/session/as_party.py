@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from voxring.errors import PeerError, StudyError
+from voxring.errors import PeerError, RemoteProtocolError, StudyError
 from voxring.net import Link, Listener, Presence, check_address
 from voxring.ring.order import RESEARCHER
 from voxring.session.coins import CoinFile
@@ -105,6 +105,10 @@ def _address_of(study: Study, name: str) -> str:
     return next((party.address for party in study.party if party.name == name), "")
 
 
+class _StartedOverError(Exception):
+    """The researcher has started over."""
+
+
 class _Process:
     """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
 
@@ -113,6 +117,10 @@ class _Process:
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
+        self._totals: LocalTotals | None = None
+        self._attempt = 0
+        self._reason = ""
+        """Why this party ends, should it end now."""
 
     # Called by the listener's threads.
 
@@ -136,44 +144,57 @@ class _Process:
 
     def run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> Heard:
         """Go from waiting to done; ``where`` are the addresses of the other parties."""
-        with ExitStack() as stack:
-            return self._run(local_totals, where, stack)
-
-    def _run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str], stack: ExitStack) -> Heard:
-        reason = "it was stopped"
         try:
-            self._wait_for_researcher()
-            self._wait_for_coin()
-            reason = "it could not reach the next party in the ring or was stopped"
-            links = {name: self._link(name, where[name], stack) for name in self._successors()}
-            for link in links.values():
-                link.wait(self.timeout)
-            self.notify("computing local totals")
-            reason = "it stopped while computing its local totals"
-            totals = local_totals()
-            reason = "its numbers leave the study's bounds"
-            with self.changed:
-                self.party.supply(totals)
-                self.changed.notify_all()
-            reason = "it lost the next party in the ring or was stopped"
-            while self._next():
-                self._send(links)
+            while not self._session(local_totals, where):
+                self.notify("starting over")
             heard = self.party.heard()
         finally:
             # After an error this tells the researcher why; after success it lets the last answer get out.
             with self.changed:
-                self.party.fail(reason)
+                self.party.fail(self._reason)
                 self.changed.notify_all()
             self._linger()
         self.notify("done")
         return heard
+
+    def _session(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> bool:
+        """Go from waiting to done; False when the researcher starts over."""
+        self._attempt = self.party.attempt
+        self._reason = "it was stopped"
+        try:
+            with ExitStack() as stack:
+                self._wait_for_researcher()
+                self._wait_for_coin()
+                links = {name: self._link(name, where[name], stack) for name in self._successors()}
+                for link in links.values():
+                    with self._may_lose(link):
+                        link.wait(self.timeout)
+                self._compute(local_totals)
+                while self._next():
+                    self._send(links)
+        except _StartedOverError:
+            return False
+        return True
+
+    def _compute(self, local_totals: Callable[[], LocalTotals]) -> None:
+        if self._totals is None:
+            self.notify("computing local totals")
+            self._reason = "it stopped while computing its local totals"
+            self._totals = local_totals()
+        self._reason = "its numbers leave the study's bounds"
+        with self.changed:
+            self._look()
+            self.party.supply(self._totals)
+            self.changed.notify_all()
+        self._reason = "it was stopped"
 
     def _wait_for_researcher(self) -> None:
         self.notify("waiting for the researcher")
         until = time.monotonic() + self.timeout
         with self.changed:
             while self.party.state == "waiting":
-                if time.monotonic() > until:
+                self._look()
+                if self._attempt == 0 and time.monotonic() > until:
                     refused = f"; last message refused: {self.party.refused}" if self.party.refused else ""
                     raise PeerError(f"the researcher was not heard within {self.timeout:g} s{refused}")
                 self.changed.wait(TICK)
@@ -189,6 +210,23 @@ class _Process:
         """Whom this party sends to, each once; the researcher asks for itself."""
         behind = [ring.successor(self.party.name) for ring in self.party.plan.rings]
         return [name for name in dict.fromkeys(behind) if name != RESEARCHER]
+
+    @contextmanager
+    def _may_lose(self, link: Link) -> Iterator[None]:
+        """When the link is lost, wait until the researcher starts over or ends the session."""
+        try:
+            yield
+        except (PeerError, RemoteProtocolError) as error:
+            self._reason = f"it lost {link.peer}, the next in a ring"
+            until = time.monotonic() + self.timeout
+            with self.changed:
+                self._look()
+                self.party.lose(self._reason)
+                self.changed.notify_all()
+                while self.party.state == "lost" and time.monotonic() < until:
+                    self.changed.wait(TICK)
+                    self._look()
+            raise type(error)(str(error)) from None
 
     def _link(self, name: str, address: str, stack: ExitStack) -> Link:
         link = Link(name, address, max_frame=self.party.plan.largest_frame, grace=grace(self.timeout))
@@ -212,6 +250,8 @@ class _Process:
     def _look(self) -> None:
         """Raise whatever ended the session."""
         self._note_closed()
+        if self.party.attempt != self._attempt:
+            raise _StartedOverError
         if self.party.error is not None:
             raise self.party.error
         missing = self.researcher.missing(time.monotonic())
@@ -224,10 +264,12 @@ class _Process:
 
     def _send(self, links: Mapping[str, Link]) -> None:
         with self.changed:
+            self._look()
             successor, share = self.party.outbox[0]
-        answer = links[successor].ask(share, self.timeout)
-        with self.changed:
-            self.party.delivered(answer)
+        with self._may_lose(links[successor]):
+            answer = links[successor].ask(share, self.timeout)
+            with self.changed:
+                self.party.delivered(answer)
 
     def _linger(self) -> None:
         """Wait, a short while, until the researcher has been told and hangs up: closing at once loses answers."""
