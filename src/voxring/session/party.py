@@ -17,9 +17,10 @@ for each ring. The last party of a ring has no successor that listens: its share
 A message that does not fit is answered with "refused" and changes nothing; a repeat of one already handled gets the
 same answer again.
 
-Whoever says hello first, with the right study, is the researcher of this session: without keys a party cannot tell.
-It relays commitments and openings. If it showed the parties different ones, their coins would differ, and so would
-the ``digest`` of their shares, which neighbours compare.
+With keys a party knows who asks, and refuses a message that names another sender: the researcher is who the study
+says. Without keys it cannot tell, and whoever says hello first, with the right study, is the researcher of this
+session. The researcher relays commitments and openings. If it showed the parties different ones, their coins would
+differ, and so would the ``digest`` of their shares, which neighbours compare.
 """
 
 from __future__ import annotations
@@ -190,16 +191,19 @@ class Party:
 
     # Frames from outside.
 
-    def answer(self, frame: bytes, *, patient: bool = False) -> Answer | None:
+    def answer(self, frame: bytes, peer: str | None = None, *, patient: bool = False) -> Answer | None:
         """Answer a frame; never raises, whatever came.
 
-        With ``patient``, None means: a poll that asks for news, and there is none yet.
+        ``peer`` is the member who proved to be the one that asks, if links are sealed. With ``patient``, None means: a
+        poll that asks for news, and there is none yet.
         """
         sender = ""
         session = NOBODY
         try:
             message = decode(frame, limit=self.plan.largest_frame)
             sender, session = message.sender, message.session
+            if peer not in (None, sender):
+                raise RemoteProtocolError(f"a message of {sender} came from {peer}: each sends its own")
             self._check(message)
             reply = self._handle(message, patient)
         except RemoteProtocolError as error:
