@@ -230,6 +230,14 @@ def test_a_bad_image_ends_the_study_with_its_reason_and_no_result(demo, tmp_path
         (["simulate", "s.toml", "--party=a=m", "--party=b=m", "--party=c=m", "--out", "r"], 3, "no such manifest"),
         (["party", "p.toml", "--name", "a", "--manifest", "m.csv"], 3, "no such manifest"),
         (["research", "p.toml", "--out", "r"], 3, "--insecure"),
+        (
+            ["research", "p.toml", "--out", "r", "--insecure", "--key", "none"],
+            3,
+            "none: cannot be read as a private key",
+        ),
+        (["keys", "show", "s.toml"], 3, "the study has no keys: `voxring keys --help` says how"),
+        (["keys", "show", "m.csv"], 3, "m.csv: cannot be read as a private key"),
+        (["keys", "new", "p.toml"], 3, "p.toml: exists, and a key is never written over"),
         (["study", "check", "none.toml"], 3, "no such study file"),
     ],
 )
@@ -308,6 +316,48 @@ def test_separate_processes_run_a_study(demo, tmp_path):
         learned, said = party.communicate(timeout=30)
         assert party.returncode == 0, said
         assert json.loads(learned)["mean"]["tissue"] == document["classes"]["tissue"]["mean"]
+
+
+def test_keys_are_made_shown_and_seal_a_study(demo, tmp_path):
+    """All that `voxring keys --help` says, with separate processes."""
+    folder, _, manifests, _, _ = demo
+    study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    text, shown = study.read_text().replace("tcp://", "tls+tcp://"), {}
+    for name in (*manifests, "researcher"):
+        made = run("keys", "new", tmp_path / name, check=0)
+        assert "stays on this machine" in made.stderr
+        line, fingerprint = made.stdout.splitlines()
+        shown[name] = [line.split('"')[1], fingerprint.removeprefix("fingerprint ")]
+        assert run("keys", "show", tmp_path / name, check=0).stdout == made.stdout
+        table = f'name = "{name}"\n'
+        text = text.replace(table, table + line + "\n") if name in manifests else f"{text}[researcher]\n{line}\n"
+    study.write_text(text)
+    listed = [line.split(maxsplit=2) for line in run("keys", "show", study, check=0).stdout.splitlines()]
+    assert {name: rest for name, *rest in listed} == shown
+    assert "sealed" in run("study", "check", study, check=0).stdout
+
+    without = run("research", study, "--out", tmp_path / "r.json", "--insecure", check=3)
+    assert "links are sealed: give this member's private key with --key FILE" in without.stderr
+    (tmp_path / "researcher").chmod(0o644)
+    open_key = run("research", study, "--out", tmp_path / "r.json", "--key", tmp_path / "researcher", check=3)
+    assert "chmod 600" in open_key.stderr
+    (tmp_path / "researcher").chmod(0o600)
+
+    command = [sys.executable, "-m", "voxring"]
+    parties = [
+        subprocess.Popen(
+            [*command, "party", study, "--name", name, "--manifest", path, "--key", tmp_path / name, "--quiet"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, path in manifests.items()
+    ]
+    done = run("research", study, "--out", tmp_path / "r.json", "--key", tmp_path / "researcher", "--json", check=0)
+    for party in parties:
+        _, said = party.communicate(timeout=30)
+        assert party.returncode == 0, said
+    assert json.loads(done.stdout)["classes"]["tissue"]["voxels"] > 0
 
 
 def with_addresses(study, names, folder):

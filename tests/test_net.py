@@ -150,13 +150,26 @@ def test_an_address_that_nng_cannot_use_is_a_peer_error(address: str, echo: Echo
         ("tcp://host", True, "expected an address like"),
         ("tcp://host:99999", True, "expected an address like"),
         ("ipc:///tmp/x", True, "expected an address like"),
-        ("tls+tcp://host:7001", True, "asks for encrypted links"),
-        ("tcp://host:7001", False, "not encrypted .* --insecure"),
+        ("tls+tcp://host:7001", True, "asks for encrypted links, and the study has no keys: .* `voxring keys new`"),
+        (
+            "tcp://host:7001",
+            False,
+            "no keys, so its links are not encrypted: .* `voxring keys new`, or pass --insecure",
+        ),
     ],
 )
 def test_addresses_that_cannot_be_used_are_refused_with_the_remedy(address: str, insecure: bool, error: str) -> None:
     with pytest.raises(StudyError, match=error):
-        check_address("st-mary", address, insecure=insecure)
+        check_address("st-mary", address, sealed=False, insecure=insecure)
+
+
+@pytest.mark.parametrize("insecure", [True, False])
+def test_sealed_links_take_both_schemes_and_dial_plain_tcp(insecure: bool) -> None:
+    for scheme in ("tcp", "tls+tcp", "TLS+tcp"):
+        address = check_address("a", f"{scheme}://[::1]:7001", sealed=True, insecure=insecure)
+        assert address == "tcp://[::1]:7001"
+    with pytest.raises(StudyError, match="expected an address like"):
+        check_address("a", "ipc:///tmp/x", sealed=True, insecure=insecure)
 
 
 def test_presence_follows_one_connection() -> None:

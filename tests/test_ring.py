@@ -678,7 +678,18 @@ def test_the_sheet_depends_on_the_study_alone_and_bears_its_digest() -> None:
     assert "5 withholds it" in " ".join(section(a_study(min_patients=5), "imply").sentences)
     nobody = Study.of(name="t", classes={"x": 1})
     assert not section(nobody, "colluders").rows
+    assert "links are in the clear" in " ".join(section(nobody, "granted").sentences)
     assert "the fewest parties allowed, 3" in " ".join(section(nobody, "modulus").sentences)
+
+
+def test_the_sheet_says_of_a_study_with_keys_that_its_links_are_sealed() -> None:
+    keys = ["O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=", "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w="]
+    keys += ["gTl3Dqh9F19WoxJNmuAbh3gNcytWV6cOvO+DU3a7fhs=", "7UkoxijR1YZWVrzlPj1wB1vYHhN2pO24W+6eUdF5p74="]
+    parties = [{"name": name, "key": key} for name, key in zip("abc", keys, strict=False)]
+    study = Study.of(name="t", classes={"x": 1}, party=parties, researcher={"key": keys[3]})
+    said = " ".join(section(study, "granted").sentences)
+    assert "Every message and every answer is encrypted" in said
+    assert "in the clear" not in said
 
 
 if __name__ == "__main__":

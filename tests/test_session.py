@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
@@ -22,7 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from voxring.errors import BoundError, ImageError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError
-from voxring.net import Link
+from voxring.net import Link, PrivateKey, keyring, link_to
+from voxring.net.keys import fingerprint
 from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import MESSAGES, Message, decode, encode
 from voxring.ring.order import connectivity
@@ -33,6 +35,7 @@ from voxring.session.plan import Plan
 from voxring.session.researcher import Researcher
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
+from wire import Tap
 
 ANYWHERE = "tcp://127.0.0.1:0"
 CLASSES = {"lesion": 1, "liver": 2, "rare": 3}
@@ -942,9 +945,8 @@ def run_in_thread(meeting: Meeting, pool: ThreadPoolExecutor, name: str, timeout
         study,
         name,
         local_totals,
-        **{"state": None, "address": ANYWHERE} | options,
+        **{"state": None, "address": ANYWHERE, "insecure": True} | options,
         timeout=timeout,
-        insecure=True,
         listening=meeting.at(name),
     )
 
@@ -1158,6 +1160,149 @@ def test_strangers_second_researchers_and_garbage_change_nothing() -> None:
         assert run.result(timeout=10)[0] == TRUTH
         assert all(isinstance(party.result(timeout=5), Heard) for party in parties)
     assert any("another session" in reason for reason in refused)
+
+
+# With keys.
+
+PRIVATE = {name: PrivateKey(bytes([i]) * 32) for i, name in enumerate(("a", "b", "c", "researcher"), 1)}
+PUBLIC = {name: key.public for name, key in PRIVATE.items()}
+
+
+def a_sealed_study(**changed: str) -> Study:
+    keys = PUBLIC | changed
+    tables = msgspec.to_builtins(a_study()) | {
+        "party": [{"name": name, "key": keys[name]} for name in "abc"],
+        "researcher": {"key": keys["researcher"]},
+    }
+    return Study.of(**tables)
+
+
+class TappedMeeting(Meeting):
+    """A meeting at which somebody sits on every line."""
+
+    def __init__(self, names: str) -> None:
+        super().__init__(names)
+        self.taps: list[Tap] = []
+
+    def at(self, name: str) -> Callable[[str], dict[str, str]]:
+        def listening(address: str) -> dict[str, str]:
+            self.taps.append(Tap(address))
+            return super(TappedMeeting, self).at(name)(self.taps[-1].address)
+
+        return listening
+
+    def seen(self) -> list[bytes]:
+        """What went over each connection each way, without nng's greeting."""
+        return [bytes(kept[8:]) for tap in self.taps for kept in tap.seen]
+
+
+def run_sealed(meeting: Meeting, study: Study, researcher_key: PrivateKey = PRIVATE["researcher"], timeout: float = 4):
+    with ThreadPoolExecutor(3) as pool:
+        parties = {
+            name: run_in_thread(meeting, pool, name, timeout, study=study, key=PRIVATE[name], insecure=False)
+            for name in "abc"
+        }
+        assert meeting.all_here.wait(10)
+        answer, view = run_researcher(study, peers=meeting.where, key=researcher_key, timeout=timeout)
+        return answer, {name: party.result(timeout=10).view for name, party in parties.items()} | {"researcher": view}
+
+
+def test_with_keys_the_answer_is_the_same_and_the_wire_shows_nothing_of_it() -> None:
+    study, runs = a_sealed_study(), []
+    for _ in range(2):
+        meeting = TappedMeeting("abc")
+        answer, views = run_sealed(meeting, study)
+        assert answer == TRUTH
+        seen = meeting.seen()
+        assert sum(map(len, seen)) > 10_000
+        for tap in meeting.taps:
+            tap.close()
+        known = [b"VXR", b"lesion", b"liver", b"researcher", study.digest.encode(), bytes.fromhex(study.digest)[:8]]
+        for view in views.values():
+            for received in view.received:
+                width = (received.modulus.bit_length() + 7) // 8
+                known += [
+                    residue.to_bytes(width, order) for residue in received.residues for order in ("big", "little")
+                ]
+        assert len(known) > 50
+        assert not [what for what in known if any(what in stream for stream in seen)]
+        runs.append(seen)
+    # nng's 8 bytes of length and 4 of number before each frame; then all is random.
+    one, two = ({stream[i : i + 16] for stream in run for i in range(len(stream) - 15)} for run in runs)
+    assert not one & two
+
+
+def test_a_party_refuses_a_message_whose_sender_is_not_the_member_that_asks() -> None:
+    network = Network(a_study())
+    hello = network.researcher.request("a")
+    for peer in ("b", "c", "a"):
+        answer = network.parties["a"].answer(hello, peer)
+        assert answer is not None
+        assert answer.sender is None
+        assert f"a message of researcher came from {peer}" in bodies.read_reason(decode(answer.frame, limit=10**6).body)
+    assert network.parties["a"].state == "waiting"
+    answer = network.parties["a"].answer(hello, "researcher")
+    assert answer is not None
+    assert answer.sender == "researcher"
+
+
+def test_a_member_cannot_stand_in_for_the_researcher_or_for_another_party() -> None:
+    study, meeting = a_sealed_study(), Meeting("abc")
+    with ThreadPoolExecutor(3) as pool:
+        parties = [
+            run_in_thread(meeting, pool, name, 2, study=study, key=PRIVATE[name], insecure=False) for name in "abc"
+        ]
+        assert meeting.all_here.wait(10)
+        forged = Researcher(study, os.urandom)
+        with closing(
+            link_to("a", meeting.where["a"], keyring(study, "b", PRIVATE["b"]), max_frame=10**6, grace=1)
+        ) as link:
+            reply = decode(link.ask(forged.request("a"), 5), limit=10**6)
+        assert bodies.read_reason(reply.body) == "a message of researcher came from b: each sends its own"
+        for party in parties:
+            assert "the researcher was not heard" in str(party.exception(timeout=10))
+
+
+def test_a_researcher_with_another_key_is_refused_by_fingerprint_and_the_true_one_still_heard() -> None:
+    study, meeting, stranger = a_sealed_study(), Meeting("abc"), PrivateKey(bytes(32))
+    with ThreadPoolExecutor(3) as pool:
+        parties = [run_in_thread(meeting, pool, name, study=study, key=PRIVATE[name], insecure=False) for name in "abc"]
+        assert meeting.all_here.wait(10)
+        with pytest.raises(PeerError, match="refused: expected the key of a member of the study") as error:
+            # It has the study as it is, not as it would need it: so it must lie to its own software.
+            run_researcher(study, peers=meeting.where, key=stranger, keys=PUBLIC | {"researcher": stranger.public})
+        assert fingerprint(stranger.public) in str(error.value)
+        assert fingerprint(PUBLIC["researcher"]) in str(error.value)
+        answer, _ = run_researcher(study, peers=meeting.where, key=PRIVATE["researcher"], timeout=4)
+        assert answer == TRUTH
+        assert all(party.result(timeout=10) for party in parties)
+
+
+def test_a_party_with_another_study_is_told_so_without_a_word_of_it_on_the_wire() -> None:
+    ours, theirs, meeting = a_sealed_study(), a_sealed_study(c=PrivateKey(bytes(32)).public), Meeting("abc")
+    with ThreadPoolExecutor(3) as pool:
+        parties = [
+            run_in_thread(meeting, pool, name, 1.5, study=theirs, key=PRIVATE[name], keys=PUBLIC, insecure=False)
+            for name in "abc"
+        ]
+        assert meeting.all_here.wait(10)
+        with pytest.raises(RemoteProtocolError, match=f"under study {ours.digest[:12]}, .* the same study file"):
+            run_researcher(ours, peers=meeting.where, key=PRIVATE["researcher"], timeout=4)
+        for party in parties:
+            assert "last message refused: a frame that is not of this study" in str(party.exception(timeout=8))
+
+
+@pytest.mark.parametrize("insecure", [True, False])
+def test_a_study_with_keys_never_runs_in_the_clear(insecure: bool) -> None:
+    study, peers = a_sealed_study(), dict.fromkeys("abc", ANYWHERE)
+    with pytest.raises(StudyError, match=r"researcher: the study has keys, so links are sealed: .* --key FILE"):
+        run_researcher(study, peers=peers, insecure=insecure)
+    with pytest.raises(StudyError, match=r"a: the study has keys, so links are sealed"):
+        run_party(study, "a", LocalTotals, state=None, address=ANYWHERE, insecure=insecure)
+    with pytest.raises(StudyError, match="expected the private key of a"):
+        run_party(study, "a", LocalTotals, state=None, address=ANYWHERE, key=PRIVATE["b"], insecure=insecure)
+    with pytest.raises(StudyError, match="a key is given, the study has none"):
+        run_researcher(a_study(), peers=peers, key=PRIVATE["researcher"], insecure=insecure)
 
 
 def test_a_different_study_is_refused_naming_both_digests() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from math import lcm, prod
 
 import pytest
@@ -34,16 +35,22 @@ voxels_per_party = 10_000_000_000
 [[party]]
 name = "st-mary"
 address = "tls+tcp://imaging.st-mary.example:7001"
-key = "a"
+key = "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w="
 [[party]]
 name = "north"
 address = "tcp://north.example:7001"
-key = "b"
+key = "gTl3Dqh9F19WoxJNmuAbh3gNcytWV6cOvO+DU3a7fhs="
 [[party]]
 name = "south"
 address = "tcp://south.example:7001"
-key = "c"
+key = "7UkoxijR1YZWVrzlPj1wB1vYHhN2pO24W+6eUdF5p74="
+
+[researcher]
+key = "ypOsFwUYcHHWe4PHc/g6+gQ7oj4QXXbP9bxxC2XMAj8="
 """
+KEYS = dict(zip(("st-mary", "north", "south", "researcher"), re.findall('key = "(.*)"', CONTRACT), strict=True))
+
+PUBLIC = "O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik="
 
 
 def test_a_whole_study_is_read():
@@ -54,6 +61,7 @@ def test_a_whole_study_is_read():
     assert study.privacy.min_patients == 5
     assert study.denominator == 2**16 * 7**3
     assert study.intensity_bound == 2 * 2**16
+    assert study.keys == KEYS
 
 
 def test_the_digest_is_of_the_canonical_form():
@@ -129,6 +137,19 @@ def test_the_digest_is_pinned():
         ("tcp://north.example:7001", "tcp://north.example:99999", r"party\.address: expected tcp://HOST:PORT"),
         ("tcp://north.example:7001", "tcp://south.example:7001", "stands twice: each party listens"),
         ("[privacy]", "[privacy", "not TOML"),
+        (
+            KEYS["north"],
+            "AAAA",
+            r"party\.key: north: expected the 44 characters of a public key, got 4 that are none: ",
+        ),
+        (KEYS["north"], "=" * 44, r"party\.key: north: expected the 44 characters .* that are none: paste the line"),
+        (KEYS["north"], "é" * 44, r"party\.key: north: expected the 44 characters"),
+        (KEYS["north"], KEYS["north"][:-2] + "t=", r"party\.key: north: expected the 44 characters"),  # spare bits
+        (KEYS["researcher"], "x", r"researcher\.key: researcher: expected the 44 characters of a public key, got 1"),
+        (KEYS["north"], KEYS["south"], r"party\.key: north has the key of another member: each makes its own"),
+        (KEYS["north"], "", r"party\.key: north has none, others have: .* `voxring keys new FILE`"),
+        (KEYS["researcher"], "", r"researcher\.key: researcher has none, others have"),
+        ("[researcher]", "[researcher]\nname = 'x'", "researcher: object contains unknown field `name`"),
     ],
 )
 def test_a_bad_study_gets_one_clear_error(tmp_path, old, new, message):
@@ -158,6 +179,21 @@ def test_parties_can_be_given_later():
     assert named.digest != study.digest
     with pytest.raises(StudyError, match="at least 3 parties, got 2"):
         study.with_parties([Party(name=n) for n in ("x", "y")])
+
+
+def test_keys_belong_to_the_digest_and_a_study_without_keys_keeps_the_one_it_had():
+    study = parse_study(CONTRACT)
+    assert json.loads(study.canonical())["researcher"] == {"key": KEYS["researcher"]}
+    assert parse_study(CONTRACT.replace(KEYS["north"], PUBLIC)).digest != study.digest
+    without = parse_study(re.sub('key = ".*"', "", CONTRACT))
+    assert without.keys == {}
+    assert "researcher" not in json.loads(without.canonical())
+    assert without.digest == parse_study(re.sub('key = ".*"', "", CONTRACT).replace("[researcher]", "")).digest
+
+
+def test_the_researcher_has_a_key_only_beside_parties_that_have():
+    with pytest.raises(StudyError, match="the study names no party"):
+        Study.of(name="s", classes={"a": 1}, researcher={"key": PUBLIC})
 
 
 @pytest.mark.parametrize(("size", "ndim", "expected"), [(5, 2, (1, 5, 5)), (5, 3, (5, 5, 5)), ((2, 4), 2, (1, 2, 4))])

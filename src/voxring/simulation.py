@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxring.errors import PeerError, StudyError, VoxringError
+from voxring.ring.order import RESEARCHER
 from voxring.study import Party, Study
 from voxring.totals import LocalTotals, Statistics, pooled
 
 if TYPE_CHECKING:
+    from voxring.net import PrivateKey
     from voxring.session import Heard, View
 
 Notify = Callable[[str, str], None]
@@ -44,6 +46,8 @@ def simulate(
 ) -> Simulated:
     """Run Algorithm 1 with one process for each party, over nng sockets on 127.0.0.1.
 
+    Links are sealed with keys made for this run, in memory alone, whether or not the study has any.
+
     Parameters
     ----------
     study : Study
@@ -63,7 +67,14 @@ def simulate(
         What ended the study; the first cause is told, and every process has ended.
     """
     study = with_parties(study, list(manifests))
-    children = [_Child(study, name, str(manifests[name]), timeout, len(manifests)) for name in study.parties]
+    from voxring.net import PrivateKey
+
+    private = {name: PrivateKey.new() for name in (*study.parties, RESEARCHER)}
+    public = {name: key.public for name, key in private.items()}
+    children = [
+        _Child(study, name, str(manifests[name]), timeout, len(manifests), private[name], public)
+        for name in study.parties
+    ]
     watcher = _Watcher(children, notify)
     start = time.monotonic()
     try:
@@ -72,7 +83,12 @@ def simulate(
         from voxring.session import run_researcher
 
         answer, view = run_researcher(
-            study, peers=addresses, timeout=timeout, insecure=True, notify=lambda what: notify("researcher", what)
+            study,
+            peers=addresses,
+            key=private[RESEARCHER],
+            keys=public,
+            timeout=timeout,
+            notify=lambda what: notify(RESEARCHER, what),
         )
         heard = watcher.outcomes(timeout)
     except PeerError as error:
@@ -124,6 +140,8 @@ class _Child:
     manifest: str
     timeout: float
     siblings: int
+    key: PrivateKey
+    keys: Mapping[str, str]
     pipe: Connection = field(init=False)
     process: Any = field(init=False)
     address: str | None = None
@@ -138,7 +156,7 @@ class _Child:
         threads = max(1, len(os.sched_getaffinity(0)) // self.siblings)
         self.process = context.Process(
             target=_party_process,
-            args=(theirs, self.study, self.name, self.manifest, self.timeout, threads),
+            args=(theirs, self.study, self.name, self.manifest, self.timeout, threads, self.key, self.keys),
             name=f"voxring {self.name}",
             daemon=True,
         )
@@ -146,7 +164,16 @@ class _Child:
         theirs.close()
 
 
-def _party_process(pipe: Connection, study: Study, name: str, manifest: str, timeout: float, threads: int) -> None:
+def _party_process(
+    pipe: Connection,
+    study: Study,
+    name: str,
+    manifest: str,
+    timeout: float,
+    threads: int,
+    key: PrivateKey,
+    keys: Mapping[str, str],
+) -> None:
     """Be one party: everything it says goes through the pipe, as (kind, content)."""
     from voxring.batch import party_totals, read_manifest
     from voxring.session import run_party
@@ -168,8 +195,9 @@ def _party_process(pipe: Connection, study: Study, name: str, manifest: str, tim
             state=None,
             address=_LOOPBACK,
             listening=listening,
+            key=key,
+            keys=keys,
             timeout=timeout,
-            insecure=True,
             notify=lambda what: pipe.send(("says", what)),
         )
         pipe.send(("heard", heard))

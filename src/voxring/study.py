@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -93,10 +95,16 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Party(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One hospital: its name, where it listens, its public key."""
+    """One hospital: its name, where it listens, its public key (Ed25519, the 32 bytes in base64)."""
 
     name: str
     address: str = ""
+    key: str = ""
+
+
+class Researcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The researcher's public key."""
+
     key: str = ""
 
 
@@ -120,6 +128,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     privacy: Privacy = Privacy()
     bounds: Bounds = Bounds()
     party: tuple[Party, ...] = ()
+    researcher: Researcher = Researcher()
 
     @classmethod
     def of(cls, **tables: object) -> Study:
@@ -136,6 +145,12 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def parties(self) -> tuple[str, ...]:
         """Names of the parties, in the order of the file."""
         return tuple(party.name for party in self.party)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Public key of every member, the researcher last; empty if the study gives none."""
+        keys = {party.name: party.key for party in self.party} | {"researcher": self.researcher.key}
+        return keys if any(keys.values()) else {}
 
     @property
     def unit(self) -> int:
@@ -164,8 +179,15 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return hashlib.sha256(self.canonical()).hexdigest()
 
     def canonical(self) -> bytes:
-        """The study as JSON with every default written out, keys sorted, no white space."""
-        return msgspec.json.encode(self, order="sorted")
+        """The study as JSON with every default written out, keys sorted, no white space.
+
+        What came to the format later is left out when it is not used, so that older studies keep their digest, and
+        with it their coin.
+        """
+        tables = msgspec.to_builtins(self)
+        if self.researcher == Researcher():
+            del tables["researcher"]
+        return msgspec.json.encode(tables, order="sorted")
 
     def with_parties(self, parties: Sequence[Party]) -> Study:
         """Return the same study with these parties."""
@@ -249,6 +271,7 @@ def _faults(study: Study) -> Iterator[tuple[str, str]]:
     if study.intensity_bound >= 2**62:
         yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
     yield from _party_faults(study)
+    yield from _key_faults(study)
 
 
 def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
@@ -304,6 +327,37 @@ def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
             f"expected 1 to {most} colluders among {len(study.party)} parties and the researcher, got "
             f"{study.privacy.collusion}: the largest reachable is {most}",
         )
+
+
+def _key_faults(study: Study) -> Iterator[tuple[str, str]]:
+    keys = study.keys
+    if keys and not study.party:
+        yield "researcher.key", "the study names no party: give each its [[party]] with a key, or leave this one out"
+    for name, key in keys.items():
+        where = "researcher.key" if name == "researcher" else "party.key"
+        if not key:
+            yield (
+                where,
+                f"{name} has none, others have: all parties and the researcher need one, made with "
+                "`voxring keys new FILE` where it will be used",
+            )
+        elif not _key_ok(key):
+            # Not quoted: somebody may have pasted what is private.
+            yield (
+                where,
+                f"{name}: expected the 44 characters of a public key, got {len(key)} that are none: paste the line "
+                "that `voxring keys show FILE` prints",
+            )
+        elif list(keys.values()).count(key) > 1:
+            yield where, f"{name} has the key of another member: each makes its own with `voxring keys new FILE`"
+
+
+def _key_ok(key: str) -> bool:
+    try:
+        raw = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return len(raw) == 32 and base64.b64encode(raw).decode() == key
 
 
 def _address_ok(address: str) -> bool:

@@ -10,6 +10,7 @@ import click
 # name: (module, attribute, one line of help); the line stands here so that help imports nothing.
 _COMMANDS = {
     "demo": ("demo", "demo", "Three hospitals on this machine compute the statistics of a real CT."),
+    "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "party": ("run", "party", "Take part in a study as one hospital."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),

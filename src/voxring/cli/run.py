@@ -23,7 +23,14 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--insecure",
             is_flag=True,
-            help="Accept links that are not encrypted: whoever can read them all learns every party's numbers.",
+            help="For a study without keys: accept links that are not encrypted. Whoever can read them all learns "
+            "every party's numbers.",
+        ),
+        click.option(
+            "--key",
+            type=click.Path(path_type=Path),
+            help="This member's private key, made with `voxring keys new`. Links of a study with keys are sealed, and "
+            "need it.",
         ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ):
@@ -53,6 +60,7 @@ def party(
     state: Path | None,
     device: str,
     timeout: float,
+    key: Path | None,
     insecure: bool,
     quiet: bool,
     as_json: bool,
@@ -66,10 +74,12 @@ def party(
 
     from voxring.batch import party_totals, read_manifest
     from voxring.engine import device_name
+    from voxring.net import PrivateKey
     from voxring.session import run_party, state_folder
     from voxring.study import load_study
 
     checked = load_study(study)
+    private = None if key is None else PrivateKey.read(key)
     read_manifest(manifest)
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
     with Progress(quiet=quiet) as progress:
@@ -85,6 +95,7 @@ def party(
             ),
             state=state or state_folder(),
             address=address,
+            key=private,
             timeout=timeout,
             insecure=insecure,
             notify=lambda what: progress(name, what),
@@ -103,18 +114,35 @@ def party(
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the result, as JSON.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="How often to start over when a party vanishes before anything was released; one that was started again is "
+    "waited for.",
+)
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-def research(study: Path, out: Path, timeout: float, insecure: bool, quiet: bool, as_json: bool) -> None:
+def research(
+    study: Path, out: Path, retries: int, timeout: float, key: Path | None, insecure: bool, quiet: bool, as_json: bool
+) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
+    from voxring.net import PrivateKey
     from voxring.session import run_researcher
     from voxring.study import load_study
 
     checked = load_study(study)
+    private = None if key is None else PrivateKey.read(key)
     check_writable(out)
     with Progress(quiet=quiet) as progress:
         answer, _ = run_researcher(
-            checked, timeout=timeout, insecure=insecure, notify=lambda what: progress("researcher", what)
+            checked,
+            key=private,
+            timeout=timeout,
+            insecure=insecure,
+            retries=retries,
+            notify=lambda what: progress("researcher", what),
         )
     write_result(answer, checked, out)
     if as_json:

@@ -7,8 +7,10 @@ from urllib.parse import urlsplit
 from voxring.errors import StudyError
 
 
-def check_address(name: str, address: str, *, insecure: bool) -> str:
-    """Return the address if it can be used.
+def check_address(name: str, address: str, *, sealed: bool, insecure: bool) -> str:
+    """Return the address for nng if it can be used.
+
+    Links of a study with keys are sealed, whether the address says ``tcp`` or ``tls+tcp``.
 
     Raises
     ------
@@ -17,7 +19,7 @@ def check_address(name: str, address: str, *, insecure: bool) -> str:
 
     Examples
     --------
-    >>> check_address("a", "tcp://127.0.0.1:7001", insecure=True)
+    >>> check_address("a", "tls+tcp://127.0.0.1:7001", sealed=True, insecure=False)
     'tcp://127.0.0.1:7001'
     """
     if not address:
@@ -31,14 +33,17 @@ def check_address(name: str, address: str, *, insecure: bool) -> str:
         usable = False
     if not usable or parts.scheme not in ("tcp", "tls+tcp"):
         raise StudyError(f"{name}: expected an address like tcp://HOST:PORT, got {address!r}")
+    if sealed:
+        return "tcp" + address[len(parts.scheme) :]
     if parts.scheme == "tls+tcp":
         raise StudyError(
-            f"{name}: {address!r} asks for encrypted links, which this version does not have: "
-            "use tcp:// with --insecure inside a network that you trust, such as a VPN"
+            f"{name}: {address!r} asks for encrypted links, and the study has no keys: make one for every member with "
+            "`voxring keys new` and write the public keys in the study"
         )
     if not insecure:
         raise StudyError(
-            f"{name}: links are not encrypted in this version: whoever can listen on both sides of a party can work "
-            "out its numbers. Pass --insecure if the network itself is trusted, such as one machine or a VPN"
+            f"{name}: the study has no keys, so its links are not encrypted: whoever can listen on both sides of a "
+            "party can work out its numbers. Make keys with `voxring keys new`, or pass --insecure if the network "
+            "itself is trusted, such as one machine or a VPN"
         )
     return address

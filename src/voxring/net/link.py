@@ -128,10 +128,10 @@ class Link:
         if not here and self._answered and now - self._left > self._grace:
             raise PeerError(f"{self.peer} went away and did not come back within {self._grace:g} s")
         if now >= until and here:
-            raise PeerError(f"{self.peer} did not answer for {timeout:g} s")
+            raise PeerError(f"{self.peer} did not answer for {round(timeout, 1):g} s")
         if now >= until:
             raise PeerError(
-                f"{self.peer} was not reached at {self.address} for {timeout:g} s: is it running, and is the "
+                f"{self.peer} was not reached at {self.address} for {round(timeout, 1):g} s: is it running, and is the "
                 "address right?"
             )
 

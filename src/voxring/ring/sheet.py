@@ -63,7 +63,7 @@ def sheet(study: Study) -> Sheet:
             _colluders(study),
             _implied(study),
             _modulus(study),
-            _limits(),
+            _limits(study),
         ),
     )
 
@@ -196,14 +196,32 @@ def _modulus(study: Study) -> Section:
     )
 
 
-def _limits() -> Section:
+def _limits(study: Study) -> Section:
     return Section(
         "What this takes for granted",
         (
             "Every process follows the protocol and may only look at what it sees (the semi-honest model). A process "
             "that sends other numbers can make the result wrong.",
             "Blinds and shares come from the operating system's random numbers and are used once.",
-            "Links are not encrypted: somebody who reads every link learns what all members together would see of the "
-            "messages, and with that each party's numbers.",
+            *_links(study),
         ),
+    )
+
+
+def _links(study: Study) -> tuple[str, ...]:
+    if not study.keys:
+        return (
+            "The study gives no keys: links are in the clear, and whoever says hello first is taken for the "
+            "researcher. Somebody who reads every link learns what all members together would see of the messages, "
+            "and with that each party's numbers.",
+        )
+    return (
+        "The study gives each member's public key. Every message and every answer is encrypted and authenticated "
+        "between its two members (a TLS 1.3 handshake in which both prove that they hold their keys, then "
+        "AES-256-GCM). Somebody who reads every link sees network addresses, times and the number and length of "
+        "messages, not what they hold; somebody who changes or holds back messages can end a session, not change its "
+        "result.",
+        "Each private key is in the hands of its member alone, and each member has compared the fingerprints of the "
+        "others' public keys. Whoever takes a private key can stand in for its member in later sessions; what was "
+        "recorded of earlier ones stays closed.",
     )

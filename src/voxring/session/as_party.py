@@ -6,11 +6,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from voxring.errors import PeerError, RemoteProtocolError, StudyError
-from voxring.net import Link, Listener, Presence, check_address
+from voxring.net import Asking, Presence, PrivateKey, check_address, keyring, link_to, listen_at
+from voxring.net.keys import Keyring
 from voxring.ring.order import RESEARCHER
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
@@ -35,6 +37,8 @@ def run_party(
     state: str | Path | None,
     address: str | None = None,
     peers: Mapping[str, str] | None = None,
+    key: PrivateKey | None = None,
+    keys: Mapping[str, str] | None = None,
     timeout: float = 60.0,
     insecure: bool = False,
     notify: Callable[[str], None] = lambda what: None,
@@ -57,10 +61,14 @@ def run_party(
         Where to listen, instead of the study's address; ``tcp://HOST:0`` takes a free port.
     peers : mapping of name to address, optional
         Where parties are found, instead of the study's addresses.
+    key : PrivateKey, optional
+        This party's, for a study with keys: links are sealed.
+    keys : mapping of name to public key, optional
+        Instead of the study's, for simulations.
     timeout : float
         Seconds without the researcher, or without an answer of the next party, after which the party ends.
     insecure : bool
-        Links are in the clear; must be asked for.
+        Links of a study without keys are in the clear; must be asked for.
     notify : callable
         Gets the phases in plain words, in this thread.
     listening : callable
@@ -69,9 +77,10 @@ def run_party(
     Raises
     ------
     StudyError
-        The study has no such party, or no usable address; or the coin cannot be read or kept.
+        The study has no such party, or no usable address; or the key is not this party's; or the coin cannot be read or
+        kept.
     PeerError
-        The researcher or a next party was not there in time, went away, or ended the session.
+        The researcher or a next party was not there in time, went away, ended the session, or has another key.
     BoundError
         This party's totals leave the study's bounds; nothing was sent.
     ProtocolError
@@ -79,18 +88,23 @@ def run_party(
     """
     if name not in study.parties:
         raise StudyError(f"the study has the parties {', '.join(study.parties)}; {name!r} is none of them")
-    own = check_address(name, address or _address_of(study, name), insecure=insecure)
+    ring = keyring(study, name, key, keys=keys)
+    checked = partial(check_address, sealed=ring is not None, insecure=insecure)
+    own = checked(name, address or _address_of(study, name))
     coin, keep = None, _forget
     if state is not None:
         file = CoinFile(state, study, name)
         coin, keep = file.read(), file.write
-    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), timeout, notify)
-    with Listener(own, process.answer, process.closed, max_frame=process.party.plan.largest_frame) as listener:
+    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), ring, timeout, notify)
+    listener, process.refused = listen_at(
+        own, process.answer, process.closed, ring, max_frame=process.party.plan.largest_frame
+    )
+    with listener:
         notify(f"listening at {listener.address}")
         peers = listening(listener.address) or peers or {}
         # Any of them may stand behind this party: the coin decides.
         where = {
-            other: check_address(other, peers.get(other) or _address_of(study, other), insecure=insecure)
+            other: checked(other, peers.get(other) or _address_of(study, other))
             for other in study.parties
             if other != name
         }
@@ -112,8 +126,10 @@ class _StartedOverError(Exception):
 class _Process:
     """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
 
-    def __init__(self, party: Party, timeout: float, notify: Callable[[str], None]) -> None:
-        self.party, self.timeout, self.notify = party, timeout, notify
+    def __init__(self, party: Party, ring: Keyring | None, timeout: float, notify: Callable[[str], None]) -> None:
+        self.party, self.ring, self.timeout, self.notify = party, ring, timeout, notify
+        self.refused: Callable[[], str] = str
+        """Why the last frame was refused before the party saw it."""
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
@@ -124,11 +140,11 @@ class _Process:
 
     # Called by the listener's threads.
 
-    def answer(self, frame: bytes, pipe: int) -> bytes:
-        """Answer a frame; hold back the answer to a poll that waits for news."""
+    def answer(self, frame: bytes, pipe: int, peer: str | None) -> bytes:
+        """Answer a frame of a member, known if there are keys; hold back the answer to a poll that waits for news."""
         until = time.monotonic() + LONG_POLL
         with self.changed:
-            while (answer := self.party.answer(frame, patient=time.monotonic() < until)) is None:
+            while (answer := self.party.answer(frame, peer, patient=time.monotonic() < until)) is None:
                 self.researcher.heard(pipe, time.monotonic())
                 self.changed.wait(max(0.0, until - time.monotonic()))
             if answer.sender == RESEARCHER:
@@ -195,7 +211,8 @@ class _Process:
             while self.party.state == "waiting":
                 self._look()
                 if self._attempt == 0 and time.monotonic() > until:
-                    refused = f"; last message refused: {self.party.refused}" if self.party.refused else ""
+                    reason = self.party.refused or self.refused()
+                    refused = f"; last message refused: {reason}" if reason else ""
                     raise PeerError(f"the researcher was not heard within {self.timeout:g} s{refused}")
                 self.changed.wait(TICK)
 
@@ -212,7 +229,7 @@ class _Process:
         return [name for name in dict.fromkeys(behind) if name != RESEARCHER]
 
     @contextmanager
-    def _may_lose(self, link: Link) -> Iterator[None]:
+    def _may_lose(self, link: Asking) -> Iterator[None]:
         """When the link is lost, wait until the researcher starts over or ends the session."""
         try:
             yield
@@ -228,9 +245,11 @@ class _Process:
                     self._look()
             raise type(error)(str(error)) from None
 
-    def _link(self, name: str, address: str, stack: ExitStack) -> Link:
-        link = Link(name, address, max_frame=self.party.plan.largest_frame, grace=grace(self.timeout))
-        return stack.enter_context(link)
+    def _link(self, name: str, address: str, stack: ExitStack) -> Asking:
+        largest = self.party.plan.largest_frame
+        return stack.enter_context(
+            closing(link_to(name, address, self.ring, max_frame=largest, grace=grace(self.timeout)))
+        )
 
     def _next(self) -> bool:
         """Wait until there is something to send; False when the session is done."""
@@ -262,7 +281,7 @@ class _Process:
         while self._gone:
             self.researcher.closed(self._gone.pop(0), time.monotonic())
 
-    def _send(self, links: Mapping[str, Link]) -> None:
+    def _send(self, links: Mapping[str, Asking]) -> None:
         with self.changed:
             self._look()
             successor, share = self.party.outbox[0]

@@ -6,10 +6,11 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 
 from voxring.errors import PeerError, ProtocolError, RemoteProtocolError
-from voxring.net import Link, check_address
+from voxring.net import Asking, PrivateKey, check_address, keyring, link_to
+from voxring.ring.order import RESEARCHER
 from voxring.ring.views import View
 from voxring.session.as_party import TICK, grace
 from voxring.session.researcher import PHASES, Researcher
@@ -23,6 +24,8 @@ def run_researcher(
     study: Study,
     *,
     peers: Mapping[str, str] | None = None,
+    key: PrivateKey | None = None,
+    keys: Mapping[str, str] | None = None,
     timeout: float = 60.0,
     insecure: bool = False,
     retries: int = 0,
@@ -39,10 +42,14 @@ def run_researcher(
         With its parties.
     peers : mapping of name to address, optional
         Where parties are found, instead of the study's addresses.
+    key : PrivateKey, optional
+        The researcher's, for a study with keys: links are sealed.
+    keys : mapping of name to public key, optional
+        Instead of the study's, for simulations.
     timeout : float
         Seconds to wait for a party that does not answer.
     insecure : bool
-        Links are in the clear; must be asked for.
+        Links of a study without keys are in the clear; must be asked for.
     retries : int
         How many sessions may follow one that failed.
     notify : callable
@@ -58,22 +65,25 @@ def run_researcher(
     Raises
     ------
     StudyError
-        The study has too few parties or no usable address.
+        The study has too few parties or no usable address, or the key is not the researcher's.
     PeerError
-        A party was not there in time, went away, refused, or ended the session. All others were told.
+        A party was not there in time, went away, refused, ended the session, or has another key. All others were told.
     ProtocolError
         A party's answers did not fit.
     """
     machine = Researcher(study, secrets.token_bytes)
+    ring = keyring(study, RESEARCHER, key, keys=keys)
     addresses = {party.name: party.address for party in study.party} | dict(peers or {})
-    where = {name: check_address(name, addresses[name], insecure=insecure) for name in study.parties}
+    where = {
+        name: check_address(name, addresses[name], sealed=ring is not None, insecure=insecure) for name in study.parties
+    }
     while True:
         try:
             with ExitStack() as stack:
                 links = []
                 for name in study.parties:
-                    link = Link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
-                    links.append(stack.enter_context(link))
+                    link = link_to(name, where[name], ring, max_frame=machine.plan.largest_frame, grace=grace(timeout))
+                    links.append(stack.enter_context(closing(link)))
                 _Process(machine, links, timeout, notify, last=not retries).run()
         except (PeerError, RemoteProtocolError) as error:
             if not retries or not machine.may_start_over:
@@ -89,7 +99,7 @@ class _Process:
     """One courier for each party meets the others here; ``changed`` guards the state machine."""
 
     def __init__(
-        self, machine: Researcher, links: list[Link], timeout: float, notify: Callable[[str], None], *, last: bool
+        self, machine: Researcher, links: list[Asking], timeout: float, notify: Callable[[str], None], *, last: bool
     ) -> None:
         self.machine, self.links, self.timeout, self.notify, self.last = machine, links, timeout, notify, last
         self.changed = threading.Condition()
@@ -148,7 +158,7 @@ class _Process:
         for link in self.links:
             link.stop()
 
-    def _courier(self, link: Link) -> None:
+    def _courier(self, link: Asking) -> None:
         """Carry questions to one party and answers back."""
         try:
             while (question := self._question(link.peer)) is not None:

@@ -22,9 +22,10 @@ and the one that follows: the party is "waiting" once more, with fresh shares to
 session. A party that lost the next one in a ring is "lost" and waits for that, or for the end. From "released" on
 nothing starts over: something is known, and other shares of the same numbers could tell more.
 
-Whoever says hello first, with the right study, is the researcher of this session: without keys a party cannot tell.
-It relays commitments and openings. If it showed the parties different ones, their coins would differ, and so would
-the ``digest`` of their shares, which neighbours compare.
+With keys a party knows who asks, and refuses a message that names another sender: the researcher is who the study
+says. Without keys it cannot tell, and whoever says hello first, with the right study, is the researcher of this
+session. The researcher relays commitments and openings. If it showed the parties different ones, their coins would
+differ, and so would the ``digest`` of their shares, which neighbours compare.
 """
 
 from __future__ import annotations
@@ -208,16 +209,19 @@ class Party:
 
     # Frames from outside.
 
-    def answer(self, frame: bytes, *, patient: bool = False) -> Answer | None:
+    def answer(self, frame: bytes, peer: str | None = None, *, patient: bool = False) -> Answer | None:
         """Answer a frame; never raises, whatever came.
 
-        With ``patient``, None means: a poll that asks for news, and there is none yet.
+        ``peer`` is the member who proved to be the one that asks, if links are sealed. With ``patient``, None means: a
+        poll that asks for news, and there is none yet.
         """
         sender = ""
         session = NOBODY
         try:
             message = decode(frame, limit=self.plan.largest_frame)
             sender, session = message.sender, message.session
+            if peer not in (None, sender):
+                raise RemoteProtocolError(f"a message of {sender} came from {peer}: each sends its own")
             self._check(message)
             reply = self._handle(message, patient)
         except RemoteProtocolError as error:

@@ -96,8 +96,7 @@ class Researcher:
         self.session = random(SESSION_BYTES)
         self.failed = failed
         self.step = "gathering" if failed else "greeting"
-        self.may_start_over = True
-        """Whether this session may be followed by another: nothing has been opened, and it is worth while."""
+        self._worth_while = True
         self.news: deque[str] = deque()
         self._answered: set[str] = set()
         self._body = b"".join(failed)
@@ -114,6 +113,14 @@ class Researcher:
         self._counts: dict[str, int] = {}
         self._sums: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
+
+    @property
+    def may_start_over(self) -> bool:
+        """Whether this session may be followed by another: nothing has been opened, and it may help.
+
+        Who does not come to start over is not waited for a second time.
+        """
+        return self._worth_while and self.step != "gathering"
 
     @property
     def done(self) -> bool:
@@ -201,7 +208,7 @@ class Researcher:
         """
         answer = decode(frame, limit=self.plan.largest_frame)
         if answer.kind == "refused":
-            self.may_start_over &= self.step != "greeting"  # it has another study, or is in another session
+            self._worth_while &= self.step != "greeting"  # it has another study, or is in another session
             raise PeerError(f"{party} refused: {bodies.read_reason(answer.body)}")
         if (answer.digest, answer.session) != (self.plan.digest, self.session):
             raise RemoteProtocolError(f"{party} answered for another study or session")
@@ -225,7 +232,7 @@ class Researcher:
         if not self._all_answered(party):
             return
         if len(set(self._coins.values())) > 1:
-            self.may_start_over = False
+            self._worth_while = False
             raise PeerError(_different_coins({name: self._coins[name] for name in self._study.parties}))
         coin = self._coins[party]
         if coin:
@@ -262,7 +269,7 @@ class Researcher:
     def _take_status(self, party: str, status: bodies.Status) -> None:
         if status.state == "lost":
             raise PeerError(f"{party} cannot go on: {bodies.read_reason(status.reason.encode())}")
-        self.may_start_over &= status.state not in ENDED
+        self._worth_while &= status.state not in ENDED
         if status.state == "failed":
             raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
         if status.state == "aborted":
@@ -283,7 +290,7 @@ class Researcher:
         if share.sum == self.step:
             self._back.add(share.ring)
             if master.state == "done":
-                self.may_start_over = False
+                self._worth_while = False
                 self._finish(master.total)
 
     # Steps.
