@@ -418,7 +418,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
         assert process.returncode == 5, said
         assert "Traceback" not in said
         assert said.splitlines()[-1].startswith("voxring: ")
-    assert time.monotonic() - killed < timeout + 5
+    assert time.monotonic() - killed < 2 * timeout + 5  # the researcher waits once for it to come back
     assert not (tmp_path / "r.json").exists()
 
 
