@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -108,7 +109,7 @@ class Run:
                 assert (one.means, one.counts) == ({"lesion": lesion.mean}, {"lesion": lesion.voxels})
         if answer is None:
             assert any(word in ended for word in ("while", "in the secure sum"))  # the phase
-            assert any(f"{name} " in ended for name in (*NAMES, "message", "frame")), ended
+            assert re.search(r"\b[abc]\b", ended.partition(": ")[2]), ended  # the party
         else:
             assert answer == TRUTH
 

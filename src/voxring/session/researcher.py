@@ -206,7 +206,12 @@ class Researcher:
         RemoteProtocolError
             The answer is malformed or not from this session.
         """
-        answer = decode(frame, limit=self.plan.largest_frame)
+        try:
+            self._take(party, decode(frame, limit=self.plan.largest_frame))
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(f"from {party}: {error}") from None
+
+    def _take(self, party: str, answer: Message) -> None:
         if answer.kind == "refused":
             self._worth_while &= self.step != "greeting"  # it has another study, or is in another session
             raise PeerError(f"{party} refused: {bodies.read_reason(answer.body)}")
