@@ -285,6 +285,7 @@ def test_separate_processes_run_a_study(demo, tmp_path):
     """`voxring party` three times and `voxring research`, in the order in which things go wrong in life."""
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    digest = json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]
     command = [sys.executable, "-m", "voxring"]
     research = subprocess.Popen(
         [*command, "research", study, "--out", tmp_path / "r.json", "--insecure", "--json"],
@@ -294,7 +295,7 @@ def test_separate_processes_run_a_study(demo, tmp_path):
     )
     parties = [
         subprocess.Popen(
-            [*command, "party", study, "--name", name, "--manifest", path, "--insecure", "--json"],
+            [*command, "party", study, "--name", name, "--manifest", path, "--insecure", "--json", "--approve", digest],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -336,13 +337,14 @@ def free_ports(count):
 def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    digest = json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]
     command, timeout = [sys.executable, "-m", "voxring"], 10
     options = ["--insecure", "--timeout", str(timeout)]
     names = list(manifests)
     # One party is killed once it computes: the others and the researcher must end by themselves.
     running = {
         name: subprocess.Popen(
-            [*command, "party", study, "--name", name, "--manifest", manifests[name], *options],
+            [*command, "party", study, "--name", name, "--manifest", manifests[name], "--approve", digest, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from voxring.errors import PeerError, StudyError
+from voxring.errors import PeerError, VoxringError
 from voxring.net import Link, Listener, Presence, check_address
 from voxring.ring.order import RESEARCHER
+from voxring.session.account import Account, NoAccount, check_party
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
 from voxring.study import Study
@@ -33,6 +34,7 @@ def run_party(
     local_totals: Callable[[], LocalTotals],
     *,
     state: str | Path | None,
+    ledger: Account | None = None,
     address: str | None = None,
     peers: Mapping[str, str] | None = None,
     timeout: float = 60.0,
@@ -53,6 +55,10 @@ def run_party(
     state : path, or None
         Folder in which the party keeps the coin of the study (`voxring.session.coins`). None keeps it nowhere: the next
         run has new rings, which is for simulations alone.
+    ledger : Account, optional
+        The party's account of the study in its ledger: the study must be approved there, ``local_totals`` returns what
+        its `Account.add_up` made, and a run that would tell the numbers of a few by its difference from an earlier one
+        is refused. None keeps none, which is for simulations alone.
     address : str, optional
         Where to listen, instead of the study's address; ``tcp://HOST:0`` takes a free port.
     peers : mapping of name to address, optional
@@ -69,7 +75,8 @@ def run_party(
     Raises
     ------
     StudyError
-        The study has no such party, or no usable address; or the coin cannot be read or kept.
+        The study has no such party, or no usable address; or the coin or the ledger cannot be read or kept; or the
+        ledger holds no approval of the study, or does not allow the run.
     PeerError
         The researcher or a next party was not there in time, went away, or ended the session.
     BoundError
@@ -77,14 +84,15 @@ def run_party(
     ProtocolError
         The researcher's messages did not fit.
     """
-    if name not in study.parties:
-        raise StudyError(f"the study has the parties {', '.join(study.parties)}; {name!r} is none of them")
+    check_party(study, name)
+    account = ledger or NoAccount()
+    account.check_approved()
     own = check_address(name, address or _address_of(study, name), insecure=insecure)
     coin, keep = None, _forget
     if state is not None:
         file = CoinFile(state, study, name)
         coin, keep = file.read(), file.write
-    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), timeout, notify)
+    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), timeout, notify, account)
     with Listener(own, process.answer, process.closed, max_frame=process.party.plan.largest_frame) as listener:
         notify(f"listening at {listener.address}")
         peers = listening(listener.address) or peers or {}
@@ -108,8 +116,8 @@ def _address_of(study: Study, name: str) -> str:
 class _Process:
     """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
 
-    def __init__(self, party: Party, timeout: float, notify: Callable[[str], None]) -> None:
-        self.party, self.timeout, self.notify = party, timeout, notify
+    def __init__(self, party: Party, timeout: float, notify: Callable[[str], None], account: NoAccount) -> None:
+        self.party, self.timeout, self.notify, self.account = party, timeout, notify, account
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
@@ -125,8 +133,20 @@ class _Process:
                 self.changed.wait(max(0.0, until - time.monotonic()))
             if answer.sender == RESEARCHER:
                 self.researcher.heard(pipe, time.monotonic())
+            answered = self._noted(frame, answer.frame)
             self.changed.notify_all()
-            return answer.frame
+            return answered
+
+    def _noted(self, frame: bytes, answered: bytes) -> bytes:
+        """Have an answer noted before it leaves; if that fails, the party has failed, and another answer leaves."""
+        try:
+            self.account.answered(self.party, answered)
+        except VoxringError as error:
+            self.party.fail("it cannot write its ledger")
+            self.party.error = error
+            instead = self.party.answer(frame)
+            return answered if instead is None else instead.frame
+        return answered
 
     def closed(self, pipe: int) -> None:
         """Note that a connection closed, for `_look` to find."""
@@ -151,8 +171,10 @@ class _Process:
             self.notify("computing local totals")
             reason = "it stopped while computing its local totals"
             totals = local_totals()
-            reason = "its numbers leave the study's bounds"
             with self.changed:
+                reason = "its ledger does not allow this run beside an earlier one, or cannot be written"
+                self.account.admit(self.party.session, totals)
+                reason = "its numbers leave the study's bounds"
                 self.party.supply(totals)
                 self.changed.notify_all()
             reason = "it lost the next party in the ring or was stopped"
@@ -165,6 +187,8 @@ class _Process:
                 self.party.fail(reason)
                 self.changed.notify_all()
             self._linger()
+            with self.changed:
+                self.account.ended(self.party, reason)
         self.notify("done")
         return heard
 
@@ -225,6 +249,7 @@ class _Process:
     def _send(self, links: Mapping[str, Link]) -> None:
         with self.changed:
             successor, share = self.party.outbox[0]
+            self.account.sends(share)
         answer = links[successor].ask(share, self.timeout)
         with self.changed:
             self.party.delivered(answer)

@@ -118,6 +118,11 @@ class Party:
         self._counts: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """n of each released class, once this party was told."""
+        return dict(self._counts)
+
     # Steps of this process.
 
     def supply(self, totals: LocalTotals) -> None:
