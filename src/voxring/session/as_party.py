@@ -138,14 +138,13 @@ class _Process:
             return answered
 
     def _noted(self, frame: bytes, answered: bytes) -> bytes:
-        """Have an answer noted before it leaves; if that fails, the party has failed, and another answer leaves."""
+        """Have an answer noted before it leaves; if that fails, the party has failed, and says so instead."""
         try:
             self.account.answered(self.party, answered)
         except VoxringError as error:
             self.party.fail("it cannot write its ledger")
             self.party.error = error
-            instead = self.party.answer(frame)
-            return answered if instead is None else instead.frame
+            return self.party.refusal(frame)
         return answered
 
     def closed(self, pipe: int) -> None:

@@ -81,7 +81,7 @@ class Ledger:
     """
 
     def __init__(self, state: str | Path, party: str) -> None:
-        if not party or Path(party).name != party:
+        if not party or Path(party).name != party:  # it becomes a file's name
             raise StudyError(f"expected the name of a party, got {party!r}")
         self.party = party
         self.path = _folder(state) / f"{party}{_ENDING}"

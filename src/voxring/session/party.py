@@ -217,6 +217,12 @@ class Party:
             return Answer(self._reply("refused", sender, session, bodies.write_reason(self._reason)), sender)
         return None if reply is None else Answer(reply, sender)
 
+    def refusal(self, frame: bytes) -> bytes:
+        """Return what a party that has failed answers a message with instead: why it failed."""
+        message = decode(frame, limit=self.plan.largest_frame)
+        self.told = self.told or message.sender == RESEARCHER
+        return self._reply("refused", message.sender, message.session, bodies.write_reason(self._reason))
+
     def _check(self, message: Message) -> None:
         if message.kind != "share" and message.digest != self.plan.digest:
             raise RemoteProtocolError(
