@@ -425,7 +425,7 @@ def test_two_sessions_use_different_blinds() -> None:
 
 # Starting over.
 
-EARLY = ["waiting", "committed", "opened", "computing", "ready", "counted"]
+EARLY = ["committed", "opened", "computing", "ready", "counted"]
 LATE = ["released", "summed", "averaged", "spread", "done"]
 
 

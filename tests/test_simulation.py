@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from voxring import BoundError, ImageError, PeerError, Study, StudyError
+from voxring.session import state_folder
 from voxring.simulation import pooled_totals, simulate, with_parties
 from voxring.study import Party
 
@@ -43,6 +44,7 @@ def test_four_parties_equal_pooled_and_an_absent_class_is_withheld(manifests):
         assert heard.means == {name: run.answer[name].mean for name in ("a", "b")}
         assert heard.counts == {name: run.answer[name].voxels for name in ("a", "b")}
     assert {who for who, _ in said} == {*NAMES, "researcher"}
+    assert not any(state_folder().parent.iterdir())  # no coin, no ledger
 
 
 def test_parties_must_be_those_of_the_study(manifests):

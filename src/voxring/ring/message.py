@@ -93,7 +93,9 @@ MESSAGES: dict[Kind, Described] = {
         "party",
         "researcher",
         "how far it is, why it ended if it did, and the share that the last of a ring hands over",
-        _FIXED + ", but the time it takes tells how long the party computed; the share as below",
+        _FIXED
+        + ", but the time it takes tells how long the party computed, and a party whose ledger refuses the run says "
+        "that it does, not why; the share as below",
     ),
     "share": Described(
         "member",

@@ -163,12 +163,24 @@ def _implied(study: Study) -> Section:
             "no other hospital has the class, the result is that patient's, and privacy.min_patients = "
             f"{least} {'does not withhold' if least <= 1 else 'withholds'} it.",
             "Two runs of which one has a patient or a hospital more tell, by their difference, the numbers of that one "
-            "(differencing). Nothing here keeps count of runs: those who run studies must.",
+            f"(differencing). {_guard(study)}",
             f"A class is released from {study.privacy.min_voxels} voxels in all (privacy.min_voxels). The researcher "
             "learns n and the patient count of withheld classes too, and parties learn that they are withheld.",
             "Means and deviations are exact: their last digits tell more than rounded numbers would, about all images "
             "together.",
         ),
+    )
+
+
+def _guard(study: Study) -> str:
+    parties, patients = study.privacy.min_parties, study.privacy.min_patients
+    none = "; with 1, it refuses none for its patients" if patients <= 1 else ""
+    return (
+        "Each party keeps a ledger of the runs it took part in. It refuses a run whose hospitals are those of an "
+        f"earlier one but for fewer than {parties} (privacy.min_parties), or in which its own images of a class are "
+        f"those of then but for fewer than {patients} patients (privacy.min_patients{none}). Its operator can overrule "
+        "that, with a reason that the ledger keeps. A party does not see what changes at the others, holds runs "
+        "against each other two by two, and knows of those alone that its ledger holds."
     )
 
 

@@ -10,10 +10,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from voxring.errors import PeerError, RemoteProtocolError, StudyError
+from voxring.errors import PeerError, RemoteProtocolError, VoxringError
 from voxring.net import Asking, Presence, PrivateKey, check_address, keyring, link_to, listen_at
 from voxring.net.keys import Keyring
 from voxring.ring.order import RESEARCHER
+from voxring.session.account import Account, NoAccount, check_party
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
 from voxring.study import Study
@@ -35,6 +36,7 @@ def run_party(
     local_totals: Callable[[], LocalTotals],
     *,
     state: str | Path | None,
+    ledger: Account | None = None,
     address: str | None = None,
     peers: Mapping[str, str] | None = None,
     key: PrivateKey | None = None,
@@ -57,6 +59,10 @@ def run_party(
     state : path, or None
         Folder in which the party keeps the coin of the study (`voxring.session.coins`). None keeps it nowhere: the next
         run has new rings, which is for simulations alone.
+    ledger : Account, optional
+        The party's account of the study in its ledger: the study must be approved there, ``local_totals`` returns what
+        its `Account.add_up` made, and a run that would tell the numbers of a few by its difference from an earlier one
+        is refused. None keeps none, which is for simulations alone.
     address : str, optional
         Where to listen, instead of the study's address; ``tcp://HOST:0`` takes a free port.
     peers : mapping of name to address, optional
@@ -77,8 +83,8 @@ def run_party(
     Raises
     ------
     StudyError
-        The study has no such party, or no usable address; or the key is not this party's; or the coin cannot be read or
-        kept.
+        The study has no such party, or no usable address; or the key is not this party's; or the coin or the ledger
+        cannot be read or kept; or the ledger holds no approval of the study, or does not allow the run.
     PeerError
         The researcher or a next party was not there in time, went away, ended the session, or has another key.
     BoundError
@@ -86,8 +92,9 @@ def run_party(
     ProtocolError
         The researcher's messages did not fit.
     """
-    if name not in study.parties:
-        raise StudyError(f"the study has the parties {', '.join(study.parties)}; {name!r} is none of them")
+    check_party(study, name)
+    account = ledger or NoAccount()
+    account.check_approved()
     ring = keyring(study, name, key, keys=keys)
     checked = partial(check_address, sealed=ring is not None, insecure=insecure)
     own = checked(name, address or _address_of(study, name))
@@ -95,10 +102,9 @@ def run_party(
     if state is not None:
         file = CoinFile(state, study, name)
         coin, keep = file.read(), file.write
-    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), ring, timeout, notify)
-    listener, process.refused = listen_at(
-        own, process.answer, process.closed, ring, max_frame=process.party.plan.largest_frame
-    )
+    party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep)
+    process = _Process(party, ring, timeout, notify, account)
+    listener, process.refused = listen_at(own, process.answer, process.closed, ring, max_frame=party.plan.largest_frame)
     with listener:
         notify(f"listening at {listener.address}")
         peers = listening(listener.address) or peers or {}
@@ -126,8 +132,10 @@ class _StartedOverError(Exception):
 class _Process:
     """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
 
-    def __init__(self, party: Party, ring: Keyring | None, timeout: float, notify: Callable[[str], None]) -> None:
-        self.party, self.ring, self.timeout, self.notify = party, ring, timeout, notify
+    def __init__(
+        self, party: Party, ring: Keyring | None, timeout: float, notify: Callable[[str], None], account: NoAccount
+    ) -> None:
+        self.party, self.ring, self.timeout, self.notify, self.account = party, ring, timeout, notify, account
         self.refused: Callable[[], str] = str
         """Why the last frame was refused before the party saw it."""
         self.changed = threading.Condition()
@@ -149,8 +157,19 @@ class _Process:
                 self.changed.wait(max(0.0, until - time.monotonic()))
             if answer.sender == RESEARCHER:
                 self.researcher.heard(pipe, time.monotonic())
+            answered = self._noted(frame, answer.frame)
             self.changed.notify_all()
-            return answer.frame
+            return answered
+
+    def _noted(self, frame: bytes, answered: bytes) -> bytes:
+        """Have an answer noted before it leaves; if that fails, the party has failed, and says so instead."""
+        try:
+            self.account.answered(self.party, answered)
+        except VoxringError as error:
+            self.party.fail("it cannot write its ledger")
+            self.party.error = error
+            return self.party.refusal(frame)
+        return answered
 
     def closed(self, pipe: int) -> None:
         """Note that a connection closed, for `_look` to find."""
@@ -170,6 +189,8 @@ class _Process:
                 self.party.fail(self._reason)
                 self.changed.notify_all()
             self._linger()
+            with self.changed:
+                self.account.ended(self.party, self._reason)
         self.notify("done")
         return heard
 
@@ -197,9 +218,11 @@ class _Process:
             self.notify("computing local totals")
             self._reason = "it stopped while computing its local totals"
             self._totals = local_totals()
-        self._reason = "its numbers leave the study's bounds"
         with self.changed:
             self._look()
+            self._reason = "its ledger does not allow this run beside an earlier one, or cannot be written"
+            self.account.admit(self.party.session, self._totals)
+            self._reason = "its numbers leave the study's bounds"
             self.party.supply(self._totals)
             self.changed.notify_all()
         self._reason = "it was stopped"
@@ -285,6 +308,7 @@ class _Process:
         with self.changed:
             self._look()
             successor, share = self.party.outbox[0]
+            self.account.sends(share)
         with self._may_lose(links[successor]):
             answer = links[successor].ask(share, self.timeout)
             with self.changed:

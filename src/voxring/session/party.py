@@ -128,6 +128,11 @@ class Party:
         self._counts: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """n of each released class, once this party was told."""
+        return dict(self._counts)
+
     # Steps of this process.
 
     def supply(self, totals: LocalTotals) -> None:
@@ -233,6 +238,12 @@ class Party:
             self.error = error
             return Answer(self._reply("refused", sender, session, bodies.write_reason(self._reason)), sender)
         return None if reply is None else Answer(reply, sender)
+
+    def refusal(self, frame: bytes) -> bytes:
+        """Return what a party that has failed answers a message with instead: why it failed."""
+        message = decode(frame, limit=self.plan.largest_frame)
+        self.told = self.told or message.sender == RESEARCHER
+        return self._reply("refused", message.sender, message.session, bodies.write_reason(self._reason))
 
     def _check(self, message: Message) -> None:
         if message.kind != "share" and message.digest != self.plan.digest:

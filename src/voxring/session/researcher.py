@@ -118,9 +118,9 @@ class Researcher:
     def may_start_over(self) -> bool:
         """Whether this session may be followed by another: nothing has been opened, and it may help.
 
-        Who does not come to start over is not waited for a second time.
+        Who does not come to be greeted, or to start over, is not waited for a second time.
         """
-        return self._worth_while and self.step != "gathering"
+        return self._worth_while and self.step not in ("gathering", "greeting")
 
     @property
     def done(self) -> bool:
@@ -213,7 +213,6 @@ class Researcher:
 
     def _take(self, party: str, answer: Message) -> None:
         if answer.kind == "refused":
-            self._worth_while &= self.step != "greeting"  # it has another study, or is in another session
             raise PeerError(f"{party} refused: {bodies.read_reason(answer.body)}")
         if (answer.digest, answer.session) != (self.plan.digest, self.session):
             raise RemoteProtocolError(f"{party} answered for another study or session")
