@@ -455,12 +455,11 @@ def test_keys_are_made_shown_and_seal_a_study(demo, tmp_path):
     assert "chmod 600" in open_key.stderr
     (tmp_path / "researcher").chmod(0o600)
 
-    digest = json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]
+    approved = ["--approve", json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"], "--quiet"]
     command = [sys.executable, "-m", "voxring"]
     parties = [
         subprocess.Popen(
-            [*command, "party", study, "--name", name, "--manifest", path, "--key", tmp_path / name, "--quiet"]
-            + ["--approve", digest],
+            [*command, "party", study, "--name", name, "--manifest", path, "--key", tmp_path / name, *approved],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
