@@ -12,6 +12,7 @@ _COMMANDS = {
     "demo": ("demo", "demo", "Three hospitals on this machine compute the statistics of a real CT."),
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "party": ("run", "party", "Take part in a study as one hospital."),
+    "relay": ("relay", "relay", "Let members meet who can only dial out."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
     "study": ("study", "study", "Check a study file, and say who would learn what."),

@@ -32,6 +32,12 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="This member's private key, made with `voxring keys new`. Links of a study with keys are sealed, and "
             "need it.",
         ),
+        click.option(
+            "--relay",
+            metavar="tcp://HOST:PORT",
+            help="Reach the other members through this relay instead of the study's; no party listens then.  "
+            "[see `voxring relay --help`]",
+        ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ):
         command = option(command)
@@ -61,6 +67,7 @@ def party(
     device: str,
     timeout: float,
     key: Path | None,
+    relay: str | None,
     insecure: bool,
     quiet: bool,
     as_json: bool,
@@ -96,6 +103,7 @@ def party(
             state=state or state_folder(),
             address=address,
             key=private,
+            relay=relay,
             timeout=timeout,
             insecure=insecure,
             notify=lambda what: progress(name, what),
@@ -117,7 +125,14 @@ def party(
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def research(
-    study: Path, out: Path, timeout: float, key: Path | None, insecure: bool, quiet: bool, as_json: bool
+    study: Path,
+    out: Path,
+    timeout: float,
+    key: Path | None,
+    relay: str | None,
+    insecure: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.net import PrivateKey
@@ -129,7 +144,12 @@ def research(
     check_writable(out)
     with Progress(quiet=quiet) as progress:
         answer, _ = run_researcher(
-            checked, key=private, timeout=timeout, insecure=insecure, notify=lambda what: progress("researcher", what)
+            checked,
+            key=private,
+            relay=relay,
+            timeout=timeout,
+            insecure=insecure,
+            notify=lambda what: progress("researcher", what),
         )
     write_result(answer, checked, out)
     if as_json:
