@@ -185,6 +185,8 @@ def test_clients_without_a_certificate_with_an_old_tls_or_another_kind_of_key_ar
     bare = SSL.Context(SSL.TLS_METHOD)
     old = SSL.Context(SSL.TLS_METHOD)
     old.set_max_proto_version(SSL.TLS1_2_VERSION)
+    old.use_certificate(channel._certificate(ring("researcher")))
+    old.use_privatekey(PRIVATE["researcher"].signer)
     other = SSL.Context(SSL.TLS_METHOD)
     key = rsa.generate_private_key(65537, 2048)
     with monkeypatch.context() as patch:

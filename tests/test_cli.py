@@ -243,6 +243,12 @@ def test_a_bad_image_ends_the_study_with_its_reason_and_no_result(demo, tmp_path
             3,
             "none: cannot be read as a private key",
         ),
+        (
+            ["research", "p.toml", "--out", "r", "--relay", "tcp://h:1", "--insecure"],
+            3,
+            "a relay carries sealed frames",
+        ),
+        (["relay", "--listen", "h:1"], 3, "--listen: expected an address like tcp://HOST:PORT"),
         (["keys", "show", "s.toml"], 3, "the study has no keys: `voxring keys --help` says how"),
         (["keys", "show", "m.csv"], 3, "m.csv: cannot be read as a private key"),
         (["keys", "new", "p.toml"], 3, "p.toml: exists, and a key is never written over"),
@@ -430,7 +436,7 @@ def test_ledger_show_and_verify_say_what_is_there_and_what_is_broken(named, tmp_
     assert json.loads(run("ledger", "show", *state, "--json", check=0).stdout)[1]["content"] == "no JSON"
 
 
-def test_keys_are_made_shown_and_seal_a_study(demo, tmp_path):
+def test_keys_are_made_shown_and_seal_a_study_also_through_a_relay(demo, tmp_path):
     """All that `voxring keys --help` says, with separate processes."""
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
@@ -455,22 +461,36 @@ def test_keys_are_made_shown_and_seal_a_study(demo, tmp_path):
     assert "chmod 600" in open_key.stderr
     (tmp_path / "researcher").chmod(0o600)
 
-    approved = ["--approve", json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"], "--quiet"]
+    def key_of(name):
+        return ["--key", tmp_path / name]
+
+    approved = ["--approve", json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]]
     command = [sys.executable, "-m", "voxring"]
-    parties = [
-        subprocess.Popen(
-            [*command, "party", study, "--name", name, "--manifest", path, "--key", tmp_path / name, *approved],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, path in manifests.items()
-    ]
-    done = run("research", study, "--out", tmp_path / "r.json", "--key", tmp_path / "researcher", "--json", check=0)
-    for party in parties:
-        _, said = party.communicate(timeout=30)
-        assert party.returncode == 0, said
-    assert json.loads(done.stdout)["classes"]["tissue"]["voxels"] > 0
+    relay = subprocess.Popen([*command, "relay", "--listen", "tcp://127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    through = ["--relay", relay.stdout.readline().split()[-1]]
+    results = []
+    for how in ([], through):
+        parties = [
+            subprocess.Popen(
+                [*command, "party", study, "--name", name, "--manifest", path, *approved, *key_of(name), *how],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name, path in manifests.items()
+        ]
+        out = ["--out", tmp_path / "r.json", "--json"]
+        done = run("research", study, *out, *key_of("researcher"), *how, check=0)
+        for party in parties:
+            _, said = party.communicate(timeout=30)
+            assert party.returncode == 0, said
+            assert ("listening through the relay" in said) == bool(how)
+        results.append(json.loads(done.stdout)["classes"])
+    assert results[0] == results[1]
+    assert results[0]["tissue"]["voxels"] > 0
+    relay.send_signal(signal.SIGINT)
+    assert relay.wait(timeout=10) == 0
+    relay.stdout.close()
 
 
 def with_addresses(study, names, folder):

@@ -8,7 +8,8 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, StudyError
-from voxring.net import Link, Listener, Presence, check_address
+from voxring.net import Link, Listener, Presence
+from voxring.net.address import check_address
 
 FRAME = 10_000
 ANYWHERE = "tcp://127.0.0.1:0"

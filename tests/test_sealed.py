@@ -10,7 +10,7 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
-from voxring.net import Link, Listener, PrivateKey, link_to, listen_at
+from voxring.net import Ear, Link, Listener, Network, PrivateKey
 from voxring.net.channel import Initiator, Responder
 from voxring.net.keys import Keyring, fingerprint
 from voxring.net.sealed import SealedAnswers
@@ -41,14 +41,14 @@ class Echo:
 
 
 @contextmanager
-def listening(answer: Callable, keyring: Keyring | None, address: str = ANYWHERE) -> Iterator[Listener]:
-    listener, _ = listen_at(address, answer, lambda pipe: None, keyring, max_frame=FRAME)
-    with listener:
-        yield listener
+def listening(answer: Callable, keyring: Keyring | None, address: str = ANYWHERE) -> Iterator[Ear]:
+    with Network(keyring, "", insecure=True).listen(address, answer, lambda pipe: None, max_frame=FRAME) as ear:
+        yield ear
 
 
 def link(address: str, name: str = "researcher", keyring: Keyring | None = None, grace: float = 1.0):
-    return closing(link_to("north", address, keyring or ring(name), max_frame=FRAME, grace=grace))
+    network = Network(keyring or ring(name), "", insecure=False)
+    return closing(network.link("north", address, max_frame=FRAME, grace=grace))
 
 
 def test_frames_up_to_the_limit_go_both_ways_with_the_name_of_who_asks() -> None:
@@ -68,7 +68,7 @@ def test_frames_up_to_the_limit_go_both_ways_with_the_name_of_who_asks() -> None
 def test_without_a_keyring_links_are_in_the_clear_and_nobody_is_known() -> None:
     with (
         listening(Echo(), None) as listener,
-        closing(link_to("north", listener.address, None, max_frame=FRAME, grace=1)) as clear,
+        closing(Network(None, "", insecure=True).link("north", listener.address, max_frame=FRAME, grace=1)) as clear,
     ):
         assert clear.ask(b"x", 5) == b"None:x"
 
@@ -77,7 +77,7 @@ def test_a_listener_started_anew_is_asked_again_over_a_new_channel() -> None:
     echo = Echo()
     with listening(echo, ring("north")) as listener, link(listener.address, grace=5) as asking:
         asking.ask(b"x", 5)
-        listener.close()
+        listener.listener.close()
         with listening(echo, ring("north"), listener.address):
             assert asking.ask(b"y", 5) == b"researcher:y"
             assert asking.ask(b"z", 5) == b"researcher:z"
@@ -121,14 +121,13 @@ def test_the_handshake_has_the_deadline_of_the_question() -> None:
 
 def test_strangers_garbage_and_frames_in_the_clear_change_nothing() -> None:
     echo = Echo()
-    listener, refused = listen_at(ANYWHERE, echo, lambda pipe: None, ring("north"), max_frame=FRAME)
-    with listener, link(listener.address) as asking:
+    with listening(echo, ring("north")) as listener, link(listener.address) as asking:
         asking.ask(b"x", 5)
-        assert refused() == ""
+        assert listener.refused() == ""
         with closing(Link("north", listener.address, max_frame=100_000, grace=1)) as stranger:
             for frame in (b"", b"garbage", b"VXR\1" + bytes(500), bytes(FRAME)):
                 assert b"VXR" not in stranger.ask(frame, 5)
-        assert "not of this study" in refused()
+        assert "not of this study" in listener.refused()
         with pynng.Req0(dial=listener.address, send_timeout=1000, recv_timeout=300) as big:
             big.send(bytes(50_000))
             with pytest.raises(pynng.Timeout):

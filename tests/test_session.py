@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from voxring.errors import BoundError, ImageError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError
-from voxring.net import Link, PrivateKey, keyring, link_to
+from voxring.net import Link, PrivateKey
+from voxring.net import Network as Reach
 from voxring.net.keys import fingerprint
 from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import MESSAGES, Message, decode, encode
@@ -436,6 +437,9 @@ def test_until_something_is_released_a_session_that_failed_is_followed_by_anothe
         return  # there is no coin to draw
     network = Network(a_study("abcde", collusion=2), coins=dict.fromkeys("abcde", COIN) if keeps_coin else None)
     until(network, "b", state)
+    while network.researcher.step == "greeting":  # b was quicker than the others
+        network.ask()
+        network.deliver()
     assert network.researcher.may_start_over
     failed, old = network.researcher.session, list(network.seen)
     if state in ("computing", "ready"):
@@ -1221,10 +1225,10 @@ def test_with_keys_the_answer_is_the_same_and_the_wire_shows_nothing_of_it() -> 
         for view in views.values():
             for received in view.received:
                 width = (received.modulus.bit_length() + 7) // 8
-                known += [
-                    residue.to_bytes(width, order) for residue in received.residues for order in ("big", "little")
-                ]
-        assert len(known) > 50
+                for order in ("big", "little"):
+                    residues = [residue.to_bytes(width, order) for residue in received.residues]
+                    known += [b"".join(residues), *(one for one in residues if width >= 6)]  # 3 bytes come by chance
+        assert len(known) > 40
         assert not [what for what in known if any(what in stream for stream in seen)]
         runs.append(seen)
     # nng's 8 bytes of length and 4 of number before each frame; then all is random.
@@ -1254,9 +1258,8 @@ def test_a_member_cannot_stand_in_for_the_researcher_or_for_another_party() -> N
         ]
         assert meeting.all_here.wait(10)
         forged = Researcher(study, os.urandom)
-        with closing(
-            link_to("a", meeting.where["a"], keyring(study, "b", PRIVATE["b"]), max_frame=10**6, grace=1)
-        ) as link:
+        reach = Reach.of(study, "b", key=PRIVATE["b"], keys=None, relay=None, insecure=False)
+        with closing(reach.link("a", meeting.where["a"], max_frame=10**6, grace=1)) as link:
             reply = decode(link.ask(forged.request("a"), 5), limit=10**6)
         assert bodies.read_reason(reply.body) == "a message of researcher came from b: each sends its own"
         for party in parties:

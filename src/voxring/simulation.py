@@ -87,6 +87,7 @@ def simulate(
             peers=addresses,
             key=private[RESEARCHER],
             keys=public,
+            relay="",
             timeout=timeout,
             notify=lambda what: notify(RESEARCHER, what),
         )
@@ -197,6 +198,7 @@ def _party_process(
             listening=listening,
             key=key,
             keys=keys,
+            relay="",
             timeout=timeout,
             notify=lambda what: pipe.send(("says", what)),
         )

@@ -129,6 +129,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     bounds: Bounds = Bounds()
     party: tuple[Party, ...] = ()
     researcher: Researcher = Researcher()
+    relay: str = ""
 
     @classmethod
     def of(cls, **tables: object) -> Study:
@@ -187,6 +188,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         tables = msgspec.to_builtins(self)
         if self.researcher == Researcher():
             del tables["researcher"]
+        if not self.relay:
+            del tables["relay"]
         return msgspec.json.encode(tables, order="sorted")
 
     def with_parties(self, parties: Sequence[Party]) -> Study:
@@ -272,6 +275,10 @@ def _faults(study: Study) -> Iterator[tuple[str, str]]:
         yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
     yield from _party_faults(study)
     yield from _key_faults(study)
+    if study.relay and not _address_ok(study.relay):
+        yield "relay", f"expected tcp://HOST:PORT, got {study.relay!r}"
+    if study.relay and not study.keys:
+        yield "relay", "only sealed links go through a relay, and the study has no keys: `voxring keys --help`"
 
 
 def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ _COMMANDS = {
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "ledger": ("ledger", "ledger", "Look at what a party approved, took part in and sent; check that it is whole."),
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
+    "relay": ("relay", "relay", "Let members meet who can only dial out."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
     "study": ("study", "study", "Check a study file, and say who would learn what."),

@@ -33,6 +33,12 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="This member's private key, made with `voxring keys new`. Links of a study with keys are sealed, and "
             "need it.",
         ),
+        click.option(
+            "--relay",
+            metavar="tcp://HOST:PORT",
+            help="Reach the other members through this relay instead of the study's; no party listens then.  "
+            "[see `voxring relay --help`]",
+        ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ):
         command = option(command)
@@ -71,6 +77,7 @@ def party(
     device: str,
     timeout: float,
     key: Path | None,
+    relay: str | None,
     insecure: bool,
     quiet: bool,
     as_json: bool,
@@ -121,6 +128,7 @@ def party(
             ledger=account,
             address=address,
             key=private,
+            relay=relay,
             timeout=timeout,
             insecure=insecure,
             notify=lambda what: progress(name, what),
@@ -151,7 +159,15 @@ def party(
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def research(
-    study: Path, out: Path, retries: int, timeout: float, key: Path | None, insecure: bool, quiet: bool, as_json: bool
+    study: Path,
+    out: Path,
+    retries: int,
+    timeout: float,
+    key: Path | None,
+    relay: str | None,
+    insecure: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.net import PrivateKey
@@ -165,6 +181,7 @@ def research(
         answer, _ = run_researcher(
             checked,
             key=private,
+            relay=relay,
             timeout=timeout,
             insecure=insecure,
             retries=retries,

@@ -49,7 +49,7 @@ class Listener:
         except pynng.NNGException as error:
             self._socket.close()
             raise PeerError(f"cannot listen at {address}: {error}: choose another port or end what uses it") from None
-        self.address = f"{address.rpartition(':')[0]}:{_bound_port(listener, address)}"
+        self.address = f"{address.rpartition(':')[0]}:{bound_port(listener, address)}"
         contexts = [self._socket.new_context() for _ in range(THREADS)]
         self._threads = [threading.Thread(target=self._serve, args=(context,), daemon=True) for context in contexts]
         for thread in self._threads:
@@ -63,7 +63,7 @@ class Listener:
                 except pynng.Timeout:
                     continue
                 pipe = message.pipe.id if message.pipe is not None else 0
-                answer = self._answer(_content(message), pipe)
+                answer = self._answer(content_of(message), pipe)
                 try:
                     context.send(answer)
                 except pynng.NNGException as error:
@@ -85,15 +85,16 @@ class Listener:
         self.close()
 
 
-def _content(message: pynng.Message) -> bytes:
+def content_of(message: pynng.Message) -> bytes:
+    """Return the bytes of a message."""
     try:
         return bytes(message.bytes)
     except RuntimeError:  # how pynng reads an empty message
         return b""
 
 
-def _bound_port(listener: pynng.Listener, address: str) -> int:
-    """Port 0 is replaced by the port that the system gave; pynng has no name for this option yet."""
+def bound_port(listener: pynng.Listener, address: str) -> int:
+    """Return the port, which the system gave if it was 0; pynng has no name for this option yet."""
     port = urlsplit(address).port or 0
     if port == 0:
         bound = pynng.ffi.new("int *")

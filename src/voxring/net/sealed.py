@@ -1,4 +1,4 @@
-"""Links and listeners whose frames only the two members can read: `voxring.net.channel` over those of nng."""
+"""Links and answers that only the two members can read: `voxring.net.channel` over whatever carries frames."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from voxring.errors import PeerError
-from voxring.net.channel import HANDSHAKE_LIMIT, OVERHEAD, Asked, ChannelLostError, Initiator, Responder
-from voxring.net.keys import Keyring
-from voxring.net.link import Link
-from voxring.net.listener import Listener
+from voxring.net.channel import Asked, ChannelLostError, Initiator, Responder
 
 PAUSE = 0.1  # seconds before a handshake that the peer has forgotten is begun anew
 
@@ -36,31 +33,6 @@ class Asking(Protocol):
 
     def close(self) -> None:
         """Close the link; no thread may be in `ask`."""
-
-
-def link_to(peer: str, address: str, keyring: Keyring | None, *, max_frame: int, grace: float) -> Asking:
-    """Return a link to a peer, sealed if there is a keyring; the rest is as in `Link`."""
-    if keyring is None:
-        return Link(peer, address, max_frame=max_frame, grace=grace)
-    return SealedLink(Link(peer, address, max_frame=_sealed(max_frame), grace=grace), Initiator(keyring, peer))
-
-
-def listen_at(
-    address: str, answer: Answer, closed: Callable[[int], None], keyring: Keyring | None, *, max_frame: int
-) -> tuple[Listener, Callable[[], str]]:
-    """Listen, sealed if there is a keyring.
-
-    ``answer(frame, pipe, peer)`` gets the name of the member who asks, proven, or None when links are in the clear; the
-    rest is as in `Listener`. Returns the listener, and what tells why the last frame was refused here, if one was.
-    """
-    if keyring is None:
-        return Listener(address, lambda frame, pipe: answer(frame, pipe, None), closed, max_frame=max_frame), str
-    answers = SealedAnswers(Responder(keyring), answer)
-    return Listener(address, answers, closed, max_frame=_sealed(max_frame)), lambda: answers.responder.refused
-
-
-def _sealed(max_frame: int) -> int:
-    return max(max_frame + OVERHEAD, HANDSHAKE_LIMIT)
 
 
 class SealedLink:
@@ -141,18 +113,23 @@ class SealedAnswers:
     """What a listener calls: opens each question, has it answered, seals the answer. For several threads."""
 
     def __init__(self, responder: Responder, answer: Answer) -> None:
-        self.responder, self._answer = responder, answer
+        self._responder, self._answer = responder, answer
         self._changed = threading.Condition()
+
+    @property
+    def refused(self) -> str:
+        """Why the last frame that did not fit was refused, in words, or nothing."""
+        return self._responder.refused
 
     def __call__(self, frame: bytes, pipe: int) -> bytes:
         """Answer a frame."""
         with self._changed:
-            while (asked := self.responder.receive(frame)) is None:
+            while (asked := self._responder.receive(frame)) is None:
                 self._changed.wait()  # another thread is answering the same question
         if not isinstance(asked, Asked):
             return asked
         answer = self._answer(asked.content, pipe, asked.peer)
         with self._changed:
-            sealed = self.responder.seal(asked, answer)
+            sealed = self._responder.seal(asked, answer)
             self._changed.notify_all()
         return sealed

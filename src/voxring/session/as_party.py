@@ -7,12 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
-from voxring.errors import PeerError, RemoteProtocolError, VoxringError
-from voxring.net import Asking, Presence, PrivateKey, check_address, keyring, link_to, listen_at
-from voxring.net.keys import Keyring
+from voxring.errors import PeerError, RemoteProtocolError, StudyError, VoxringError
+from voxring.net import Asking, Ear, Network, Presence, PrivateKey
 from voxring.ring.order import RESEARCHER
 from voxring.session.account import Account, NoAccount, check_party
 from voxring.session.coins import CoinFile
@@ -41,6 +39,7 @@ def run_party(
     peers: Mapping[str, str] | None = None,
     key: PrivateKey | None = None,
     keys: Mapping[str, str] | None = None,
+    relay: str | None = None,
     timeout: float = 60.0,
     insecure: bool = False,
     notify: Callable[[str], None] = lambda what: None,
@@ -71,6 +70,8 @@ def run_party(
         This party's, for a study with keys: links are sealed.
     keys : mapping of name to public key, optional
         Instead of the study's, for simulations.
+    relay : str, optional
+        Instead of the study's: the party dials it and listens nowhere. An empty one means none.
     timeout : float
         Seconds without the researcher, or without an answer of the next party, after which the party ends.
     insecure : bool
@@ -95,22 +96,23 @@ def run_party(
     check_party(study, name)
     account = ledger or NoAccount()
     account.check_approved()
-    ring = keyring(study, name, key, keys=keys)
-    checked = partial(check_address, sealed=ring is not None, insecure=insecure)
-    own = checked(name, address or _address_of(study, name))
+    network = Network.of(study, name, key=key, keys=keys, relay=relay, insecure=insecure)
+    if network.relay and address:
+        raise StudyError(f"{name}: an address and a relay: over a relay no party listens: leave one of them out")
+    own = network.address(name, address or _address_of(study, name))
     coin, keep = None, _forget
     if state is not None:
         file = CoinFile(state, study, name)
         coin, keep = file.read(), file.write
     party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep)
-    process = _Process(party, ring, timeout, notify, account)
-    listener, process.refused = listen_at(own, process.answer, process.closed, ring, max_frame=party.plan.largest_frame)
-    with listener:
-        notify(f"listening at {listener.address}")
-        peers = listening(listener.address) or peers or {}
+    process = _Process(party, network, timeout, notify, account)
+    with network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear:
+        process.ear = ear
+        notify(f"listening {'through the relay' if network.relay else 'at'} {ear.address}")
+        peers = listening(ear.address) or peers or {}
         # Any of them may stand behind this party: the coin decides.
         where = {
-            other: checked(other, peers.get(other) or _address_of(study, other))
+            other: network.address(other, peers.get(other) or _address_of(study, other))
             for other in study.parties
             if other != name
         }
@@ -133,11 +135,10 @@ class _Process:
     """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
 
     def __init__(
-        self, party: Party, ring: Keyring | None, timeout: float, notify: Callable[[str], None], account: NoAccount
+        self, party: Party, network: Network, timeout: float, notify: Callable[[str], None], account: NoAccount
     ) -> None:
-        self.party, self.ring, self.timeout, self.notify, self.account = party, ring, timeout, notify, account
-        self.refused: Callable[[], str] = str
-        """Why the last frame was refused before the party saw it."""
+        self.party, self.network, self.timeout, self.notify, self.account = party, network, timeout, notify, account
+        self.ear: Ear | None = None
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
@@ -234,9 +235,8 @@ class _Process:
             while self.party.state == "waiting":
                 self._look()
                 if self._attempt == 0 and time.monotonic() > until:
-                    reason = self.party.refused or self.refused()
-                    refused = f"; last message refused: {reason}" if reason else ""
-                    raise PeerError(f"the researcher was not heard within {self.timeout:g} s{refused}")
+                    why = self._refused() + self._trouble()
+                    raise PeerError(f"the researcher was not heard within {self.timeout:g} s{why}")
                 self.changed.wait(TICK)
 
     def _wait_for_coin(self) -> None:
@@ -271,7 +271,7 @@ class _Process:
     def _link(self, name: str, address: str, stack: ExitStack) -> Asking:
         largest = self.party.plan.largest_frame
         return stack.enter_context(
-            closing(link_to(name, address, self.ring, max_frame=largest, grace=grace(self.timeout)))
+            closing(self.network.link(name, address, max_frame=largest, grace=grace(self.timeout)))
         )
 
     def _next(self) -> bool:
@@ -298,7 +298,15 @@ class _Process:
             raise self.party.error
         missing = self.researcher.missing(time.monotonic())
         if missing is not None and self.party.state not in ENDED:
-            raise PeerError(f"the researcher {missing}: the session has ended without a result")
+            raise PeerError(f"the researcher {missing}: the session has ended without a result{self._trouble()}")
+
+    def _refused(self) -> str:
+        reason = self.party.refused or (self.ear.refused() if self.ear else "")
+        return reason and f"; last message refused: {reason}"
+
+    def _trouble(self) -> str:
+        trouble = self.ear.trouble() if self.ear else ""
+        return trouble and f"; {trouble}"
 
     def _note_closed(self) -> None:
         while self._gone:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 
 from voxring.errors import PeerError, ProtocolError, RemoteProtocolError
-from voxring.net import Asking, PrivateKey, check_address, keyring, link_to
+from voxring.net import Asking, Network, PrivateKey
 from voxring.ring.order import RESEARCHER
 from voxring.ring.views import View
 from voxring.session.as_party import TICK, grace
@@ -26,6 +26,7 @@ def run_researcher(
     peers: Mapping[str, str] | None = None,
     key: PrivateKey | None = None,
     keys: Mapping[str, str] | None = None,
+    relay: str | None = None,
     timeout: float = 60.0,
     insecure: bool = False,
     retries: int = 0,
@@ -46,6 +47,8 @@ def run_researcher(
         The researcher's, for a study with keys: links are sealed.
     keys : mapping of name to public key, optional
         Instead of the study's, for simulations.
+    relay : str, optional
+        Instead of the study's: parties are reached through it. An empty one means none.
     timeout : float
         Seconds to wait for a party that does not answer.
     insecure : bool
@@ -72,17 +75,15 @@ def run_researcher(
         A party's answers did not fit.
     """
     machine = Researcher(study, secrets.token_bytes)
-    ring = keyring(study, RESEARCHER, key, keys=keys)
+    network = Network.of(study, RESEARCHER, key=key, keys=keys, relay=relay, insecure=insecure)
     addresses = {party.name: party.address for party in study.party} | dict(peers or {})
-    where = {
-        name: check_address(name, addresses[name], sealed=ring is not None, insecure=insecure) for name in study.parties
-    }
+    where = {name: network.address(name, addresses[name]) for name in study.parties}
     while True:
         try:
             with ExitStack() as stack:
                 links = []
                 for name in study.parties:
-                    link = link_to(name, where[name], ring, max_frame=machine.plan.largest_frame, grace=grace(timeout))
+                    link = network.link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
                     links.append(stack.enter_context(closing(link)))
                 _Process(machine, links, timeout, notify, last=not retries).run()
         except (PeerError, RemoteProtocolError) as error:
