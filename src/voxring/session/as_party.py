@@ -187,7 +187,7 @@ class _Process:
                 self.changed.notify_all()
             self._linger()
             with self.changed:
-                self.account.ended(self.party, reason)
+                self.account.ended(self.party)
         self.notify("done")
         return heard
 
