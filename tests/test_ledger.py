@@ -194,6 +194,28 @@ def test_another_partys_ledger_or_salt_is_refused(ledger: Ledger, tmp_path: Path
     ledger.append("test", {})
 
 
+def test_the_first_salt_counts(ledger: Ledger) -> None:
+    salt = ledger.path.with_suffix(".salt")
+    kept = salt.read_bytes()
+    ledger._write_salt()  # as a process does that looked for it a moment too early
+    assert salt.read_bytes() == kept
+    assert sorted(path.suffix for path in ledger.path.parent.iterdir()) == [".salt", ".sqlite"]
+
+
+def test_two_sessions_in_one_process_are_two_accounts(tmp_path: Path) -> None:
+    account = approved(tmp_path, "a", a_study())
+    party = Party(a_study(), "a", random.Random(1).randbytes, coin=bytes(32))  # noqa: S311
+    for session in (1, 2):
+        party.session = bytes([session]) * 16
+        account.answered(party, reply(party, "welcome", b""))
+    account.ended(party)
+    account.ended(party)
+    contents = [(entry.kind, json.loads(entry.content)) for entry in account.ledger.verified()[2:]]
+    assert [kind for kind, _ in contents] == ["session", "end", "session", "end"]
+    assert [one["session"] for _, one in contents] == [number * 16 for number in ("01", "01", "02", "02")]
+    assert contents[1][1]["reason"] == "another session began"
+
+
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "a")
     assert not ledger.exists
@@ -554,7 +576,7 @@ def admitted(account: Account, session: int, given: bool = True) -> None:
     if given:
         account.sends(reply(party, "share", b"", sum="voxels"))
     party.state = "done"
-    account.ended(party, "")
+    account.ended(party)
 
 
 def reply(party: Party, kind: str, body: bytes, **fields: object) -> bytes:
@@ -811,7 +833,7 @@ def test_runs_over_sockets_are_refused_when_they_are_too_close(site: Site) -> No
     assert site.run(study)["R"] == first  # an exact repeat
     site.images["b"].append(4)  # one patient more
     ended = site.run(study)
-    assert isinstance(ended["b"], StudyError)
+    assert isinstance(ended["b"], StudyError), ended
     assert FEW in str(ended["b"])
     told = str(ended["R"])
     assert "b ended the session: its ledger does not allow this run beside an earlier one" in told
@@ -827,7 +849,7 @@ def test_runs_over_sockets_are_refused_when_they_are_too_close(site: Site) -> No
     site.images["b"].pop()
     ended = site.run(a_study("abcd"))
     assert any(FEW_HOSPITALS in str(ended[name]) for name in "abc")
-    assert isinstance(ended["R"], PeerError)
+    assert isinstance(ended["R"], PeerError), ended
     answered = site.run(a_study("abcd"), a="agreed", b="agreed", c="agreed")["R"]
     assert isinstance(answered, dict)
 
@@ -835,7 +857,7 @@ def test_runs_over_sockets_are_refused_when_they_are_too_close(site: Site) -> No
 def test_the_reason_of_a_failure_holds_no_path(site: Site) -> None:
     (site.folder / "c" / "truth-2.npy").write_bytes(b"no image")
     ended = site.run(a_study())
-    assert isinstance(ended["c"], ImageError)
+    assert isinstance(ended["c"], ImageError), ended
     for name in "abc":
         kind, end = site.entries(name)[-1]
         assert kind == "end"
@@ -862,12 +884,15 @@ def test_a_party_that_cannot_write_its_ledger_ends_the_session(
 
     monkeypatch.setattr(insert, full)
     ended = site.run(a_study())
-    assert isinstance(ended["a"], StudyError)
+    assert isinstance(ended["a"], StudyError), ended
     assert "disk is full" in str(ended["a"])
-    assert isinstance(ended["R"], dict if at == "end" else PeerError)
+    assert isinstance(ended["R"], dict if at == "end" else PeerError), ended
     if at != "end":
         assert "its ledger" in str(ended["R"])
-        assert dict(site.entries("a")).get("end", {"given": []})["given"] == ([] if at != "phase" else ["voxels"])
+        end = dict(site.entries("a")).get("end", {"given": [], "reason": "its ledger"})
+        assert end["given"] == ([] if at != "phase" else ["voxels"])
+        assert "its ledger" in end["reason"]
+        assert "/" not in end["reason"]
 
 
 def test_the_sheet_says_what_the_ledger_does() -> None:

@@ -104,7 +104,7 @@ class NoAccount:
     def answered(self, party: Party, frame: bytes) -> None:
         """Note nothing."""
 
-    def ended(self, party: Party, reason: str) -> None:
+    def ended(self, party: Party) -> None:
         """Note nothing."""
 
 
@@ -254,26 +254,27 @@ class Account(NoAccount):
             phase = Phase(self._session.hex(), _PHASES[party.state], dict(party.counts), self._take_sent())
             self.ledger.append("phase", phase)
 
-    def ended(self, party: Party, reason: str) -> None:
-        """Note how a session ended; ``reason`` is what the researcher was told.
+    def ended(self, party: Party) -> None:
+        """Note how a session ended.
 
         Raises
         ------
         StudyError
             It cannot be noted.
         """
+        # What others say holds no path; what went wrong here may, and the researcher was told less.
+        others = isinstance(party.error, PeerError | RemoteProtocolError)
+        self._end(party.state, str(party.error) if others else party.reason)
+
+    def _end(self, outcome: str, reason: str) -> None:
         if self._session == NOBODY:
             return
-        if party.state == "done":
-            reason = ""
-        elif isinstance(party.error, PeerError | RemoteProtocolError):  # no other error is free of paths
-            reason = str(party.error)
-        end = End(self._session.hex(), party.state, reason, tuple(self._given), self._take_sent())
+        end = End(self._session.hex(), outcome, reason, tuple(self._given), self._take_sent())
         self.ledger.append("end", end)
         self._session = NOBODY
 
     def _begin(self, party: Party) -> None:
-        self.ended(party, "another session began")
+        self._end("failed", "another session began")
         study = self._study
         begun = Begun(party.session.hex(), study.name, study.digest, study.parties, VERSION)
         self.ledger.append("session", begun)

@@ -191,7 +191,7 @@ class _Process:
                 self.changed.notify_all()
             self._linger()
             with self.changed:
-                self.account.ended(self.party, self._reason)
+                self.account.ended(self.party)
         self.notify("done")
         return heard
 

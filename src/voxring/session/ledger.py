@@ -204,7 +204,8 @@ class Ledger:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._salt_path.exists():
-                if self.exists:
+                # Looked at again: another process may just have made the salt, and then the ledger.
+                if self.exists and not self._salt_path.exists():
                     raise StudyError(f"{self._salt_path}: missing beside its ledger: {_BACKUP}")
                 self._write_salt()
             # Not opened when it is there: to close a file ends all locks that this process has on it, SQLite's too.

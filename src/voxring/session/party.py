@@ -133,6 +133,11 @@ class Party:
         """n of each released class, once this party was told."""
         return dict(self._counts)
 
+    @property
+    def reason(self) -> str:
+        """Why this party failed, as it tells the researcher."""
+        return self._reason
+
     # Steps of this process.
 
     def supply(self, totals: LocalTotals) -> None:
