@@ -467,28 +467,30 @@ def test_keys_are_made_shown_and_seal_a_study_also_through_a_relay(demo, tmp_pat
     approved = ["--approve", json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]]
     command = [sys.executable, "-m", "voxring"]
     relay = subprocess.Popen([*command, "relay", "--listen", "tcp://127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
-    through = ["--relay", relay.stdout.readline().split()[-1]]
-    results = []
-    for how in ([], through):
-        parties = [
-            subprocess.Popen(
-                [*command, "party", study, "--name", name, "--manifest", path, *approved, *key_of(name), *how],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for name, path in manifests.items()
-        ]
-        out = ["--out", tmp_path / "r.json", "--json"]
-        done = run("research", study, *out, *key_of("researcher"), *how, check=0)
-        for party in parties:
-            _, said = party.communicate(timeout=30)
-            assert party.returncode == 0, said
-            assert ("listening through the relay" in said) == bool(how)
-        results.append(json.loads(done.stdout)["classes"])
-    assert results[0] == results[1]
-    assert results[0]["tissue"]["voxels"] > 0
-    relay.send_signal(signal.SIGINT)
+    try:
+        through = ["--relay", relay.stdout.readline().split()[-1]]
+        results = []
+        for how in ([], through):
+            parties = [
+                subprocess.Popen(
+                    [*command, "party", study, "--name", name, "--manifest", path, *approved, *key_of(name), *how],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for name, path in manifests.items()
+            ]
+            out = ["--out", tmp_path / "r.json", "--json"]
+            done = run("research", study, *out, *key_of("researcher"), *how, check=0)
+            for party in parties:
+                _, said = party.communicate(timeout=30)
+                assert party.returncode == 0, said
+                assert ("listening through the relay" in said) == bool(how)
+            results.append(json.loads(done.stdout)["classes"])
+        assert results[0] == results[1]
+        assert results[0]["tissue"]["voxels"] > 0
+    finally:
+        relay.send_signal(signal.SIGINT)
     assert relay.wait(timeout=10) == 0
     relay.stdout.close()
 

@@ -355,8 +355,6 @@ def test_a_missing_peer_a_missing_relay_and_something_else_are_told_apart(relay:
         with closing(lost):
             time.sleep(0.5)
             assert "expected a relay of this release" in lost.trouble
-    with link(relay) as asking, pytest.raises(PeerError, match="a relay carries 266240: connect directly"):
-        asking.ask(bytes(MAX_FRAME + 1), 1)
     for make in (
         lambda: RelayLink("n", "nonsense://x", DIGEST, grace=1),
         lambda: Relay("tcp://127.0.0.1:99999"),
@@ -583,6 +581,14 @@ def test_only_sealed_studies_use_a_relay(relay: str) -> None:
         run_researcher(a_sealed_study(), relay="relay.example:7", key=PRIVATE["researcher"])
     with pytest.raises(StudyError, match="over a relay no party listens"):
         run_party(a_sealed_study(), "a", dict, state=None, address=ANYWHERE, relay=relay, key=PRIVATE["a"])
+    classes = {f"a class with a long name, number {i}": i for i in range(3000)}
+    large = Study.of(**msgspec.to_builtins(a_sealed_study()) | {"classes": classes})
+    with pytest.raises(
+        StudyError, match=r"may have \d+ bytes, a relay carries 266240: let the members connect directly"
+    ):
+        run_party(large, "a", dict, state=None, relay=relay, key=PRIVATE["a"])
+    with pytest.raises(StudyError, match="a relay carries 266240"):
+        run_researcher(large, relay=relay, key=PRIVATE["researcher"])
     for table, error in (({"relay": relay}, "only sealed links"), ({"relay": "x"}, "relay: expected tcp://HOST:PORT")):
         with pytest.raises(StudyError, match=error):
             Study.of(**msgspec.to_builtins(a_study()) | table)

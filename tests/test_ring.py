@@ -690,6 +690,9 @@ def test_the_sheet_says_of_a_study_with_keys_that_its_links_are_sealed() -> None
     said = " ".join(section(study, "granted").sentences)
     assert "Every message and every answer is encrypted" in said
     assert "in the clear" not in said
+    assert "relay" not in said
+    relayed = Study.of(**msgspec.to_builtins(study) | {"relay": "tcp://relay.example:7000"})
+    assert "Messages go through a relay" in " ".join(section(relayed, "granted").sentences)
 
 
 if __name__ == "__main__":

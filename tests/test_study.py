@@ -187,7 +187,9 @@ def test_keys_belong_to_the_digest_and_a_study_without_keys_keeps_the_one_it_had
     assert parse_study(CONTRACT.replace(KEYS["north"], PUBLIC)).digest != study.digest
     without = parse_study(re.sub('key = ".*"', "", CONTRACT))
     assert without.keys == {}
-    assert "researcher" not in json.loads(without.canonical())
+    assert not {"researcher", "relay"} & set(json.loads(without.canonical()))
+    relayed = parse_study('relay = "tcp://relay.example:7000"\n' + CONTRACT)
+    assert json.loads(relayed.canonical())["relay"] == "tcp://relay.example:7000"
     assert without.digest == parse_study(re.sub('key = ".*"', "", CONTRACT).replace("[researcher]", "")).digest
 
 

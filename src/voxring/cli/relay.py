@@ -29,9 +29,10 @@ def relay(listen: str) -> None:
     What it can do if it is up to no good: lose or hold back messages, which
       ends a session with an error. It can read and change none, so no number
       leaks and none comes out wrong.
-    What it holds: at most 256 connections and 128 mailboxes of 1 MiB, half of
-      that for one network address; beyond, it refuses. That is some 300 MB
-      when everything is full, and next to nothing in a usual session.
+    What it holds: at most 256 connections, a MiB on its way to each, and 128
+      mailboxes of half a MiB; half of all that for one network address, and
+      beyond, it refuses. That is some 400 MB when everything is full, and
+      next to nothing in a usual session.
 
     It writes nothing down, and runs until it is ended with Ctrl-C or a signal.
     """

@@ -46,7 +46,8 @@ def check(file: Path, as_json: bool) -> None:
     click.echo(f"study    {checked.name}")
     click.echo(f"digest   {checked.digest}")
     click.echo(f"parties  {', '.join(checked.parties) or 'none named; simulate takes them from --party'}")
-    click.echo(f"links    {'sealed, with the keys of all members' if checked.keys else 'in the clear: no keys'}")
+    links = "sealed, with the keys of all members" if checked.keys else "in the clear: no keys"
+    click.echo(f"links    {links}{f', through {checked.relay}' if checked.relay else ''}")
     click.echo(f"classes  {', '.join(f'{name} = {label}' for name, label in checked.classes.items())}")
     click.echo(f"sums     integers over {checked.denominator}")
     click.echo(f"moduli   {', '.join(f'{name} {bits} bits' for name, bits in sizes.items())}")

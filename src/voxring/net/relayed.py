@@ -12,7 +12,6 @@ import pynng
 from voxring.errors import PeerError, RemoteProtocolError
 from voxring.net.link import RECONNECT_MS, Link
 from voxring.net.mailbox import (
-    MAX_FRAME,
     MAX_MESSAGE,
     Absent,
     Answer,
@@ -82,15 +81,10 @@ class RelayLink:
         Raises
         ------
         PeerError
-            No answer within ``timeout`` seconds, the peer or the relay went away, the frame is larger than relays
-            carry, or `stop` was called.
+            No answer within ``timeout`` seconds, the peer or the relay went away, or `stop` was called.
         RemoteProtocolError
             What answers at the address is no relay.
         """
-        if len(frame) > MAX_FRAME:
-            raise PeerError(
-                f"a message to {self.peer} has {len(frame)} bytes, a relay carries {MAX_FRAME}: connect directly"
-            )
         until = time.monotonic() + timeout
         while True:
             name = name_of(next(tokens(self._digest, self.peer, self._clock())))

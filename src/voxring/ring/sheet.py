@@ -227,6 +227,10 @@ def _links(study: Study) -> tuple[str, ...]:
             "researcher. Somebody who reads every link learns what all members together would see of the messages, "
             "and with that each party's numbers.",
         )
+    relay = (
+        "Messages go through a relay. It sees what somebody who reads every link sees, and which member asks which "
+        "under names that change every day; it can hold back messages, which ends a session.",
+    )
     return (
         "The study gives each member's public key. Every message and every answer is encrypted and authenticated "
         "between its two members (a TLS 1.3 handshake in which both prove that they hold their keys, then "
@@ -236,4 +240,5 @@ def _links(study: Study) -> tuple[str, ...]:
         "Each private key is in the hands of its member alone, and each member has compared the fingerprints of the "
         "others' public keys. Whoever takes a private key can stand in for its member in later sessions; what was "
         "recorded of earlier ones stays closed.",
+        *(relay if study.relay else ()),
     )
