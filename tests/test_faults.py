@@ -1,5 +1,6 @@
 """Real parties over sockets that misbehave: the exact answer for all, or a named error for all, in time."""
 
+import json
 import os
 import random
 import re
@@ -16,7 +17,7 @@ import pytest
 from proxy import KINDS, Proxy
 from voxring.errors import PeerError, ProtocolError, VoxringError
 from voxring.net import PrivateKey
-from voxring.session import Heard, run_party, run_researcher
+from voxring.session import Account, Heard, Ledger, run_party, run_researcher
 from voxring.session.coins import CoinFile
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
@@ -166,12 +167,15 @@ def party_process(pipe, name: str, state: str, *, dies: bool) -> None:
         pipe.send(address)
         return pipe.recv()
 
+    account = Account(Ledger(state, name), STUDY)
+    account.approve(STUDY.digest, how="test")
+
     def totals() -> LocalTotals:
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        return TOTALS[name]
+        return account.add_up([TOTALS[name]])
 
-    options = {"key": KEYS[name], "keys": PUBLIC}
+    options = {"key": KEYS[name], "keys": PUBLIC, "ledger": account}
     pipe.send(run_party(STUDY, name, totals, state=state, address=ANYWHERE, listening=listening, timeout=20, **options))
 
 
@@ -216,3 +220,8 @@ def test_a_party_that_dies_while_it_computes_and_is_started_again_does_not_cost_
         assert process.exitcode == 0
     for proxy in proxies.values():
         proxy.close()
+    for name in NAMES:
+        entries = Ledger(tmp_path / name, name).verified()
+        assert [entry.kind for entry in entries].count("session") == 2
+        ends = [json.loads(entry.content) for entry in entries if entry.kind == "end"]
+        assert (ends[-1]["outcome"], ends[-1]["given"]) == ("done", ["voxels", "sum", "sdsum"])
