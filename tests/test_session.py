@@ -480,6 +480,31 @@ def test_from_the_first_release_on_nothing_starts_over(state: str) -> None:
     assert network.researcher.answer == TRUTH
 
 
+@pytest.mark.parametrize("kind", ["ok", "refused"])
+def test_an_answer_from_the_session_that_failed_changes_nothing(kind: str) -> None:
+    network = Network(a_study(), coins=dict.fromkeys("abc", COIN))
+    failed = network.researcher.session
+    until(network, "a", "ready")
+    network.start_over()
+    party = next(one for one in network.parties.values() if one.plan.rings[0].last != one.name)
+    while not party.outbox:
+        network.ask()
+        network.deliver()
+    waiting = list(party.outbox)
+    old = Message(
+        kind=kind,
+        digest=party.plan.digest,
+        session=failed,
+        sender=waiting[0][0],
+        receiver=party.name,
+        body=b"share voxels 0",
+    )
+    party.delivered(encode(old))
+    assert list(party.outbox) == waiting
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
 def test_a_party_that_was_started_again_is_taken_in_when_all_keep_the_coin() -> None:
     network = Network(a_study(), coins=dict.fromkeys("abc", COIN))
     until(network, "b", "counted")

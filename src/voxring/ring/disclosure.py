@@ -122,8 +122,12 @@ def _ring_sentences(study: Study) -> list[str]:
     sentences = [
         f"Messages go round {_count(len(rings), 'ring')}. Who stands where follows from a coin that the parties draw "
         "together before the first sum and keep, so that every run of this study has the same rings.",
-        f"Any {_count(stands, 'member')}, the researcher included, that put together all they saw learn nothing beyond "
-        f"the results and what these imply: privacy.collusion asks for {study.privacy.collusion}, and it takes "
+        (
+            "No single member, the researcher included, learns anything from all it saw"
+            if stands == 1
+            else f"No {stands} members, the researcher included, that put together all they saw learn anything"
+        )
+        + f" beyond the results and what these imply: privacy.collusion asks for {study.privacy.collusion}, and it takes "
         f"{stands + 1} to part the others (computed for these rings).",
     ]
     if stands < most:
