@@ -609,11 +609,11 @@ def test_disclosure_is_plain_about_defaults_and_colluders() -> None:
     assert text.count("no protection") == 2
     assert "subtract its own" in text
     assert "round one ring" in text
-    assert "Any one member" in text
+    assert "No single member, the researcher included, learns" in text
     assert "2 that stand round a party" in text
     most = " ".join(disclosure(Study.of(name="t", classes={"x": 1}, party=parties, privacy={"collusion": 2})))
     assert "round 2 rings" in most
-    assert "Any 2 members" in most
+    assert "No 2 members, the researcher included, that put" in most
     assert "stand round" not in most
     strict = Study.of(name="t", classes={"x": 1}, privacy={"min_voxels": 50, "min_patients": 5})
     text = " ".join(disclosure(strict))

@@ -127,8 +127,8 @@ def _ring_sentences(study: Study) -> list[str]:
             if stands == 1
             else f"No {stands} members, the researcher included, that put together all they saw learn anything"
         )
-        + f" beyond the results and what these imply: privacy.collusion asks for {study.privacy.collusion}, and it takes "
-        f"{stands + 1} to part the others (computed for these rings).",
+        + f" beyond the results and what these imply: privacy.collusion asks for {study.privacy.collusion}, and it "
+        f"takes {stands + 1} to part the others (computed for these rings).",
     ]
     if stands < most:
         sentences.append(
