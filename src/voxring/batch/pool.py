@@ -29,9 +29,9 @@ Done = tuple[int, Answer | VoxringError]
 
 def in_this_process(task: Task, rows: Sequence[Row], todo: Sequence[int]) -> Generator[Done]:
     """Reduce the rows ``todo``, one after the other."""
-    for number, following in zip(todo, (*todo[1:], None), strict=True):
-        if following is not None:
-            read_ahead(rows[following])
+    for at, number in enumerate(todo):
+        if at + 1 < len(todo):
+            read_ahead(rows[todo[at + 1]])
         yield number, answer(task, rows[number])
 
 

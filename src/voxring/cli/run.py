@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from voxring.cli.batch import batch_options, read_batch, resumable
 from voxring.cli.report import Progress, check_writable, print_table, write_result
 
 
@@ -46,10 +47,12 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that keeps the coin of the study, from which its rings follow; the same in every run of it.  "
+    help="Folder that keeps the coin of the study, from which its rings follow, and what this party has computed so "
+    "far; the same in every run of it.  "
     "[default: voxring in $XDG_STATE_HOME or ~/.local/state]",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@batch_options
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was learned as JSON.")
 def party(
@@ -59,6 +62,9 @@ def party(
     address: str | None,
     state: Path | None,
     device: str,
+    workers: int,
+    scheduler: str | None,
+    bad: str | None,
     timeout: float,
     key: Path | None,
     insecure: bool,
@@ -69,10 +75,13 @@ def party(
 
     The images never leave this machine. Of the totals, what leaves is blinded; what comes back is the voxel count and
     the mean over all parties together.
+
+    Images that are done are kept in a journal, with this party's own numbers, which never leaves the state folder: a
+    run that was stopped, or killed, goes on where it was when the same command is given again.
     """
     import msgspec
 
-    from voxring.batch import party_totals, read_manifest
+    from voxring.batch import read_manifest
     from voxring.engine import device_name
     from voxring.net import PrivateKey
     from voxring.session import run_party, state_folder
@@ -82,18 +91,26 @@ def party(
     private = None if key is None else PrivateKey.read(key)
     read_manifest(manifest)
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
-    with Progress(quiet=quiet) as progress:
+    folder = state or state_folder()
+    with resumable(), Progress(quiet=quiet) as progress:
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
-            lambda: party_totals(
-                manifest,
-                checked,
-                device=device,  # type: ignore[arg-type]  # click checks the choice
-                progress=lambda done, total: progress(name, f"image {done} of {total}"),
+            lambda: (
+                read_batch(
+                    manifest,
+                    checked,
+                    name,
+                    folder,
+                    device=device,
+                    workers=workers,
+                    scheduler=scheduler,
+                    bad=bad,
+                    progress=progress,
+                ).totals
             ),
-            state=state or state_folder(),
+            state=folder,
             address=address,
             key=private,
             timeout=timeout,
