@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from voxring.batch.manifest import Row
 from voxring.batch.pool import ATTEMPTS, Done
-from voxring.batch.row import Task, answer
-from voxring.errors import DeviceError, ImageError
+from voxring.batch.row import Answer, Task, answer
+from voxring.errors import DeviceError, ImageError, VoxringError
 
 _AHEAD = 2  # tasks for each thread of the cluster: one runs, one is on its way
 
@@ -38,7 +40,7 @@ def in_cluster(task: Task, rows: Sequence[Row], todo: Sequence[int], scheduler: 
     """
     try:
         import dask
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed, wait
     except ImportError:
         raise DeviceError(
             "--scheduler needs Dask: install voxring[cluster], on the workers too, or use --workers"
@@ -52,40 +54,49 @@ def in_cluster(task: Task, rows: Sequence[Row], todo: Sequence[int], scheduler: 
         except (OSError, TimeoutError, ValueError, ImportError) as error:
             raise DeviceError(f"the cluster {scheduler} cannot be used: {error}") from error
         away = replace(task, threads=task.threads or _threads_each(scheduler, workers))
+
+        def submit(number: int) -> Any:
+            return client.submit(answer, away, _absolute(rows[number]), pure=False)
+
+        def came_of(future: Any) -> Answer | VoxringError | None:
+            """What a task gave; None when the workers that had it, or what it gave, were lost."""
+            try:
+                result: Answer | VoxringError = future.result(timeout=_FETCH)
+                return result
+            except (KilledWorker, TimeoutError):  # a result that went with its worker may never be made again
+                return None
+            except CancelledError:
+                raise DeviceError(f"the cluster {scheduler} has gone: run again to go on") from None
+
         queue = iter(todo)
-        numbers: dict[str, int] = {}
-
-        def submit() -> Any:
-            """Hand out the next row; None when there are no more."""
-            for number in queue:
-                future = client.submit(answer, away, _absolute(rows[number]), pure=False)
-                numbers[future.key] = number
-                return future
-            return None
-
-        first = [submit() for _ in range(_AHEAD * max(1, sum(client.nthreads().values())))]
-        running = as_completed([future for future in first if future is not None])
+        ahead = _AHEAD * max(1, sum(client.nthreads().values()))
+        numbers = {submit(number): number for number in islice(queue, ahead)}
+        running = as_completed(list(numbers))
+        lost = []
         for future in running:
-            number = numbers.pop(future.key)
-            if future.status == "finished":
-                came = future.result()
-            elif future.status == "error" and type(future.exception()).__name__ == "KilledWorker":
-                came = ImageError(
-                    f"{rows[number].image.name}: {ATTEMPTS} workers were lost while they computed it: is there enough "
-                    "memory?"
-                )
-            elif future.status == "error":
-                raise future.exception()
+            number, came = numbers.pop(future), came_of(future)
+            for following in islice(queue, 1):
+                numbers[submit(following)] = following
+                running.add(next(reversed(numbers)))
+            if came is None:
+                lost.append(number)
             else:
-                raise DeviceError(f"the cluster {scheduler} lost a task ({future.status}): run again to go on")
-            future.release()
-            following = submit()
-            if following is not None:
-                running.add(following)
-            yield number, came
+                yield number, came
+        # A row is lost with the workers that other rows have killed, if it stood next to these: now each is alone.
+        for number in lost:
+            alone = submit(number)
+            wait(alone)
+            yield number, came_of(alone) or _too_many_deaths(rows[number])
 
 
-_WAIT = 120
+def _too_many_deaths(row: Row) -> ImageError:
+    return ImageError(
+        f"{row.image.name}: {ATTEMPTS} workers were lost while they computed it alone: is there enough memory?"
+    )
+
+
+_WAIT = 120  # seconds until a first worker is there: Slurm queues are for longer, and then for another run
+_FETCH = 60  # seconds for a few hundred bytes
 
 
 def _cluster(scheduler: str, workers: int, task: Task, stack: ExitStack) -> tuple[Any, ...]:
