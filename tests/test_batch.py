@@ -1,10 +1,27 @@
 """Manifests and a party's batch."""
 
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from voxring import ImageError, LocalTotals, Study, StudyError, local_totals, party_totals
-from voxring.batch import patient_totals, read_manifest
+import voxring.batch
+import voxring.batch.pool
+from deadly import Deadly
+from voxring import DeviceError, ImageError, LocalTotals, Study, StudyError, VoxringError, local_totals, party_totals
+from voxring.batch import Journal, image_totals, party_batch, read_manifest
+from voxring.batch.pool import ATTEMPTS, _work, _Worker, in_processes
+from voxring.batch.row import Task, answer, read_ahead
 
 
 @pytest.fixture
@@ -49,7 +66,7 @@ def test_patient_by_patient_each_class_of_a_patient_counts_it_once(folder):
     path = manifest(
         folder, "image,ground_truth,patient\nimage0.npy,truth0.npy,p\nimage3.npy,empty.npy,r\nimage1.npy,truth1.npy,p\n"
     )
-    p, r = patient_totals(path, STUDY)
+    p, r = party_batch(path, STUDY).patients
     assert p + r == party_totals(path, STUDY)
     assert {name: of.patients for name, of in p.classes.items()} == {"a": 1, "b": 1}
     assert not any(of.voxels or of.patients for of in r.classes.values())
@@ -106,3 +123,305 @@ def test_a_voxel_beyond_the_bound_names_the_file(folder):
     study = Study.of(name="test", classes={"a": 1}, bounds={"intensity": 50}, window={"size": 3})
     with pytest.raises(ImageError, match=r"line 2: image0\.npy: standardised values run from"):
         party_totals(path, study)
+
+
+# Rows that cannot be used.
+
+
+def bad_rows(folder):
+    (folder / "cut.npy").write_bytes((folder / "image1.npy").read_bytes()[:-1])
+    return manifest(
+        folder,
+        "image,ground_truth,patient\nimage0.npy,truth0.npy,p\ncut.npy,truth1.npy,q\nimage2.npy,other.npy,q\n"
+        "image3.npy,truth3.npy,r\n",
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_rows_are_all_listed_at_the_end(folder, workers):
+    reported = []
+    with pytest.raises(ImageError, match=r"m\.csv: 2 of 4 rows cannot be used, and nothing was sent") as caught:
+        party_batch(bad_rows(folder), STUDY, workers=workers, report=reported.append)
+    listed = str(caught.value).splitlines()[1:]
+    assert [line.split(":")[0] for line in listed] == ["  line 3", "  line 4"]
+    assert "cut.npy" in listed[0]
+    assert "does not lie on the grid" in listed[1]
+    assert sorted(row.line for row in reported) == [3, 4]
+
+
+def test_bad_rows_may_be_left_out_and_are_counted(folder):
+    path = bad_rows(folder)
+    batch = party_batch(path, STUDY, bad="skip")
+    good = manifest(folder, "image,ground_truth,patient\nimage0.npy,truth0.npy,p\nimage3.npy,truth3.npy,r\n")
+    assert batch.totals == party_totals(good, STUDY)
+    assert batch.account() == "2 images used; 2 skipped, of 1 patient"
+    assert [(row.line, row.patient) for row in batch.skipped] == [(3, "q"), (4, "q")]
+
+
+def test_the_first_bad_row_may_end_the_batch(folder, monkeypatch):
+    taken = []
+    monkeypatch.setattr(voxring.batch.pool, "answer", lambda task, row: taken.append(row.line) or answer(task, row))
+    with pytest.raises(ImageError, match=r"m\.csv: line 3: .*cut\.npy"):
+        party_batch(bad_rows(folder), STUDY, bad="stop")
+    assert taken == [2, 3]
+
+
+def test_many_bad_rows_are_not_all_listed(folder):
+    lines = ["image,ground_truth"]
+    for i in range(25):
+        (folder / f"bad{i}.npy").write_bytes(b"no")
+        lines.append(f"bad{i}.npy,truth0.npy")
+    with pytest.raises(ImageError, match="25 of 25 rows") as caught:
+        party_batch(manifest(folder, "\n".join(lines)), STUDY)
+    listed = str(caught.value).splitlines()[1:]
+    assert [line.split(":")[0] for line in listed] == [*(f"  line {i}" for i in range(2, 22)), "  and 5 more"]
+
+
+def test_a_device_that_does_not_answer_is_no_fault_of_a_row(folder):
+    path = manifest(folder, "image,ground_truth\nimage0.npy,truth0.npy\n")
+    with pytest.raises(DeviceError):
+        party_batch(path, STUDY, device="none", bad="skip")
+    task = Task(STUDY, "cpu", None, None, version="0.0.0")
+    assert "install one version on both" in str(answer(task, read_manifest(path)[0]))
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        party_batch(path, STUDY, workers=0)
+
+
+def test_a_file_that_is_gone_is_a_bad_row(folder):
+    path = manifest(folder, "image,ground_truth\nimage0.npy,truth0.npy\nimage1.npy,truth1.npy\n")
+    rows = read_manifest(path)
+    (folder / "image0.npy").unlink()
+    read_ahead(rows[0])
+    task = Task(STUDY, "cpu", None, b"k" * 32)
+    assert "found nothing there" in str(answer(task, rows[0]))
+    with pytest.MonkeyPatch.context() as patch:  # in the instant after its header was read
+        patch.setattr(voxring.batch.row, "identify", lambda path: os.stat(folder / "image0.npy"))
+        assert "No such file" in str(answer(task, rows[1]))
+
+
+# What is read.
+
+
+def test_without_a_class_the_header_is_all_that_is_read(folder):
+    image = np.ones((40, 30, 20), np.int16)
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), folder / "i.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), np.eye(4)), folder / "t.nii.gz")
+    raw = (folder / "i.nii.gz").read_bytes()
+    (folder / "i.nii.gz").write_bytes(raw[:-12] + b"x" * 12)
+    path = manifest(folder, "image,ground_truth\ni.nii.gz,t.nii.gz\n")
+    totals = party_totals(path, STUDY)
+    assert [totals[name].voxels for name in STUDY.classes] == [0, 0]
+    assert list(totals.classes) == list(STUDY.classes)
+    nibabel.save(nibabel.Nifti1Image(np.ones(image.shape, np.uint8), np.eye(4)), folder / "t.nii.gz")
+    with pytest.raises(ImageError, match="truncated or corrupt"):
+        party_totals(path, STUDY)
+
+
+BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
+METHODS = [
+    {},
+    {"method": "rescale", "range": [-50, 50]},
+    {"method": "zscore", "foreground": "all"},
+    {"method": "percentile", "percentiles": [5, 95], "foreground": "all"},
+]
+
+
+@st.composite
+def archives(draw):
+    """A few rows of one kind, most with labels in some planes alone, as compressed files, and a study."""
+    shape = draw(st.integers(1, 9)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        truth = np.zeros(shape, np.uint8)
+        for _ in range(draw(st.integers(0, 2))):
+            truth[tuple(int(rng.integers(0, n)) for n in shape)] = rng.integers(1, 4)
+        rows.append((rng.integers(-100, 100, shape, np.int16), truth))
+    rows[0][0].flat[:2] = -100, 99  # more than one value, should all of it count
+    window = [draw(st.integers(1, 12)), 1, 3]
+    study = Study.of(
+        name="test",
+        classes={"a": 1, "b": 2},
+        window={"size": window, "border": draw(st.sampled_from(BORDERS))},
+        standardise=draw(st.sampled_from(METHODS)),
+    )
+    return study, rows, draw(st.permutations(range(len(rows)))), draw(st.integers(0, len(rows)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(archives())
+def test_parts_of_images_give_what_whole_ones_do_in_any_order(archive):
+    """Over all borders and windows, also larger than the image; some of the rows from a journal."""
+    study, rows, order, known = archive
+    expected = LocalTotals()
+    kept = []
+    for image, truth in rows:
+        try:
+            expected = expected + local_totals(image, truth, study)
+        except ImageError:  # one value throughout: no z-score
+            assert study.standardise.method in ("zscore", "percentile")
+            if (truth == 1).any() or (truth == 2).any():
+                return
+        kept.append((image, truth))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for i, (image, truth) in enumerate(kept):
+            for kind, array in (("i", image), ("t", truth)):
+                nibabel.save(nibabel.Nifti1Image(np.transpose(array), np.eye(4)), folder / f"{kind}{i}.nii.gz")
+        first = manifest(folder, "image,ground_truth\n" + "".join(f"i{i}.nii.gz,t{i}.nii.gz\n" for i in order[:known]))
+        with Journal(folder, study, "here") as journal:
+            if known:
+                party_batch(first, study, journal=journal)
+            every = manifest(folder, "image,ground_truth\n" + "".join(f"i{i}.nii.gz,t{i}.nii.gz\n" for i in order))
+            batch = party_batch(every, study, journal=journal)
+        assert batch.known == known
+        for of in study.classes:
+            mine, whole = batch.totals[of], expected[of]
+            assert (mine.voxels, mine.sum) == (whole.voxels, whole.sum)
+            assert (mine.total, mine.squares, mine.patients) == (whole.total, whole.squares, whole.patients)
+
+
+# Workers.
+
+
+def children():
+    return [child for child in multiprocessing.active_children() if child.name == "voxring worker"]
+
+
+def rows_of(folder, count=8):
+    lines = "".join(f"image{i % 4}.npy,truth{j % 4}.npy\n" for i in range(4) for j in range(4))
+    return read_manifest(manifest(folder, "image,ground_truth\n" + lines))[:count]
+
+
+def deadly(row, folder, times):
+    return Deadly(row.line, row.image, row.ground_truth, row.patient, folder, times, os.getpid())
+
+
+def one_by_one(rows):
+    return {number: image_totals(row, STUDY) for number, row in enumerate(rows)}
+
+
+def test_a_worker_that_is_killed_changes_nothing(folder):
+    """Real SIGKILLs: of a worker at work, of one that waits, and by a row itself."""
+    rows = rows_of(folder)
+    rows = (deadly(rows[0], folder, 1), *rows[1:])
+    done = {}
+    for number, came in in_processes(Task(STUDY, "cpu", None, None), rows, range(len(rows)), 2):
+        assert number not in done
+        done[number] = came.totals
+        if len(done) in (2, 4):
+            os.kill(children()[0].pid, signal.SIGKILL)
+    assert done == one_by_one(rows)
+    assert not children()
+
+
+def test_a_row_that_kills_its_workers_is_bad(folder):
+    rows = rows_of(folder, 3)
+    rows = (rows[0], deadly(rows[1], folder, 9), rows[2])
+    done = dict(in_processes(Task(STUDY, "cpu", None, None), rows, range(3), 2))
+    assert "3 workers were killed while they computed it" in str(done[1])
+    assert len(list(folder.glob("killed-*"))) == ATTEMPTS
+    expected = one_by_one(rows)
+    assert {number: done[number].totals for number in (0, 2)} == {number: expected[number] for number in (0, 2)}
+
+
+def test_workers_that_cannot_start_are_told(folder, monkeypatch):
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
+    with pytest.raises(VoxringError, match="3 workers ended before they had begun"):
+        list(in_processes(Task(STUDY, "cpu", None, None), rows_of(folder), range(8), 2))
+    assert not children()
+
+
+def test_ctrl_c_is_left_to_the_process_that_started_the_workers(folder):
+    rows = rows_of(folder)
+    batch = in_processes(Task(STUDY, "cpu", None, None), rows, range(len(rows)), 2)
+    next(batch)
+    pids = {child.pid for child in children()}
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    assert len(list(batch)) == len(rows) - 1
+    assert len(pids) == 2
+
+
+@pytest.mark.parametrize(("workers", "threads", "share"), [(2, None, "3"), (4, None, "1"), (8, None, "1"), (2, 5, "5")])
+def test_workers_have_their_share_of_the_processors(folder, monkeypatch, workers, threads, share):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "99")
+    started = []
+
+    def start(worker):
+        started.append(worker.threads)
+        raise InterruptedError
+
+    monkeypatch.setattr(_Worker, "start", start)
+    with pytest.raises(InterruptedError):
+        list(in_processes(Task(STUDY, "cpu", threads, None), rows_of(folder), range(8), workers))
+    here, there = multiprocessing.Pipe()
+    here.close()
+    _work(there, Task(STUDY, "cpu", threads, None), started[0])
+    assert os.environ["NUMBA_NUM_THREADS"] == share
+
+
+CLUSTER = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from deadly import Deadly
+from voxring import Study, VoxringError
+from voxring.batch import party_batch, read_manifest
+from voxring.batch.cluster import in_cluster
+from voxring.batch.row import Task
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    study = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3})
+    path = folder / "m.csv"
+    from distributed import LocalCluster, Security
+    rows = read_manifest(path)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        pids = [worker.pid for worker in cluster.workers.values()]
+        progress = lambda count, total: count == 3 and os.kill(pids[0], signal.SIGKILL)
+        one = party_batch(path, study, scheduler=cluster.scheduler_address, progress=progress)
+    came = {}
+    if sys.argv[3] == "deadly":
+        row = rows[0]
+        deadly = Deadly(row.line, row.image, row.ground_truth, row.patient, folder, 9, os.getpid())
+        came = dict(in_cluster(Task(study, "cpu", None, None), (deadly, *rows[1:4]), range(4), "local", 2))
+    bad = [str(one) for one in came.values() if isinstance(one, VoxringError)]
+    print(json.dumps([one.images, [one.totals[name].sum for name in "ab"], bad, len(came)]))
+"""
+
+
+def cluster(folder, what):
+    rows_of(folder)
+    script = folder / "cluster.py"
+    script.write_text(CLUSTER)
+    command = [sys.executable, script, folder, Path(__file__).parent, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    images, sums, bad, count = json.loads(done.stdout.splitlines()[-1])
+    expected = party_totals(folder / "m.csv", STUDY)
+    assert images == 16
+    assert sums == [expected["a"].sum, expected["b"].sum]
+    return bad, count
+
+
+def test_a_cluster_gives_the_same_and_stands_a_kill(folder):
+    assert cluster(folder, "kill") == ([], 0)
+
+
+@pytest.mark.soak
+def test_a_row_that_kills_the_workers_of_a_cluster_is_bad_alone(folder):
+    bad, count = cluster(folder, "deadly")
+    assert count == 4
+    assert len(bad) == 1
+    assert "3 workers were lost while they computed it alone" in bad[0]
+
+
+def test_a_cluster_that_is_not_there_is_told(folder):
+    rows_of(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "dask", None)
+        with pytest.raises(DeviceError, match=r"install voxring\[cluster\]"):
+            party_batch(folder / "m.csv", STUDY, scheduler="local")

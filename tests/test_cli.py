@@ -558,6 +558,54 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_party_that_is_stopped_says_how_to_go_on(demo, tmp_path, number, code):
+    folder, _, manifests, _, _ = demo
+    study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    name, manifest = next(iter(manifests.items()))
+    party = subprocess.Popen(
+        [sys.executable, "-m", "voxring", "party", study, "--name", name, "--manifest", manifest, "--insecure"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "waiting" not in party.stderr.readline():
+        pass
+    party.send_signal(number)
+    _, said = party.communicate(timeout=60)
+    assert party.returncode == code
+    assert said.splitlines()[-1].endswith("give the same command to go on")
+    assert "Traceback" not in said
+
+
+def test_a_party_with_bad_rows_sends_nothing_unless_told_to(demo, tmp_path):
+    """One image of a hospital is damaged: its run ends before a number leaves; the others are told."""
+    folder, _, manifests, _, _ = demo
+    study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    names, command = list(manifests), [sys.executable, "-m", "voxring"]
+    rows = [manifests[names[0]].read_text().splitlines()[1].split(","), ["bad.npy", "bad.npy"]]
+    (tmp_path / "bad.npy").write_bytes(b"no")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(
+        "\n".join(["image,ground_truth", *(",".join(str(manifests[names[0]].parent / p) for p in rows[0][:2]),)])
+        + "\nbad.npy,bad.npy\n"
+    )
+    for options, code in (([], 4), (["--strict"], 4), (["--skip-bad", "--workers", "2"], 0)):
+        running = [
+            subprocess.Popen([*command, *map(str, of)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for of in (
+                ["party", study, "--name", names[0], "--manifest", manifest, "--insecure", "--quiet", *options],
+                *(["party", study, "--name", name, "--manifest", manifests[name], "--insecure"] for name in names[1:]),
+                ["research", study, "--out", tmp_path / "r.json", "--insecure", "--quiet", "--timeout", "20"],
+            )
+        ]
+        said = [process.communicate(timeout=120)[1] for process in running]
+        assert running[0].returncode == code, said
+        assert (running[-1].returncode == 0) == (code == 0), said
+        assert ("line 3" in said[0]) == (code != 0)
+        assert (tmp_path / "r.json").exists() == (code == 0)
+    assert said[0].strip() == f"voxring: {names[0]}: 1 image used, 1 of them computed earlier; 1 skipped, of 1 patient"
+
+
 def test_warm_fills_the_chosen_cache(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "voxring", "warm", "--type", "uint8"]

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxring.batch import patient_totals
+from voxring.batch import party_batch
 from voxring.errors import ImageError, LocalProtocolError, PeerError, StudyError
 from voxring.ring.message import VERSION, Message, decode, encode
 from voxring.ring.sheet import sheet
@@ -704,7 +704,7 @@ class Site:
             return run_party(
                 study,
                 name,
-                lambda: account.add_up(patient_totals(self.manifest(name), study)),
+                lambda: account.add_up(party_batch(self.manifest(name), study).patients),
                 state=self.state(name),
                 ledger=account,
                 address=ANYWHERE,
@@ -759,7 +759,7 @@ def test_a_real_run_leaves_its_account_and_nothing_of_the_hospitals(site: Site) 
         assert all(len(sha) == 64 and size > 60 and times >= 1 for _, _, size, sha, times in sent)
 
         raw = Ledger(site.state(name), name).path.read_bytes()
-        totals = patient_totals(site.manifest(name), study)
+        totals = party_batch(site.manifest(name), study).patients
         everything = sum(totals, LocalTotals())
         own = {
             str(number)

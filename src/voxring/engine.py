@@ -6,7 +6,7 @@ holds the whole image, and to the voxels otherwise. Both give the same integers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from math import prod
 from typing import Any, Literal, get_args
@@ -93,6 +93,92 @@ def local_totals(
     return LocalTotals(
         {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}
     )
+
+
+def planes_needed(
+    truths: Iterable[tuple[Array, Iterable[int]]],
+    dtype: np.dtype[Any],
+    study: Study,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+) -> tuple[int, int]:
+    """Return which part of an image, along its first axis, gives the totals of the whole: the same integers.
+
+    That is the planes that the windows over ground truth reach. It is all of them where the standardisation depends on
+    all voxels, or where the type of the image does not say that each of them is one that the study allows.
+
+    Parameters
+    ----------
+    truths : pairs of a label map and label values
+        What `local_totals` gets as ``ground_truth`` and, of ``labels``, the values.
+    dtype, slope, intercept
+        Of the image.
+
+    Returns
+    -------
+    (int, int)
+        First plane and stop; equal where no voxel has a label.
+
+    Raises
+    ------
+    StudyError
+        The window names axes that the image lacks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from voxring import Study
+    >>> study = Study.of(name="example", classes={"lesion": 1}, window={"size": 3})
+    >>> truth = np.zeros((9, 4, 4), np.uint8)
+    >>> truth[4, 2, 2] = 1
+    >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
+    (3, 6)
+    """
+    planes, first, stop = 0, 0, 0
+    size = 1
+    for truth, labels in truths:
+        planes, size = truth.shape[0], study.window.along(truth.ndim)[0]
+        here = _labelled(truth, tuple(labels))
+        if here is not None:
+            first, stop = (min(first, here[0]), max(stop, here[1])) if stop else here
+    if not stop:
+        return 0, 0
+    if truth.ndim == 2 or _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study):
+        return 0, planes
+    low, high = first - size // 2, stop - 1 - size // 2 + size
+    # Past a border of the image a window sees planes within its reach: the part must hold them too.
+    if low < 0:
+        high = max(high, size // 2 + 1)
+    if high > planes:
+        low = min(low, planes - size)
+    return max(low, 0), min(high, planes)
+
+
+def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:
+    """First plane with a label and stop; only the planes before and after those with labels are looked through."""
+    labels = tuple(label for label in labels if _holds(truth.dtype, label))
+
+    def has(plane: int) -> bool:
+        return any(bool((truth[plane] == label).any()) for label in labels)
+
+    first = next(filter(has, range(truth.shape[0])), None)
+    if first is None:
+        return None
+    return first, 1 + next(filter(has, range(truth.shape[0] - 1, first - 1, -1)))
+
+
+def _holds(dtype: np.dtype[Any], value: int) -> bool:
+    return dtype.kind == "b" or np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+
+
+def _depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+    """Whether the totals, or whether there is an error, may depend on voxels that no window reaches."""
+    if dtype.kind == "f" or dtype.itemsize > 2:
+        return True
+    if study.standardise.method == "none":
+        return not _fits(np.dtype(np.uint8) if dtype.kind == "b" else dtype, slope, intercept, study)
+    return study.standardise.method != "rescale"
 
 
 def takes_gpu(device: Device) -> bool:
@@ -245,12 +331,20 @@ def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) ->
 
 def _range(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
     """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
-    info = np.iinfo(image.dtype)
-    if study.standardise.method == "none" and image.dtype.itemsize <= 2:
-        ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
-        if max(-ends[0], ends[1]) <= study.intensity_bound:
-            return int(info.min), int(info.max)
+    if study.standardise.method == "none" and image.dtype.itemsize <= 2 and _fits(image.dtype, slope, intercept, study):
+        info = np.iinfo(image.dtype)
+        return int(info.min), int(info.max)
     return int(image.min()), int(image.max())
+
+
+def _fits(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+    """Whether the study allows all that a type can hold, under ``none``."""
+    info = np.iinfo(dtype)
+    try:
+        ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
+    except (ValueError, OverflowError):
+        return False  # said where the image is standardised
+    return max(-ends[0], ends[1]) <= study.intensity_bound
 
 
 def _narrowed(image: Array, low: int, high: int) -> Array:

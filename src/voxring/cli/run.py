@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from voxring.cli.batch import batch_options, read_batch, resumable
 from voxring.cli.report import Progress, check_writable, print_table, write_result
 
 
@@ -53,8 +54,8 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that keeps the coin of the study, from which its rings follow, and the ledger of this party; the same "
-    "in every run.  [default: voxring in $XDG_STATE_HOME or ~/.local/state]",
+    help="Folder that keeps the coin of the study, from which its rings follow, the ledger of this party, and what it "
+    "has computed so far; the same in every run.  [default: voxring in $XDG_STATE_HOME or ~/.local/state]",
 )
 @click.option("--approve", metavar="DIGEST", help="Approve the study as party approve does, by its digest.")
 @click.option(
@@ -64,6 +65,7 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Run although the difference from an earlier run tells the numbers of a few; the reason goes into the ledger.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@batch_options
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print what was learned as JSON.")
 def party(
@@ -75,6 +77,9 @@ def party(
     approve: str | None,
     allow_differencing: str,
     device: str,
+    workers: int,
+    scheduler: str | None,
+    bad: str | None,
     timeout: float,
     key: Path | None,
     relay: str | None,
@@ -86,10 +91,13 @@ def party(
 
     The images never leave this machine. Of the totals, what leaves is blinded; what comes back is the voxel count and
     the mean over all parties together. The study must have been approved: see voxring party approve --help.
+
+    Images that are done are kept in a journal, with this party's own numbers, which never leaves the state folder: a
+    run that was stopped, or killed, goes on where it was when the same command is given again.
     """
     import msgspec
 
-    from voxring.batch import patient_totals, read_manifest
+    from voxring.batch import read_manifest
     from voxring.engine import device_name
     from voxring.net import PrivateKey
     from voxring.session import Account, Ledger, run_party, state_folder
@@ -101,8 +109,9 @@ def party(
     private = None if key is None else PrivateKey.read(key)
     read_manifest(manifest)
     command = ["voxring", "party", "approve", str(study), "--name", name, *(["--state", str(state)] if state else [])]
+    folder = state or state_folder()
     account = Account(
-        Ledger(state or state_folder(), name),
+        Ledger(folder, name),
         checked,
         command=shlex.join(command),
         allow_differencing=allow_differencing,
@@ -111,20 +120,25 @@ def party(
         account.approve(approve, how="party --approve")
     account.check_approved()
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
-    with Progress(quiet=quiet) as progress:
+    with resumable(), Progress(quiet=quiet) as progress:
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
             lambda: account.add_up(
-                patient_totals(
+                read_batch(
                     manifest,
                     checked,
-                    device=device,  # type: ignore[arg-type]  # click checks the choice
-                    progress=lambda done, total: progress(name, f"image {done} of {total}"),
-                )
+                    name,
+                    folder,
+                    device=device,
+                    workers=workers,
+                    scheduler=scheduler,
+                    bad=bad,
+                    progress=progress,
+                ).patients
             ),
-            state=state or state_folder(),
+            state=folder,
             ledger=account,
             address=address,
             key=private,

@@ -13,9 +13,21 @@ from pathlib import Path
 
 from voxring.errors import ImageError
 from voxring.images.image import Grid, GroundTruth, Image, Segment
-from voxring.images.stored import Stored, as_ground_truth, as_image
+from voxring.images.source import Identity, Source, identify
+from voxring.images.stored import ImageFile, Stored, as_ground_truth, as_image_file, readable
 
-__all__ = ["Grid", "GroundTruth", "Image", "Segment", "read_ground_truth", "read_image"]
+__all__ = [
+    "Grid",
+    "GroundTruth",
+    "Image",
+    "ImageFile",
+    "Segment",
+    "Source",
+    "identify",
+    "open_image",
+    "read_ground_truth",
+    "read_image",
+]
 
 _READERS = {
     ".nii": "nifti",
@@ -59,7 +71,24 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     array([[0, 1, 2],
            [3, 4, 5]], dtype=int16)
     """
-    return as_image(os.fspath(path), _read(Path(path)))
+    return open_image(path).read()
+
+
+def open_image(path: str | os.PathLike[str]) -> ImageFile:
+    """Read the header of an image, so that no more of its voxels are read than are used.
+
+    Parameters and errors as for :func:`read_image`.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/ramp.npy", np.arange(12, dtype=np.int16).reshape(3, 2, 2))
+    ...     open_image(f"{folder}/ramp.npy").read(1, 2).voxels
+    array([[[4, 5],
+            [6, 7]]], dtype=int16)
+    """
+    return as_image_file(os.fspath(path), *_read(Path(path)))
 
 
 def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
@@ -92,28 +121,24 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
     array([[0, 1],
            [1, 2]], dtype=uint8)
     """
-    return as_ground_truth(os.fspath(path), _read(Path(path)))
+    with readable(Path(path)):
+        return as_ground_truth(os.fspath(path), *_read(Path(path)))
 
 
-def _read(path: Path) -> Stored:
+def _read(path: Path) -> tuple[Stored, Identity]:
     name = path.name.lower()
     ending = max((known for known in _READERS if name.endswith(known)), key=len, default=None)
     if ending is None:
         came = f"the ending {path.suffix}" if path.suffix else "no ending"
         raise ImageError(f"{path}: expected one of {', '.join(_READERS)}, got {came}: convert or rename the file")
-    try:
+    with readable(path):
         if not path.exists():
             raise ImageError(f"{path}: expected an image file, found nothing there: check the path")
         if not path.is_file():
             came = "a folder" if path.is_dir() else "something else"
             raise ImageError(f"{path}: expected an image file, found {came}: name one file")
-        if path.stat().st_size == 0:
+        identity = identify(path)
+        if identity[1] == 0:
             raise ImageError(f"{path}: expected an image, got an empty file: copy it again from its source")
         read: Callable[[Path], Stored] = importlib.import_module(f"{__name__}.{_READERS[ending]}").read
-        return read(path)
-    except OSError as error:
-        raise ImageError(
-            f"{path}: cannot be read ({error.strerror or error}): check the disk and permissions"
-        ) from error
-    except MemoryError as error:
-        raise ImageError(f"{path}: does not fit in memory: use a machine with more, or crop the image") from error
+        return read(path), identity

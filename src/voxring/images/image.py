@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
+from voxring.images.source import Source
 
 _TOLERANCE = 1e-3  # of a voxel
 _AXES = ("columns", "rows", "planes")
@@ -96,13 +97,16 @@ class Image:
     slope, intercept : float
         The value that a stored number v stands for is slope * v + intercept.
     grid : Grid
-        Shape and position.
+        Shape and position of the whole image, where ``voxels`` are some of its planes.
+    sources : tuple of Source
+        The files that were read, and which parts of them.
     """
 
     voxels: NDArray[np.generic]
     slope: float
     intercept: float
     grid: Grid
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +132,15 @@ class GroundTruth:
         Shape and position.
     source : str
         The file's name, for messages.
+    sources : tuple of Source
+        As for an `Image`.
     """
 
     layers: tuple[NDArray[np.integer], ...]
     segments: tuple[Segment, ...]
     grid: Grid
     source: str = "ground truth"
+    sources: tuple[Source, ...] = ()
 
     def find(self, label: int | str) -> tuple[int, int]:
         """Find where a class stands.

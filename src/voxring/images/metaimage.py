@@ -84,7 +84,7 @@ def _flag(path: Path, fields: dict[str, str], name: str, default: str) -> bool:
     return value.lower() == "true"
 
 
-def _voxels(path: Path, fields: dict[str, str], end: int, shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _voxels(path: Path, fields: dict[str, str], end: int, shape: tuple[int, ...]) -> payload.Mapped | payload.Packed:
     named = _field(path, fields, "ElementType")
     if named not in _DTYPES:
         raise ImageError(
@@ -104,11 +104,8 @@ def _voxels(path: Path, fields: dict[str, str], end: int, shape: tuple[int, ...]
         raise ImageError(f"{path}: expected a HeaderSize within {data.name}: the file is truncated or damaged")
     offset += skip
     if not compressed:
-        return payload.mapped(data, offset, dtype, shape)
-    with data.open("rb") as file:
-        file.seek(offset)
-        packed = data.stat().st_size - offset
-        return payload.inflated(data, payload.ZlibStream(file), packed, payload.DEFLATE, dtype, shape)
+        return payload.Mapped(data, offset, dtype, shape)
+    return payload.Packed(data, payload.ZlibStream, payload.DEFLATE, dtype, shape, offset=offset)
 
 
 def _affine(path: Path, fields: dict[str, str], axes: int) -> NDArray[np.float64] | None:

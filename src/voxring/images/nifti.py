@@ -1,7 +1,7 @@
 """NIfTI-1 and NIfTI-2 in one file, .nii or .nii.gz.
 
-nibabel reads the header. The voxels are mapped (.nii) or inflated straight into their array (.nii.gz), and stay the
-stored integers; nibabel's own path would go through float64.
+nibabel reads the header. The voxels are mapped (.nii) or inflated straight into their array (.nii.gz), as far as they
+are needed, and stay the stored integers; nibabel's own path would go through float64.
 """
 
 from pathlib import Path
@@ -37,15 +37,13 @@ def read(path: Path) -> Stored:
         raise ImageError(f"{path}: the file's ending and content differ: it is {right}")
     if not compressed:
         header = _header(path, start)
-        return _stored(path, header, payload.mapped(path, _offset(path, header), *_layout(path, header)))
-    with path.open("rb") as file, payload.gzip_stream(file) as stream:
-        with payload.corruption(path):
-            start = stream.read(_LONGEST_HEADER)
-        header = _header(path, start)
-        with payload.corruption(path):
-            stream.seek(_offset(path, header))
-        packed = path.stat().st_size
-        return _stored(path, header, payload.inflated(path, stream, packed, payload.DEFLATE, *_layout(path, header)))
+        return _stored(path, header, payload.Mapped(path, _offset(path, header), *_layout(path, header)))
+    with path.open("rb") as file, payload.gzip_stream(file) as stream, payload.corruption(path):
+        start = stream.read(_LONGEST_HEADER)
+    header = _header(path, start)
+    offset = _offset(path, header)
+    voxels = payload.Packed(path, payload.gzip_stream, payload.DEFLATE, *_layout(path, header), header=offset)
+    return _stored(path, header, voxels)
 
 
 def _header(path: Path, start: bytes) -> Any:
@@ -89,7 +87,7 @@ def _layout(path: Path, header: Any) -> tuple[np.dtype[np.generic], tuple[int, .
     return payload.checked_dtype(path, dtype), shape
 
 
-def _stored(path: Path, header: Any, voxels: NDArray[np.generic]) -> Stored:
+def _stored(path: Path, header: Any, voxels: payload.Mapped | payload.Packed) -> Stored:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):  # the standard's way to say that there is no scaling
         slope, intercept = 1.0, 0.0

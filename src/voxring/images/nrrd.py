@@ -70,7 +70,10 @@ def read(path: Path) -> Stored:
             f"{path}: a segment stands in a layer outside the {count} of the file: save it again in Slicer"
         )
     voxels = _voxels(path, header, (*shape, count) if listed else shape)
-    layers = tuple(voxels[..., layer] for layer in range(count)) if listed else (voxels,)
+    if not listed:
+        return Stored((voxels,), _affine(path, header, listed, len(shape)), segments=segments)
+    together = payload.whole(voxels)
+    layers = tuple(together[..., layer] for layer in range(count))
     return Stored(layers, _affine(path, header, listed, len(shape)), segments=segments)
 
 
@@ -122,7 +125,7 @@ def _dtype(path: Path, header: _Header) -> np.dtype[np.generic]:
     raise ImageError(f'{path}: expected integers or floats, got type "{named[:40]}": convert it to greyscale numbers')
 
 
-def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> payload.Mapped | payload.Packed:
     dtype = _dtype(path, header)
     encoding = _field(path, header, "encoding").lower()
     detached = header.fields.get("datafile")
@@ -136,18 +139,13 @@ def _voxels(path: Path, header: _Header, shape: tuple[int, ...]) -> NDArray[np.g
             skip = data.stat().st_size - offset - int(np.prod(shape, dtype=object)) * dtype.itemsize
         if skip < 0:
             raise ImageError(f"{path}: expected a byte skip within {data.name}: the file is truncated or damaged")
-        return payload.mapped(data, offset + skip, dtype, shape)
+        return payload.Mapped(data, offset + skip, dtype, shape)
     if skip != 0:
         raise ImageError(f"{path}: expected no byte skip with {encoding[:40]}: save it again without")
-    with data.open("rb") as file:
-        file.seek(offset)
-        packed = data.stat().st_size - offset
-        if encoding in ("gzip", "gz"):
-            with payload.gzip_stream(file) as stream:
-                return payload.inflated(data, stream, packed, payload.DEFLATE, dtype, shape)
-        if encoding in ("bzip2", "bz2"):
-            with bz2.BZ2File(file) as stream:
-                return payload.inflated(data, stream, packed, payload.BZIP2, dtype, shape)
+    if encoding in ("gzip", "gz"):
+        return payload.Packed(data, payload.gzip_stream, payload.DEFLATE, dtype, shape, offset=offset)
+    if encoding in ("bzip2", "bz2"):
+        return payload.Packed(data, bz2.BZ2File, payload.BZIP2, dtype, shape, offset=offset)
     raise ImageError(f'{path}: expected encoding raw, gzip or bzip2, got "{encoding[:40]}": save it again as gzip')
 
 

@@ -2,7 +2,8 @@
 
 import gzip
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -11,6 +12,7 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
+from voxring.images.source import Source, identify
 
 # The most bytes that one compressed byte can become: deflate's longest match codes 258 bytes in 2 bits; a block of
 # bzip2 holds 900,000 symbols, each run of 5 of which stands for up to 259 bytes, in some 40 bytes.
@@ -18,6 +20,8 @@ DEFLATE = 1_100
 BZIP2 = 1_200_000
 _SLACK = 65_536
 _CHUNK = 1 << 20
+_SCRATCH = 1 << 18  # what is passed over stays in the cache
+_CHEAP = 8  # an eighth of the volume is unpacked to see the checksum
 
 
 class Stream(Protocol):
@@ -25,6 +29,9 @@ class Stream(Protocol):
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the start of a buffer; 0 at the end of the stream."""
+
+    def close(self) -> None:
+        """Let go of what unpacking took, not of the file."""
 
 
 class ZlibStream:
@@ -45,6 +52,9 @@ class ZlibStream:
             if not packed:
                 raise EOFError("the compressed stream has no end")
         return 0
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def gzip_stream(file: BinaryIO) -> gzip.GzipFile:
@@ -77,49 +87,118 @@ def checked_dtype(path: Path, dtype: np.dtype[np.generic]) -> np.dtype[np.generi
     return dtype
 
 
-def mapped(path: Path, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """Map uncompressed voxels from a file, read-only."""
-    declared = math.prod(shape) * dtype.itemsize
-    present = path.stat().st_size - offset
-    if declared > present:
-        raise ImageError(
-            f"{path}: expected {declared} bytes of voxels after the header, got {max(present, 0)}: "
-            "the file is truncated or its header damaged, copy it again from its source"
-        )
-    try:
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape).view(np.ndarray)
-    except (ValueError, OverflowError) as error:  # shorter by now, or beyond what this machine can address
-        raise ImageError(f"{path}: cannot be mapped ({error}): copy it again from its source") from error
+class Mapped:
+    """Uncompressed voxels in a file; `read` maps them, read-only."""
+
+    def __init__(self, path: Path, offset: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+        declared = math.prod(shape) * dtype.itemsize
+        self.path, self.offset, self.dtype, self.shape = path, offset, dtype, shape
+        self.identity = identify(path)
+        present = self.identity[1] - offset
+        if declared > present:
+            raise ImageError(
+                f"{path}: expected {declared} bytes of voxels after the header, got {max(present, 0)}: "
+                "the file is truncated or its header damaged, copy it again from its source"
+            )
+
+    def read(self, first: int, stop: int) -> tuple[NDArray[np.generic], Source]:
+        """Return planes ``first`` to ``stop``, and where they stand."""
+        shape, start, length = _part(self.shape, self.dtype, first, stop)
+        start += self.offset
+        try:
+            voxels = np.memmap(self.path, dtype=self.dtype, mode="r", offset=start, shape=shape).view(np.ndarray)
+        except (ValueError, OverflowError) as error:  # shorter by now, or beyond what this machine can address
+            raise ImageError(f"{self.path}: cannot be mapped ({error}): copy it again from its source") from error
+        return voxels, Source(self.path, self.identity, ((start, start + length),))
 
 
-def inflated(
-    path: Path, stream: Stream, packed: int, expansion: int, dtype: np.dtype[np.generic], shape: tuple[int, ...]
-) -> NDArray[np.generic]:
-    """Decompress voxels into one array.
+class Packed:
+    """Compressed voxels in a file; `read` unpacks them straight into their array.
 
-    ``packed`` is how many compressed bytes there are, ``expansion`` the most bytes that one of them can become.
+    Parameters
+    ----------
+    unpack : callable
+        Makes the stream of an open file that stands at ``offset``.
+    expansion : int
+        The most bytes that a compressed byte can become.
+    header : int
+        How many bytes of the stream come before the voxels.
     """
-    declared = math.prod(shape) * dtype.itemsize
-    if declared > expansion * packed + _SLACK:
-        raise ImageError(
-            f"{path}: the header declares {declared} bytes of voxels, more than {packed} compressed bytes can hold: "
-            "the file is truncated or its header damaged, copy it again from its source"
-        )
-    voxels = np.empty(shape, dtype)
-    buffer = memoryview(voxels.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-    filled = 0
-    with corruption(path):
-        while filled < declared and (count := stream.readinto(buffer[filled:])):
-            filled += count
-        # On to the end, where the checksum stands.
-        rest = memoryview(bytearray(_SLACK))
-        while filled == declared and stream.readinto(rest):
-            pass
-    if filled < declared:
-        raise ImageError(
-            f"{path}: expected {declared} bytes of voxels, got {filled}: copy the file again from its source"
-        )
-    return voxels
+
+    def __init__(
+        self,
+        path: Path,
+        unpack: Callable[[BinaryIO], Stream],
+        expansion: int,
+        dtype: np.dtype[np.generic],
+        shape: tuple[int, ...],
+        *,
+        offset: int = 0,
+        header: int = 0,
+    ) -> None:
+        self.path, self.offset, self.dtype, self.shape = path, offset, dtype, shape
+        self.identity = identify(path)
+        self._unpack, self._header = unpack, header
+        declared, packed = math.prod(shape) * dtype.itemsize, self.identity[1] - offset
+        if declared > expansion * packed + _SLACK:
+            raise ImageError(
+                f"{path}: the header declares {declared} bytes of voxels, more than {packed} compressed bytes can "
+                "hold: the file is truncated or its header damaged, copy it again from its source"
+            )
+
+    def read(self, first: int, stop: int) -> tuple[NDArray[np.generic], Source]:
+        """Return planes ``first`` to ``stop``, and the part of the file that was unpacked for them.
+
+        The checksum stands at the end of the stream. Where little of the volume comes after the planes it is read up
+        to there, and an error if it does not fit; else damage that still unpacks is not seen.
+        """
+        shape, before, length = _part(self.shape, self.dtype, first, stop)
+        declared = math.prod(self.shape) * self.dtype.itemsize
+        voxels = np.empty(shape, self.dtype)
+        buffer = memoryview(voxels.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        scratch = memoryview(bytearray(_SCRATCH))
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            with corruption(self.path), closing(self._unpack(file)) as stream:
+                skipped = _pass_over(stream, self._header + before, scratch) - self._header
+                filled = 0
+                while filled < length and (count := stream.readinto(buffer[filled:])):
+                    filled += count
+                present = skipped + filled
+                if present == before + length and declared - present <= declared // _CHEAP:
+                    present += _pass_over(stream, declared - present, scratch)
+                    while present == declared and stream.readinto(scratch):  # on to the end
+                        pass
+            used = file.tell()
+        if present < declared and (present < before + length or declared - present <= declared // _CHEAP):
+            raise ImageError(
+                f"{self.path}: expected {declared} bytes of voxels, got {max(present, 0)}: "
+                "copy the file again from its source"
+            )
+        return voxels, Source(self.path, self.identity, ((self.offset, used),))
+
+
+def whole(voxels: NDArray[np.generic] | Mapped | Packed) -> NDArray[np.generic]:
+    """Return all voxels, whatever they are in."""
+    if isinstance(voxels, np.ndarray):
+        return voxels
+    return voxels.read(0, voxels.shape[0])[0]
+
+
+def _part(
+    shape: tuple[int, ...], dtype: np.dtype[np.generic], first: int, stop: int
+) -> tuple[tuple[int, ...], int, int]:
+    """Shape, start and length in bytes of the part from ``first`` to ``stop`` along the first axis."""
+    step = math.prod(shape[1:]) * dtype.itemsize
+    return (stop - first, *shape[1:]), first * step, (stop - first) * step
+
+
+def _pass_over(stream: Stream, count: int, scratch: memoryview) -> int:
+    """Unpack and drop so many bytes; return how many there were."""
+    passed = 0
+    while passed < count and (got := stream.readinto(scratch[: count - passed])):
+        passed += got
+    return passed
 
 
 class corruption:  # noqa: N801 - a context manager reads as a phrase

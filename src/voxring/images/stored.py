@@ -1,14 +1,19 @@
 """What every reader returns, and the rules that turn it into an Image or a GroundTruth, the same for all formats."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images.image import Grid, GroundTruth, Image, Segment
+from voxring.images.source import Identity, InFile, Source
 
+_HEADER = 1 << 16  # a compressed header lies within these
 _LABEL_DTYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
 
 
@@ -17,18 +22,89 @@ class Stored:
     """What a file holds, before its use is known.
 
     ``layers`` are arrays of the grid's shape with integers, booleans or floats of any width up to 64 bits and any byte
-    order. ``palette`` says that the numbers are indices of colours.
+    order, or voxels in a file that are read later. ``palette`` says that the numbers are indices of colours.
+    ``sources`` are the files behind layers that are arrays, all of the named file when left out.
     """
 
-    layers: tuple[NDArray[np.generic], ...]
+    layers: tuple[NDArray[np.generic] | InFile, ...]
     affine: NDArray[np.float64] | None = None
     slope: float = 1.0
     intercept: float = 0.0
     segments: tuple[Segment, ...] = ()
     palette: bool = False
+    sources: tuple[Source, ...] = ()
 
 
-def as_image(name: str, stored: Stored) -> Image:
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFile:
+    """An image of which the header has been read, and voxels as far as the format has no other way.
+
+    Parameters
+    ----------
+    name : str
+        The file's, for messages.
+    dtype : dtype
+        Of the numbers in the file.
+    slope, intercept : float
+        As for an `Image`.
+    grid : Grid
+        Shape and position.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    slope: float
+    intercept: float
+    grid: Grid
+    _voxels: NDArray[np.generic] | InFile
+    _identity: Identity
+    _sources: tuple[Source, ...]
+
+    def read(self, first: int = 0, stop: int | None = None) -> Image:
+        """Read the image, or planes ``first`` to ``stop`` of it, along the first axis.
+
+        Raises
+        ------
+        ImageError
+            The voxels are truncated or corrupt, or integers of more than 32 bits.
+        """
+        with readable(Path(self.name)):
+            stop = self.grid.shape[0] if stop is None else stop
+            path = Path(self.name)
+            if isinstance(self._voxels, np.ndarray):
+                voxels = self._voxels[first:stop]
+                sources = self._sources or (Source.whole(path, self._identity),)
+            elif first == stop:
+                voxels = np.empty((0, *self.grid.shape[1:]), self.dtype)
+                sources = _headers(path, self._identity, self._voxels)
+            else:
+                voxels, source = self._voxels.read(first, stop)
+                sources = (*_headers(path, self._identity, self._voxels), source)
+            voxels = _at_most_32_bits(self.name, voxels) if voxels.size else voxels
+        return Image(voxels, self.slope, self.intercept, self.grid, sources)
+
+
+def _headers(path: Path, identity: Identity, voxels: InFile) -> tuple[Source, ...]:
+    """The bytes that a reader took before it came to the voxels."""
+    if voxels.path != path:
+        return (Source.whole(path, identity),)
+    return (Source(path, identity, ((0, voxels.offset or min(_HEADER, identity[1])),)),)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what a system says of a file that cannot be read into an ImageError."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(
+            f"{path}: cannot be read ({error.strerror or error}): check the disk and permissions"
+        ) from error
+    except MemoryError as error:
+        raise ImageError(f"{path}: does not fit in memory: use a machine with more, or crop the image") from error
+
+
+def as_image_file(name: str, stored: Stored, identity: Identity) -> ImageFile:
     """Take what a file holds as an image; ImageError when it is a segmentation or a palette."""
     if len(stored.layers) != 1:
         raise ImageError(
@@ -36,14 +112,23 @@ def as_image(name: str, stored: Stored) -> Image:
         )
     if stored.palette:
         raise ImageError(f"{name}: expected grey levels, got indices of a palette: save it as greyscale")
-    voxels = _at_most_32_bits(name, stored.layers[0])
-    return Image(voxels, stored.slope, stored.intercept, Grid(voxels.shape, stored.affine))
+    voxels = stored.layers[0]
+    grid = Grid(voxels.shape, stored.affine)
+    return ImageFile(name, voxels.dtype, stored.slope, stored.intercept, grid, voxels, identity, stored.sources)
 
 
-def as_ground_truth(name: str, stored: Stored) -> GroundTruth:
+def as_ground_truth(name: str, stored: Stored, identity: Identity) -> GroundTruth:
     """Take what a file holds as label maps; ImageError when a value is not an integer of at most 32 bits."""
-    layers = tuple(_labels(name, layer, stored.slope, stored.intercept) for layer in stored.layers)
-    return GroundTruth(layers, stored.segments, Grid(layers[0].shape, stored.affine), name)
+    sources = stored.sources or (Source.whole(Path(name), identity),)
+    layers = []
+    for voxels in stored.layers:
+        if isinstance(voxels, np.ndarray):
+            layer = voxels
+        else:
+            layer, source = voxels.read(0, voxels.shape[0])
+            sources = (*_headers(Path(name), identity, voxels), source)
+        layers.append(_labels(name, layer, stored.slope, stored.intercept))
+    return GroundTruth(tuple(layers), stored.segments, Grid(layers[0].shape, stored.affine), name, sources)
 
 
 def _at_most_32_bits(name: str, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
