@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from voxring import ImageError, LocalTotals, Study, StudyError, local_totals, party_totals
-from voxring.batch import read_manifest
+from voxring.batch import patient_totals, read_manifest
 
 
 @pytest.fixture
@@ -43,6 +43,23 @@ def test_a_party_adds_up_its_images_and_counts_patients(folder):
         assert (totals[name].total, totals[name].squares) == (expected[name].total, expected[name].squares)
         assert totals[name].patients == 2  # r has no voxel of a class
     assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_patient_by_patient_each_class_of_a_patient_counts_it_once(folder):
+    path = manifest(
+        folder, "image,ground_truth,patient\nimage0.npy,truth0.npy,p\nimage3.npy,empty.npy,r\nimage1.npy,truth1.npy,p\n"
+    )
+    p, r = patient_totals(path, STUDY)
+    assert p + r == party_totals(path, STUDY)
+    assert {name: of.patients for name, of in p.classes.items()} == {"a": 1, "b": 1}
+    assert not any(of.voxels or of.patients for of in r.classes.values())
+    expected = sum(
+        (local_totals(np.load(folder / f"image{i}.npy"), np.load(folder / f"truth{i}.npy"), STUDY) for i in range(2)),
+        LocalTotals(),
+    )
+    assert (p["a"].voxels, p["a"].sum, p["a"].squares) == tuple(
+        getattr(expected["a"], field) for field in ("voxels", "sum", "squares")
+    )
 
 
 def test_without_patients_every_image_is_one(folder):

@@ -5,11 +5,14 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from fractions import Fraction
+from hashlib import sha256
 from itertools import product
 from xml.etree import ElementTree
 
@@ -22,9 +25,14 @@ BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
 NUMPY_PAD = {"reflect": "symmetric", "mirror": "reflect", "nearest": "edge", "constant": "constant"}
 
 
-def run(*arguments, check=None, cwd=None):
+def run(*arguments, check=None, cwd=None, stdin=""):
     done = subprocess.run(
-        [sys.executable, "-m", "voxring", *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd
+        [sys.executable, "-m", "voxring", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        input=stdin,
     )
     if check is not None:
         assert done.returncode == check, done.stderr
@@ -299,6 +307,7 @@ def test_separate_processes_run_a_study(demo, tmp_path):
     """`voxring party` three times and `voxring research`, in the order in which things go wrong in life."""
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    digest = json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]
     command = [sys.executable, "-m", "voxring"]
     research = subprocess.Popen(
         [*command, "research", study, "--out", tmp_path / "r.json", "--insecure", "--json"],
@@ -308,7 +317,7 @@ def test_separate_processes_run_a_study(demo, tmp_path):
     )
     parties = [
         subprocess.Popen(
-            [*command, "party", study, "--name", name, "--manifest", path, "--insecure", "--json"],
+            [*command, "party", study, "--name", name, "--manifest", path, "--insecure", "--json", "--approve", digest],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -322,6 +331,109 @@ def test_separate_processes_run_a_study(demo, tmp_path):
         learned, said = party.communicate(timeout=30)
         assert party.returncode == 0, said
         assert json.loads(learned)["mean"]["tissue"] == document["classes"]["tissue"]["mean"]
+        assert " entries, head " in said
+    for name in manifests:
+        verified = run("ledger", "verify", "--name", name, check=0).stdout
+        assert verified.startswith(f"whole: ledger of {name}: 7 entries")
+        table = run("ledger", "show", "--name", name, check=0).stdout
+        for words in ("session", "brought", "outcome done", "given voxels sum sdsum", "messages", "tissue="):
+            assert words in " ".join(table.split())
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A study with the parties a, b and c, and its digest."""
+    path = tmp_path / "s.toml"
+    path.write_text('name = "s"\nclasses = { a = 1 }\n' + "".join(f'[[party]]\nname = "{name}"\n' for name in "abc"))
+    return path, json.loads(run("study", "check", path, "--json", check=0).stdout)["digest"]
+
+
+def test_party_approve_shows_the_sheet_and_asks_for_the_digest(named, tmp_path):
+    study, digest = named
+    state = ["--state", tmp_path / "state"]
+    shown = run("study", "disclose", study, check=0).stdout
+    assert "say with --name which this is" in run("party", "approve", study, *state, "--yes", digest, check=3).stderr
+    assert (
+        "'z' is none of them" in run("party", "approve", study, *state, "--name", "z", "--yes", digest, check=3).stderr
+    )
+    for typed, code in (("0" * 64, 3), (digest[:11], 3), ("", 130)):
+        done = run("party", "approve", study, *state, "--name", "a", check=code, stdin=f"{typed}\n" if typed else "")
+        assert done.stdout.startswith(shown)
+        assert f"digest of the study: {digest}" in done.stdout
+        assert "approved for" not in done.stdout
+    assert not (tmp_path / "state").exists()
+    done = run("party", "approve", study, *state, "--name", "a", check=0, stdin=digest[:12].upper() + "\n")
+    assert done.stdout.startswith(shown)
+    assert "approved for a; ledger of a: 2 entries, head " in done.stdout
+    assert run("party", "approve", study, *state, "--yes", digest, check=0).stdout.startswith(shown)
+    entries = json.loads(run("ledger", "show", *state, "--json", check=0).stdout)
+    assert [entry["content"].get("how") for entry in entries] == [None, "party approve", "party approve --yes"]
+    assert entries[1]["content"]["sheet"] == entries[2]["content"]["sheet"] == sha256(shown.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("run_or_not", [[], ["run"]])
+def test_party_runs_nothing_that_was_not_approved(named, tmp_path, run_or_not):
+    study, digest = named
+    (tmp_path / "i.npy").touch()
+    (tmp_path / "m.csv").write_text("image,ground_truth\ni.npy,i.npy\n")
+    options = ["--name", "a", "--manifest", tmp_path / "m.csv", "--state", tmp_path / "my state"]
+    for arguments in ([study, *options], [*options, study]):
+        done = run("party", *run_or_not, *arguments, check=3)
+        command = done.stderr.splitlines()[-1].partition("approve it: voxring ")[2]
+        assert command == f"party approve {study} --name a --state '{tmp_path / 'my state'}'"
+    assert (
+        "expected the study's digest"
+        in run("party", *run_or_not, study, *options, "--approve", "0" * 12, check=3).stderr
+    )
+    assert not (tmp_path / "my state").exists()
+    run(*shlex.split(command), "--yes", digest[:12], check=0)
+    assert "expected an address" in run("party", *run_or_not, study, *options, check=3).stderr
+    study.write_text(study.read_text().replace("a = 1", "a = 2"))  # changed after approval
+    assert "has not approved study" in run("party", *run_or_not, study, *options, check=3).stderr
+    changed = json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]
+    done = run("party", *run_or_not, study, *options, "--approve", changed, check=3)
+    assert "expected an address" in done.stderr
+
+
+def test_party_help_shows_both_ways():
+    text = run("party", "--help", check=0).stdout
+    for words in ("party [run] STUDY --name NAME", "party approve STUDY", "run may be left out"):
+        assert words in " ".join(text.split())
+    assert "--allow-differencing" in run("party", "run", "--help", check=0).stdout
+    assert "--yes" in run("party", "approve", "-h", check=0).stdout
+    assert "Missing argument 'STUDY'" in run("party", check=2).stderr
+
+
+def test_ledger_show_and_verify_say_what_is_there_and_what_is_broken(named, tmp_path):
+    study, digest = named
+    state = ["--state", tmp_path]
+    assert "found none" in run("ledger", "show", *state, check=3).stderr
+    for name in "ab":
+        run("party", "approve", study, *state, "--name", name, "--yes", digest, check=0)
+    assert "found those of a, b: say which with --name" in run("ledger", "verify", *state, check=3).stderr
+    assert "no such ledger" in run("ledger", "verify", *state, "--name", "c", check=3).stderr
+    state += ["--name", "a"]
+    table = run("ledger", "show", *state, check=0).stdout
+    for words in ("opened", "approval", digest[:12]):
+        assert words in table
+    said = run("ledger", "verify", *state, check=0).stdout
+    head = json.loads(run("ledger", "show", *state, "--json", check=0).stdout)[-1]["hash"]
+    assert said == f"whole: ledger of a: 2 entries, head {head}\n"
+    run("party", "approve", study, *state, "--yes", digest, check=0)
+    assert "3 entries" in run("ledger", "verify", *state, "--head", head.upper(), check=0).stdout
+    later = json.loads(run("ledger", "show", *state, "--json", check=0).stdout)[-1]["hash"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledgers" / "a.sqlite", isolation_level=None)) as db:
+        db.execute("DROP TRIGGER no_update")
+        db.execute("DROP TRIGGER no_delete")
+        db.execute("DELETE FROM ledger WHERE sequence = 3")
+        run("ledger", "verify", *state, check=0)  # a cut tail shows only against a noted head
+        assert (
+            "no entry has the hash that was noted" in run("ledger", "verify", *state, "--head", later, check=3).stderr
+        )
+        db.execute("UPDATE ledger SET content = 'no JSON' WHERE sequence = 2")
+    assert "the chain is broken at entry 2" in run("ledger", "verify", *state, check=3).stderr
+    assert "not what an entry of this kind holds" in " ".join(run("ledger", "show", *state, check=0).stdout.split())
+    assert json.loads(run("ledger", "show", *state, "--json", check=0).stdout)[1]["content"] == "no JSON"
 
 
 def test_keys_are_made_shown_and_seal_a_study_also_through_a_relay(demo, tmp_path):
@@ -349,30 +461,36 @@ def test_keys_are_made_shown_and_seal_a_study_also_through_a_relay(demo, tmp_pat
     assert "chmod 600" in open_key.stderr
     (tmp_path / "researcher").chmod(0o600)
 
+    def key_of(name):
+        return ["--key", tmp_path / name]
+
+    approved = ["--approve", json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]]
     command = [sys.executable, "-m", "voxring"]
     relay = subprocess.Popen([*command, "relay", "--listen", "tcp://127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
-    through = ["--relay", relay.stdout.readline().split()[-1]]
-    results = []
-    for how in ([], through):
-        parties = [
-            subprocess.Popen(
-                [*command, "party", study, "--name", name, "--manifest", path, "--key", tmp_path / name, *how],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for name, path in manifests.items()
-        ]
-        key = ["--key", tmp_path / "researcher"]
-        done = run("research", study, "--out", tmp_path / "r.json", *key, *how, "--json", check=0)
-        for party in parties:
-            _, said = party.communicate(timeout=30)
-            assert party.returncode == 0, said
-            assert ("listening through the relay" in said) == bool(how)
-        results.append(json.loads(done.stdout)["classes"])
-    assert results[0] == results[1]
-    assert results[0]["tissue"]["voxels"] > 0
-    relay.send_signal(signal.SIGINT)
+    try:
+        through = ["--relay", relay.stdout.readline().split()[-1]]
+        results = []
+        for how in ([], through):
+            parties = [
+                subprocess.Popen(
+                    [*command, "party", study, "--name", name, "--manifest", path, *approved, *key_of(name), *how],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for name, path in manifests.items()
+            ]
+            out = ["--out", tmp_path / "r.json", "--json"]
+            done = run("research", study, *out, *key_of("researcher"), *how, check=0)
+            for party in parties:
+                _, said = party.communicate(timeout=30)
+                assert party.returncode == 0, said
+                assert ("listening through the relay" in said) == bool(how)
+            results.append(json.loads(done.stdout)["classes"])
+        assert results[0] == results[1]
+        assert results[0]["tissue"]["voxels"] > 0
+    finally:
+        relay.send_signal(signal.SIGINT)
     assert relay.wait(timeout=10) == 0
     relay.stdout.close()
 
@@ -403,13 +521,14 @@ def free_ports(count):
 def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
+    digest = json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]
     command, timeout = [sys.executable, "-m", "voxring"], 10
     options = ["--insecure", "--timeout", str(timeout)]
     names = list(manifests)
     # One party is killed once it computes: the others and the researcher must end by themselves.
     running = {
         name: subprocess.Popen(
-            [*command, "party", study, "--name", name, "--manifest", manifests[name], *options],
+            [*command, "party", study, "--name", name, "--manifest", manifests[name], "--approve", digest, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -435,7 +554,7 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
         assert process.returncode == 5, said
         assert "Traceback" not in said
         assert said.splitlines()[-1].startswith("voxring: ")
-    assert time.monotonic() - killed < timeout + 5
+    assert time.monotonic() - killed < 2 * timeout + 5  # the researcher waits once for it to come back
     assert not (tmp_path / "r.json").exists()
 
 

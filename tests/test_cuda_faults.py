@@ -47,22 +47,21 @@ class Fault(NamedTuple):
     soak: bool = False
 
 
-SYNC = "    __syncwarp();\n    lane_t window[PER];"
-DEEP_SYNC = "      __syncwarp();\n      lane_t window[PER];"
+SYNC = "  __syncwarp();\n#pragma unroll"
 AGAIN = "__syncwarp();  // before the next row's prefixes take their place"
 TOTALS = "__syncthreads();  // totals are there; the rows of the plane before were read"
 ROWS = "__syncthreads();  // rows are there; totals were read"
-SHUFFLE = "const lane_t other = __shfl_up_sync(ALL, before, step);\n      if (lane >= step) before += other;"
+SHUFFLE = "const lane_t other = __shfl_up_sync(ALL, before, step);\n    if (lane >= step) before += other;"
 OWNED = "const bool owned = lane >= LEFT / PER && lane < (STRIP - RIGHT) / PER && x < columns;"
 
 FAULTS = [
     # Where threads meet
-    Fault("prefixes read before they are written", "FLAT", SYNC, SYNC[17:]),
-    Fault("the same, as a race", "FLAT", SYNC, SYNC[17:], "ptx", "race|uninitialised", soak=True),
-    Fault("the same, to TSan", "FLAT", SYNC, SYNC[17:], "tsan", "data race", soak=True),
+    Fault("prefixes read before they are written", "FLAT", SYNC, "#pragma unroll"),
+    Fault("the same, as a race", "FLAT", SYNC, "#pragma unroll", "ptx", "race|uninitialised", soak=True),
+    Fault("the same, to TSan", "FLAT", SYNC, "#pragma unroll", "tsan", "data race", soak=True),
     Fault("prefixes replaced while they are read", "FLAT", AGAIN, "", "tsan", "data race"),
     Fault("the same in three dimensions", "DEEP", AGAIN, "", "ptx", "race", soak=True),
-    Fault("prefixes of a tile read too early", "DEEP", DEEP_SYNC, DEEP_SYNC[19:], soak=True),
+    Fault("prefixes of a tile read too early", "DEEP", SYNC, "#pragma unroll", soak=True),
     Fault("totals read before they are written", "DEEP", TOTALS, ""),
     Fault("the same, as a race between warps", "DEEP", TOTALS, "", "tsan", "data race", soak=True),
     Fault("rows read before they are written", "DEEP", ROWS, ""),
@@ -185,7 +184,7 @@ FAULTS = [
         soak=True,
     ),
     Fault("another row at the border", "FLAT", "row_at[y0 + k]", "row_at[y0 + k + 1]", soak=True),
-    Fault("a prefix too late", "FLAT", "striped(j - BEFORE - 1)", "striped(j - BEFORE)", soak=True),
+    Fault("a prefix too late", "FLAT", "striped<PER>(j - back - 1)", "striped<PER>(j - back)", soak=True),
     Fault("the plane that leaves is another", "DEEP", "z > z0 ? z - 1 : z", "z", soak=True),
     Fault("a warp counts its own rows twice", "DEEP", "w < warp; w++", "w <= warp; w++", soak=True),
     Fault("strips that overlap count twice", "NARROW", OWNED, OWNED.replace("(STRIP - RIGHT) / PER", "STRIP / PER")),

@@ -92,4 +92,7 @@ def test_apply_refuses_to_wrap():
 def test_the_modulus_holds_every_sum():
     for parties, bound in [(3, 1), (5, 10**30)]:
         n = fixedpoint.modulus(parties, bound)
-        assert n // 2 == parties * bound
+        assert n >= (2 * parties * bound + 1) * 2**64
+        assert n.bit_count() == 1
+        assert (n.bit_length() - 1) % 64 == 0
+        assert n // 2**64 < (2 * parties * bound + 1) * 2**64  # and no larger than that takes

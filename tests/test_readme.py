@@ -12,6 +12,7 @@ import pytest
 
 import voxring
 from voxring.cli.demo import make_demo
+from voxring.net import PrivateKey
 from voxring.study import parse_study
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -23,8 +24,15 @@ def blocks(language):
 
 
 def test_readmes_study_is_a_study():
-    (text,) = blocks("toml")
+    text, members = blocks("toml")
     assert parse_study(text).window.size == 7
+    relay, party, researcher = members.split("\n\n")
+    keys = iter([PrivateKey.new().public for _ in range(4)])
+    parties = [party.replace("north", name) for name in ("north", "centre", "south")]
+    tables = [re.sub("…", lambda _: next(keys), table) for table in (*parties, researcher)]
+    whole = parse_study("\n".join([relay, text, *tables]))
+    assert whole.relay == "tcp://relay.example:7000"
+    assert len(set(whole.keys.values())) == 4
 
 
 def test_readmes_python_runs(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def naive_frame(kind: str, sender: str, receiver: str, sum_name: str, ring: int,
     number = bytes([ring]) if ring < 128 else b"\xcc" + bytes([ring])
     fields = [text(kind), binary(DIGEST), binary(SESSION), text(sender), text(receiver), text(sum_name), number]
     payload = b"\x98" + b"".join(fields) + binary(body)
-    return b"VXR\x01" + hashlib.blake2b(payload, digest_size=16, person=b"voxring frame").digest() + payload
+    return b"VXR\x02" + hashlib.blake2b(payload, digest_size=16, person=b"voxring frame").digest() + payload
 
 
 def naive_run(modulus: int, values: list[list[int]], stream: bytes) -> dict:
@@ -127,7 +127,7 @@ def naive_vectors() -> dict:
     bad = {
         "empty": ("", "something else"),
         "another program": (head, "something else"),
-        "version 2": ((frame[:3] + b"\x02" + frame[4:]).hex(), "protocol version 1, got 2"),
+        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 2, got 1"),
         "a bit flipped": ((frame[:-1] + bytes([frame[-1] ^ 1])).hex(), "damaged"),
         "cut short": (frame[:-1].hex(), "damaged"),
         "longer than allowed": ((frame + bytes(2000)).hex(), "at most"),
@@ -456,7 +456,7 @@ def test_a_repeat_gets_the_same_answer_and_another_in_its_place_is_refused() -> 
 
 @given(st.binary(max_size=200))
 def test_decode_refuses_or_returns_whatever_comes(frame: bytes) -> None:
-    for candidate in (frame, b"VXR\x01" + frame):
+    for candidate in (frame, b"VXR\x02" + frame):
         with pytest.raises(RemoteProtocolError):
             decode(candidate, limit=150)
 
@@ -658,12 +658,16 @@ def test_the_sheet_names_the_modulus_that_the_sums_use() -> None:
     study = a_study()
     rows = {row[0]: row for row in section(study, "modulus").rows}
     plan = Plan(study, DIGEST)
-    assert rows["voxels"][4] == str(plan.voxels(SESSION).residues.modulus)
-    assert rows["sum"][4] == str(plan.sums(SESSION, ["liver"]).residues.modulus)
     finest = Fraction(1, study.denominator * 5 * study.bounds.voxels_per_party)
-    assert rows["sdsum"][4] == str(plan.sdsums(SESSION, {"liver": finest}).residues.modulus)
-    for bound, n in moduli(study).values():
-        assert n == 2 * 5 * bound + 1
+    used = {
+        "voxels": plan.voxels(SESSION),
+        "sum": plan.sums(SESSION, ["liver"]),
+        "sdsum": plan.sdsums(SESSION, {"liver": finest}),
+    }
+    for name, agreed in used.items():
+        power, exponent = rows[name][3].split("^")
+        assert int(power) ** int(exponent) == agreed.residues.modulus == moduli(study)[name][1]
+        assert agreed.bound == moduli(study)[name][0]
 
 
 def test_the_sheet_depends_on_the_study_alone_and_bears_its_digest() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from voxring import BoundError, ImageError, PeerError, Study, StudyError
 from voxring.net import PrivateKey
+from voxring.session import state_folder
 from voxring.simulation import pooled_totals, simulate, with_parties
 from voxring.study import Party
 
@@ -44,6 +45,7 @@ def test_four_parties_equal_pooled_and_an_absent_class_is_withheld(manifests):
         assert heard.means == {name: run.answer[name].mean for name in ("a", "b")}
         assert heard.counts == {name: run.answer[name].voxels for name in ("a", "b")}
     assert {who for who, _ in said} == {*NAMES, "researcher"}
+    assert not any(state_folder().parent.iterdir())  # no coin, no ledger
 
 
 def test_a_study_with_keys_and_a_relay_is_simulated_without_them(manifests):

@@ -26,9 +26,6 @@
 
 static_assert(CX <= 31 && CY <= 31, "windows of up to 31");
 
-// Column i of the strip has its prefix at (i mod 8) · 32 + i / 8: lanes then read and write side by side.
-INLINE constexpr int striped(int i) { return (i & 7) * 32 + (i >> 3); }
-
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
 box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int *__restrict__ row_at,
       const int *__restrict__ run_at, u64 *__restrict__ table, lane_t *__restrict__ map, int rows, int columns,
@@ -104,24 +101,8 @@ box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j)) - term(get<PER>(leaves, j));
     store<PER>(ring + newest, enters);
 
-    lane_t sum[PER];
-    sum[0] = column[0];
-#pragma unroll
-    for (int j = 1; j < PER; j++) sum[j] = sum[j - 1] + column[j];
-    lane_t before = sum[PER - 1];
-#pragma unroll
-    for (int step = 1; step < 32; step <<= 1) {
-      const lane_t other = __shfl_up_sync(ALL, before, step);
-      if (lane >= step) before += other;
-    }
-    before -= sum[PER - 1];
-#pragma unroll
-    for (int j = 0; j < PER; j++) prefix[j * 32 + lane] = before + sum[j];
-    __syncwarp();
     lane_t window[PER];
-#pragma unroll
-    for (int j = 0; j < PER; j++) window[j] = prefix[striped(j + AFTER) + lane] - prefix[striped(j - BEFORE - 1) + lane];
-    __syncwarp();  // before the next row's prefixes take their place
+    along_x<PER, BEFORE, AFTER>(column, prefix, window);
 
 #if REDUCE
     const u32 number[2] = {label.x & own, label.y & own};

@@ -29,9 +29,6 @@
 
 static_assert(CX <= 31 && OUT_ROWS > 0, "windows of up to 31, and rows for them");
 
-// Column i of the tile has its prefix at (i mod 4) · 32 + i / 4: lanes then read and write side by side.
-INLINE constexpr int striped(int i) { return (i & 3) * 32 + (i >> 2); }
-
 // Four lanes from and to shared memory.
 struct Four { lane_t at[PER]; };
 INLINE Four get_four(const lane_t *from) {
@@ -152,24 +149,10 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     for (int y = top + warp; y < stop; y += WARPS) {
       const Four last = get_four(upper + CY * TILE), first = get_four(upper);
       upper += WARPS * TILE;
-      lane_t over[PER];
+      lane_t over[PER], window[PER];
 #pragma unroll
-      for (int j = 0; j < PER; j++) over[j] = last.at[j] - first.at[j] + (j ? over[j - 1] : 0);
-      lane_t before = over[PER - 1];
-#pragma unroll
-      for (int step = 1; step < 32; step <<= 1) {
-        const lane_t other = __shfl_up_sync(ALL, before, step);
-        if (lane >= step) before += other;
-      }
-      before -= over[PER - 1];
-#pragma unroll
-      for (int j = 0; j < PER; j++) prefix[j * 32 + lane] = before + over[j];
-      __syncwarp();
-      lane_t window[PER];
-#pragma unroll
-      for (int j = 0; j < PER; j++)
-        window[j] = prefix[striped(j + AFTER) + lane] - prefix[striped(j - BEFORE - 1) + lane];
-      __syncwarp();  // before the next row's prefixes take their place
+      for (int j = 0; j < PER; j++) over[j] = last.at[j] - first.at[j];
+      along_x<PER, BEFORE, AFTER>(over, prefix, window);
 #if REDUCE
       u32 number[1] = {0};
       if (owned) number[0] = *(const u32 *)label;

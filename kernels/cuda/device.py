@@ -79,8 +79,9 @@ def cupy() -> Any:
     return cp
 
 
+@cache
 def answers() -> bool:
-    """Whether a GPU is there."""
+    """Whether a GPU is there. Kept: looking for a CuPy that is not installed takes longer than a small image."""
     try:
         return cupy() is not None
     except DeviceError:

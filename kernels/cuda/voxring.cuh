@@ -131,6 +131,35 @@ template <int PER> INLINE void put(lane_t *at, const lane_t *windows) {
 #define NOTHING 0u
 #endif
 
+// Prefixes of a row lie in shared memory so that lanes read and write side by side: column i of PER · 32 has its own at
+// (i mod PER) · 32 + i / PER.
+template <int PER> INLINE constexpr int striped(int i) { return (i & (PER - 1)) * 32 + (i >> (PER == 8 ? 3 : 2)); }
+
+// Window sums along a row of which a warp holds PER · 32 columns, PER neighbours a lane: the window of a column begins
+// ``back`` columns before it and ends ``ahead`` columns behind it. ``prefix`` is shared memory of this warp alone, with
+// pads on both sides that lanes at the ends read, and make nothing of.
+template <int PER, int back, int ahead> INLINE void along_x(const lane_t *column, lane_t *prefix, lane_t *window) {
+  const int lane = threadIdx.x & 31;
+  lane_t sum[PER];
+  sum[0] = column[0];
+#pragma unroll
+  for (int j = 1; j < PER; j++) sum[j] = sum[j - 1] + column[j];
+  lane_t before = sum[PER - 1];
+#pragma unroll
+  for (int step = 1; step < 32; step <<= 1) {
+    const lane_t other = __shfl_up_sync(ALL, before, step);
+    if (lane >= step) before += other;
+  }
+  before -= sum[PER - 1];
+#pragma unroll
+  for (int j = 0; j < PER; j++) prefix[j * 32 + lane] = before + sum[j];
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < PER; j++)
+    window[j] = prefix[striped<PER>(j + ahead) + lane] - prefix[striped<PER>(j - back - 1) + lane];
+  __syncwarp();  // before the next row's prefixes take their place
+}
+
 INLINE u64 warp_sum(u64 value) {
 #pragma unroll
   for (int step = 16; step; step >>= 1) value += __shfl_xor_sync(ALL, value, step);

@@ -91,7 +91,26 @@ def party_totals(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LocalTotals:
-    """Reduce all images of a party (Algorithm 1, lines 4-12).
+    """Reduce all images of a party (Algorithm 1, lines 4-12): the sum of `patient_totals`, which see.
+
+    Returns
+    -------
+    LocalTotals
+        The sums over all images; ``patients`` counts the distinct patients that have voxels of the class.
+    """
+    patients = patient_totals(manifest, study, device=device, threads=threads, progress=progress)
+    return sum(patients, LocalTotals())
+
+
+def patient_totals(
+    manifest: str | Path,
+    study: Study,
+    *,
+    device: Device = "cpu",
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[LocalTotals, ...]:
+    """Reduce all images of a party, patient by patient.
 
     Parameters
     ----------
@@ -106,8 +125,8 @@ def party_totals(
 
     Returns
     -------
-    LocalTotals
-        The sums over all images; ``patients`` counts the distinct patients that have voxels of the class.
+    tuple of LocalTotals
+        One for each patient, summed over all images of it; ``patients`` is 1 for the classes that it has voxels of.
 
     Raises
     ------
@@ -117,20 +136,19 @@ def party_totals(
         An image is; the message names manifest, line and file, and nothing is returned.
     """
     rows = read_manifest(manifest)
-    totals = LocalTotals()
-    patients: dict[str, set[str]] = defaultdict(set)
+    patients: dict[str, LocalTotals] = {}
     for done, row in enumerate(rows):
         progress(done, len(rows))
         try:
             one = image_totals(row, study, device=device, threads=threads)
         except VoxringError as error:
             raise type(error)(f"{manifest}: line {row.line}: {error}") from error
-        totals = totals + one
-        for name, of_class in one.classes.items():
-            if of_class.voxels:
-                patients[name].add(row.patient)
+        patients[row.patient] = patients.get(row.patient, LocalTotals()) + one
     progress(len(rows), len(rows))
-    return LocalTotals({name: replace(mine, patients=len(patients[name])) for name, mine in totals.classes.items()})
+    return tuple(
+        LocalTotals({name: replace(of, patients=int(of.voxels > 0)) for name, of in one.classes.items()})
+        for one in patients.values()
+    )
 
 
 def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int | None = None) -> LocalTotals:

@@ -169,8 +169,16 @@ def grid(values: npt.NDArray[np.floating], bits: int) -> npt.NDArray[np.int64]:
 
 
 def modulus(parties: int, bound: int) -> int:
-    """Return the smallest N in which a sum of values of size at most bound, one a party, cannot wrap.
+    """Return N, in which a sum of values of size at most bound, one a party, cannot wrap: a power of 2^64.
 
     The paper's Section 4 asks that the sum lies in [0, N − 1]; centred residues hold −parties·bound … parties·bound.
+    N is at least 2^64 times that range, which the checksum needs (`voxring.ring.checksum`), and whole 64-bit limbs make
+    vectors fast.
+
+    Examples
+    --------
+    >>> modulus(3, 10**10) == 2**128
+    True
     """
-    return 2 * parties * bound + 1
+    bits = (2 * parties * bound).bit_length() + 64
+    return 1 << (-(-bits // 64) * 64)

@@ -510,7 +510,8 @@ def install(*, devices: int = 2, memory: int = 1 << 30) -> Iterator[Machine]:
     sys.modules["cupy"] = sys.modules[__name__]
     machine.devices, machine.memory = devices, memory
     machine.begin()
-    kept = device.cupy, device.lanes, device.function  # as they are now: a test may put others in their place
+    # As they are now: a test may put others in their place.
+    kept = device.cupy, device.answers, device.lanes, device.function
     _forget(kept)
     try:
         yield machine

@@ -11,7 +11,8 @@ import click
 _COMMANDS = {
     "demo": ("demo", "demo", "Three hospitals on this machine compute the statistics of a real CT."),
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
-    "party": ("run", "party", "Take part in a study as one hospital."),
+    "ledger": ("ledger", "ledger", "Look at what a party approved, took part in and sent; check that it is whole."),
+    "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
     "relay": ("relay", "relay", "Let members meet who can only dial out."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
@@ -24,7 +25,7 @@ Exit codes:
   0    done
   1    an unexpected failure, or the ring's answer differs from the pooled one
   2    wrong usage of the command
-  3    the study or a manifest is wrong
+  3    the study or a manifest is wrong, is not approved, or a ledger is broken or does not allow the run
   4    an image, a ground truth or a device is wrong, or a value leaves the study's bounds
   5    a peer did not answer, went away or ended the study
   6    a message broke the protocol

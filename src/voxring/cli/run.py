@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,15 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that keeps the coin of the study, from which its rings follow; the same in every run of it.  "
-    "[default: voxring in $XDG_STATE_HOME or ~/.local/state]",
+    help="Folder that keeps the coin of the study, from which its rings follow, and the ledger of this party; the same "
+    "in every run.  [default: voxring in $XDG_STATE_HOME or ~/.local/state]",
+)
+@click.option("--approve", metavar="DIGEST", help="Approve the study as party approve does, by its digest.")
+@click.option(
+    "--allow-differencing",
+    metavar="REASON",
+    default="",
+    help="Run although the difference from an earlier run tells the numbers of a few; the reason goes into the ledger.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @_link_options
@@ -64,6 +72,8 @@ def party(
     manifest: Path,
     address: str | None,
     state: Path | None,
+    approve: str | None,
+    allow_differencing: str,
     device: str,
     timeout: float,
     key: Path | None,
@@ -75,32 +85,47 @@ def party(
     """Take part in the study file STUDY as one of its parties.
 
     The images never leave this machine. Of the totals, what leaves is blinded; what comes back is the voxel count and
-    the mean over all parties together.
+    the mean over all parties together. The study must have been approved: see voxring party approve --help.
     """
     import msgspec
 
-    from voxring.batch import party_totals, read_manifest
+    from voxring.batch import patient_totals, read_manifest
     from voxring.engine import device_name
     from voxring.net import PrivateKey
-    from voxring.session import run_party, state_folder
+    from voxring.session import Account, Ledger, run_party, state_folder
+    from voxring.session.account import check_party
     from voxring.study import load_study
 
     checked = load_study(study)
+    check_party(checked, name)
     private = None if key is None else PrivateKey.read(key)
     read_manifest(manifest)
+    command = ["voxring", "party", "approve", str(study), "--name", name, *(["--state", str(state)] if state else [])]
+    account = Account(
+        Ledger(state or state_folder(), name),
+        checked,
+        command=shlex.join(command),
+        allow_differencing=allow_differencing,
+    )
+    if approve is not None:
+        account.approve(approve, how="party --approve")
+    account.check_approved()
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
     with Progress(quiet=quiet) as progress:
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
-            lambda: party_totals(
-                manifest,
-                checked,
-                device=device,  # type: ignore[arg-type]  # click checks the choice
-                progress=lambda done, total: progress(name, f"image {done} of {total}"),
+            lambda: account.add_up(
+                patient_totals(
+                    manifest,
+                    checked,
+                    device=device,  # type: ignore[arg-type]  # click checks the choice
+                    progress=lambda done, total: progress(name, f"image {done} of {total}"),
+                )
             ),
             state=state or state_folder(),
+            ledger=account,
             address=address,
             key=private,
             relay=relay,
@@ -108,6 +133,7 @@ def party(
             insecure=insecure,
             notify=lambda what: progress(name, what),
         )
+        progress(name, account.ledger.where())
     if as_json:
         means = {of: [str(mean.numerator), str(mean.denominator)] for of, mean in heard.means.items()}
         learned = {"voxels": heard.counts, "mean": means, "withheld": list(heard.withheld)}
@@ -122,11 +148,20 @@ def party(
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the result, as JSON.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="How often to start over when a party vanishes before anything was released; one that was started again is "
+    "waited for.",
+)
 @_link_options
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def research(
     study: Path,
     out: Path,
+    retries: int,
     timeout: float,
     key: Path | None,
     relay: str | None,
@@ -149,6 +184,7 @@ def research(
             relay=relay,
             timeout=timeout,
             insecure=insecure,
+            retries=retries,
             notify=lambda what: progress("researcher", what),
         )
     write_result(answer, checked, out)

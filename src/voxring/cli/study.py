@@ -26,7 +26,7 @@ def study() -> None:
 def check(file: Path, as_json: bool) -> None:
     """Check the study FILE and say what it computes, with what numbers, and who learns what."""
     checked = load_study(file)
-    sizes = {name: modulus.bit_length() for name, (_, modulus) in moduli(checked).items()}
+    sizes = {name: modulus.bit_length() - 1 for name, (_, modulus) in moduli(checked).items()}
     warnings = list(_warnings(checked))
     if as_json:
         click.echo(

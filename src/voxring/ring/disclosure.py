@@ -91,7 +91,8 @@ def disclosure(study: Study) -> list[str]:
     sentences += _ring_sentences(study) if study.party else ["The study names no parties yet: no ring can be checked."]
     sentences.append(
         "The results themselves tell something: a party can subtract its own numbers and learn the others' total, and "
-        "two runs over almost the same images tell the difference."
+        "two runs over almost the same images tell the difference, so a party refuses one that its ledger shows to be "
+        "too close to an earlier one."
     )
     if privacy.min_voxels <= 2:
         sentences.append(

@@ -17,7 +17,7 @@ import msgspec
 
 from voxring.errors import RemoteProtocolError
 
-VERSION = 1
+VERSION = 2
 OVERHEAD = 512
 """No frame is longer than its body plus this."""
 
@@ -27,6 +27,7 @@ _HEAD = len(_MAGIC) + 1 + _HASH
 
 SumName = Literal["voxels", "sum", "sdsum"]
 Kind = Literal[
+    "again",
     "hello",
     "welcome",
     "commitments",
@@ -48,7 +49,7 @@ Name = Annotated[str, msgspec.Meta(max_length=64)]
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
     """One message.
 
-    ``share`` goes round a ring. The researcher asks with ``hello``, ``commitments``, ``openings``, ``poll``,
+    ``share`` goes round a ring. The researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``poll``,
     ``released``, ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and
     ``refused``. ``sum`` and ``ring`` matter to a share, whose ``digest`` stands for the study and its coin.
     """
@@ -79,6 +80,9 @@ class Described:
 _FIXED = "fixed by the study and the protocol"
 _COIN = "random, independent of every image"
 MESSAGES: dict[Kind, Described] = {
+    "again": Described(
+        "researcher", "party", "a session failed before anything was released: another begins", _FIXED + "; its name"
+    ),
     "hello": Described("researcher", "party", "a new session's random name", _FIXED + "; the name is random"),
     "welcome": Described("party", "researcher", "the coin it keeps, or a commitment to its part of a new one", _COIN),
     "commitments": Described("researcher", "party", "the commitments of all parties", _COIN),
@@ -89,7 +93,9 @@ MESSAGES: dict[Kind, Described] = {
         "party",
         "researcher",
         "how far it is, why it ended if it did, and the share that the last of a ring hands over",
-        _FIXED + ", but the time it takes tells how long the party computed; the share as below",
+        _FIXED
+        + ", but the time it takes tells how long the party computed, and a party whose ledger refuses the run says "
+        "that it does, not why; the share as below",
     ),
     "share": Described(
         "member",

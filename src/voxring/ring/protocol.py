@@ -62,11 +62,34 @@ class SecureSum:
     bound: int
 
     def __post_init__(self) -> None:
-        parties = len(self.rings[0].members) - 1
-        if self.residues.modulus < 2 * parties * self.bound + 1:
+        if self.residues.modulus < 2 * self.parties * self.bound + 1:
             raise LocalProtocolError("the modulus is too small: the sum of all parties could wrap")
         if len({(ring.master, frozenset(ring.members)) for ring in self.rings}) != 1:
             raise LocalProtocolError("the rings of one sum need the same master and the same members")
+
+    @property
+    def parties(self) -> int:
+        """How many members have values of their own."""
+        return len(self.rings[0].members) - 1
+
+    @property
+    def values(self) -> int:
+        """How many values each member hands in."""
+        return self.residues.slots
+
+    def lift(self, values: Sequence[int]) -> Any:
+        """Take a member's values to residues.
+
+        Raises
+        ------
+        BoundError
+            A value leaves the bound; the message does not tell it.
+        """
+        return self.residues.lift(values, self.bound)
+
+    def lower(self, vector: Any) -> list[int]:
+        """Return the totals that residues stand for."""
+        return self.residues.centred(vector)
 
     def share(self, ring: int, sender: str, vector: Any) -> Message:
         """Return a vector as a message from a member to its successor."""
@@ -83,7 +106,7 @@ class SecureSum:
 
     def split(self, values: Sequence[int], random: Random) -> list[Any]:
         """Check values against the bound and split them into one share for each ring."""
-        last = self.residues.lift(values, self.bound)
+        last = self.lift(values)
         shares = [self.residues.uniform(random) for _ in self.rings[1:]]
         for share in shares:
             self.residues.subtract(last, share)
@@ -226,6 +249,8 @@ class Master:
         ------
         LocalProtocolError
             Not every ring is back.
+        RemoteProtocolError
+            The total does not fit its checksum (`voxring.ring.checksum`).
         """
         if self.state != "done":
             raise LocalProtocolError(f"the total is known when every ring is back; the sum is {self.state}")
@@ -233,7 +258,7 @@ class Master:
         total = self._agreed.residues.copy(first)
         for _, part in rest:
             self._agreed.residues.add(total, part)
-        return self._agreed.residues.centred(total)
+        return self._agreed.lower(total)
 
 
 def _expect_repeat(known: Message, message: Message) -> None:

@@ -114,7 +114,7 @@ class Integers(Residues[list[int]]):
     def lift(self, values: Sequence[int] | npt.NDArray[np.integer], bound: int) -> list[int]:
         self._count(len(values))
         if any(abs(int(value)) > bound for value in values):
-            raise BoundError(_OUT_OF_BOUND)
+            raise BoundError(OUT_OF_BOUND)
         return [int(value) % self.modulus for value in values]
 
     def uniform(self, random: Random) -> list[int]:
@@ -174,7 +174,7 @@ class Limbs(Residues[Planes]):
         else:
             smallest, largest = min(values), max(values)
         if smallest < -bound or largest > bound:
-            raise BoundError(_OUT_OF_BOUND)
+            raise BoundError(OUT_OF_BOUND)
         if smallest >= -(2**63) and largest < 2**63:
             low = np.asarray(values).astype(np.int64)
             planes = np.empty((self.limbs, self.slots), np.uint64)
@@ -233,7 +233,7 @@ def residues_mod(modulus: int, slots: int) -> Residues[Any]:
     return Integers(modulus, slots)
 
 
-_OUT_OF_BOUND = (
+OUT_OF_BOUND = (
     "a value of this party leaves the public bound of the study; nothing of this sum was sent: "
     "ask the researcher for a study with larger bounds"
 )

@@ -163,12 +163,24 @@ def _implied(study: Study) -> Section:
             "no other hospital has the class, the result is that patient's, and privacy.min_patients = "
             f"{least} {'does not withhold' if least <= 1 else 'withholds'} it.",
             "Two runs of which one has a patient or a hospital more tell, by their difference, the numbers of that one "
-            "(differencing). Nothing here keeps count of runs: those who run studies must.",
+            f"(differencing). {_guard(study)}",
             f"A class is released from {study.privacy.min_voxels} voxels in all (privacy.min_voxels). The researcher "
             "learns n and the patient count of withheld classes too, and parties learn that they are withheld.",
             "Means and deviations are exact: their last digits tell more than rounded numbers would, about all images "
             "together.",
         ),
+    )
+
+
+def _guard(study: Study) -> str:
+    parties, patients = study.privacy.min_parties, study.privacy.min_patients
+    none = "; with 1, it refuses none for its patients" if patients <= 1 else ""
+    return (
+        "Each party keeps a ledger of the runs it took part in. It refuses a run whose hospitals are those of an "
+        f"earlier one but for fewer than {parties} (privacy.min_parties), or in which its own images of a class are "
+        f"those of then but for fewer than {patients} patients (privacy.min_patients{none}). Its operator can overrule "
+        "that, with a reason that the ledger keeps. A party does not see what changes at the others, holds runs "
+        "against each other two by two, and knows of those alone that its ledger holds."
     )
 
 
@@ -179,15 +191,18 @@ def _modulus(study: Study) -> Section:
         "The modulus, and why it cannot wrap",
         (
             "A party holds each of its numbers against the public bound B of the study before it sends anything, and "
-            f"ends the session if one is larger. With {which}, the total lies in −{parties}·B … {parties}·B, and N = "
-            f"2·{parties}·B + 1 has one residue for each of these. So its residue tells the total, exactly, and no sum "
-            "can wrap.",
+            f"ends the session if one is larger. With {which}, the total lies in −{parties}·B … {parties}·B, and N is "
+            "a power of 2 that is larger than that range. So its residue tells the total, exactly, and no sum can "
+            "wrap.",
+            "Every sum has one number more, a checksum: the party's own numbers times public weights, added up mod N. "
+            "That of all parties together follows from the totals and tells nothing more. N is at least 2^64 times as "
+            "large as the range, so that numbers which were changed by accident inside a party are found.",
             "B and N follow from bounds.voxels_per_party, the bound of the intensities and the window. Those of sdsum "
             "follow from μ too; the table has the largest that they can be.",
         ),
-        ("sum", "of", "bits of B", "bits of N", "N"),
+        ("sum", "of", "bits of B", "N"),
         tuple(
-            (name, SUMS[name], str(bound.bit_length()), str(n.bit_length()), str(n))
+            (name, SUMS[name], str(bound.bit_length()), f"2^{n.bit_length() - 1}")
             for name, (bound, n) in moduli(study).items()
         ),
     )

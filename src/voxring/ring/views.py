@@ -100,8 +100,9 @@ def simulate_coalition(
     dict
         What each member of the coalition received.
     """
-    slots = agreed.residues.slots
-    everybody = {name: [0] * slots for name in agreed.rings[0].members} | {n: list(v) for n, v in values.items()}
+    everybody = {name: [0] * agreed.values for name in agreed.rings[0].members} | {
+        n: list(v) for n, v in values.items()
+    }
     for component, total in sums.items():
         left = list(total)
         for name in sorted(component - {agreed.rings[0].master}):  # each as much as the bound allows

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from voxring.errors import PeerError, StudyError
+from voxring.errors import PeerError, RemoteProtocolError, StudyError, VoxringError
 from voxring.net import Asking, Ear, Network, Presence, PrivateKey
 from voxring.ring.order import RESEARCHER
+from voxring.session.account import Account, NoAccount, check_party
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
 from voxring.study import Study
@@ -33,6 +34,7 @@ def run_party(
     local_totals: Callable[[], LocalTotals],
     *,
     state: str | Path | None,
+    ledger: Account | None = None,
     address: str | None = None,
     peers: Mapping[str, str] | None = None,
     key: PrivateKey | None = None,
@@ -56,6 +58,10 @@ def run_party(
     state : path, or None
         Folder in which the party keeps the coin of the study (`voxring.session.coins`). None keeps it nowhere: the next
         run has new rings, which is for simulations alone.
+    ledger : Account, optional
+        The party's account of the study in its ledger: the study must be approved there, ``local_totals`` returns what
+        its `Account.add_up` made, and a run that would tell the numbers of a few by its difference from an earlier one
+        is refused. None keeps none, which is for simulations alone.
     address : str, optional
         Where to listen, instead of the study's address; ``tcp://HOST:0`` takes a free port.
     peers : mapping of name to address, optional
@@ -78,8 +84,8 @@ def run_party(
     Raises
     ------
     StudyError
-        The study has no such party, or no usable address; or the key is not this party's; or the coin cannot be read or
-        kept.
+        The study has no such party, or no usable address; or the key is not this party's; or the coin or the ledger
+        cannot be read or kept; or the ledger holds no approval of the study, or does not allow the run.
     PeerError
         The researcher or a next party was not there in time, went away, ended the session, or has another key.
     BoundError
@@ -87,8 +93,9 @@ def run_party(
     ProtocolError
         The researcher's messages did not fit.
     """
-    if name not in study.parties:
-        raise StudyError(f"the study has the parties {', '.join(study.parties)}; {name!r} is none of them")
+    check_party(study, name)
+    account = ledger or NoAccount()
+    account.check_approved()
     network = Network.of(study, name, key=key, keys=keys, relay=relay, insecure=insecure)
     if network.relay and address:
         raise StudyError(f"{name}: an address and a relay: over a relay no party listens: leave one of them out")
@@ -97,8 +104,9 @@ def run_party(
     if state is not None:
         file = CoinFile(state, study, name)
         coin, keep = file.read(), file.write
-    process = _Process(Party(study, name, secrets.token_bytes, coin=coin, keep=keep), network, timeout, notify)
-    with network.listen(own, process.answer, process.closed, max_frame=process.party.plan.largest_frame) as ear:
+    party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep)
+    process = _Process(party, network, timeout, notify, account)
+    with network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear:
         process.ear = ear
         notify(f"listening {'through the relay' if network.relay else 'at'} {ear.address}")
         peers = listening(ear.address) or peers or {}
@@ -119,15 +127,25 @@ def _address_of(study: Study, name: str) -> str:
     return next((party.address for party in study.party if party.name == name), "")
 
 
+class _StartedOverError(Exception):
+    """The researcher has started over."""
+
+
 class _Process:
     """The listener's threads and the party's own meet here; ``changed`` guards the state machine."""
 
-    def __init__(self, party: Party, network: Network, timeout: float, notify: Callable[[str], None]) -> None:
-        self.party, self.network, self.timeout, self.notify = party, network, timeout, notify
+    def __init__(
+        self, party: Party, network: Network, timeout: float, notify: Callable[[str], None], account: NoAccount
+    ) -> None:
+        self.party, self.network, self.timeout, self.notify, self.account = party, network, timeout, notify, account
         self.ear: Ear | None = None
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
+        self._totals: LocalTotals | None = None
+        self._attempt = 0
+        self._reason = ""
+        """Why this party ends, should it end now."""
 
     # Called by the listener's threads.
 
@@ -140,8 +158,19 @@ class _Process:
                 self.changed.wait(max(0.0, until - time.monotonic()))
             if answer.sender == RESEARCHER:
                 self.researcher.heard(pipe, time.monotonic())
+            answered = self._noted(frame, answer.frame)
             self.changed.notify_all()
-            return answer.frame
+            return answered
+
+    def _noted(self, frame: bytes, answered: bytes) -> bytes:
+        """Have an answer noted before it leaves; if that fails, the party has failed, and says so instead."""
+        try:
+            self.account.answered(self.party, answered)
+        except VoxringError as error:
+            self.party.fail("it cannot write its ledger")
+            self.party.error = error
+            return self.party.refusal(frame)
+        return answered
 
     def closed(self, pipe: int) -> None:
         """Note that a connection closed, for `_look` to find."""
@@ -151,44 +180,61 @@ class _Process:
 
     def run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> Heard:
         """Go from waiting to done; ``where`` are the addresses of the other parties."""
-        with ExitStack() as stack:
-            return self._run(local_totals, where, stack)
-
-    def _run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str], stack: ExitStack) -> Heard:
-        reason = "it was stopped"
         try:
-            self._wait_for_researcher()
-            self._wait_for_coin()
-            reason = "it could not reach the next party in the ring or was stopped"
-            links = {name: self._link(name, where[name], stack) for name in self._successors()}
-            for link in links.values():
-                link.wait(self.timeout)
-            self.notify("computing local totals")
-            reason = "it stopped while computing its local totals"
-            totals = local_totals()
-            reason = "its numbers leave the study's bounds"
-            with self.changed:
-                self.party.supply(totals)
-                self.changed.notify_all()
-            reason = "it lost the next party in the ring or was stopped"
-            while self._next():
-                self._send(links)
+            while not self._session(local_totals, where):
+                self.notify("starting over")
             heard = self.party.heard()
         finally:
             # After an error this tells the researcher why; after success it lets the last answer get out.
             with self.changed:
-                self.party.fail(reason)
+                self.party.fail(self._reason)
                 self.changed.notify_all()
             self._linger()
+            with self.changed:
+                self.account.ended(self.party)
         self.notify("done")
         return heard
+
+    def _session(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> bool:
+        """Go from waiting to done; False when the researcher starts over."""
+        self._attempt = self.party.attempt
+        self._reason = "it was stopped"
+        try:
+            with ExitStack() as stack:
+                self._wait_for_researcher()
+                self._wait_for_coin()
+                links = {name: self._link(name, where[name], stack) for name in self._successors()}
+                for link in links.values():
+                    with self._may_lose(link):
+                        link.wait(self.timeout)
+                self._compute(local_totals)
+                while self._next():
+                    self._send(links)
+        except _StartedOverError:
+            return False
+        return True
+
+    def _compute(self, local_totals: Callable[[], LocalTotals]) -> None:
+        if self._totals is None:
+            self.notify("computing local totals")
+            self._reason = "it stopped while computing its local totals"
+            self._totals = local_totals()
+        with self.changed:
+            self._look()
+            self._reason = "its ledger does not allow this run beside an earlier one, or cannot be written"
+            self.account.admit(self.party.session, self._totals)
+            self._reason = "its numbers leave the study's bounds"
+            self.party.supply(self._totals)
+            self.changed.notify_all()
+        self._reason = "it was stopped"
 
     def _wait_for_researcher(self) -> None:
         self.notify("waiting for the researcher")
         until = time.monotonic() + self.timeout
         with self.changed:
             while self.party.state == "waiting":
-                if time.monotonic() > until:
+                self._look()
+                if self._attempt == 0 and time.monotonic() > until:
                     why = self._refused() + self._trouble()
                     raise PeerError(f"the researcher was not heard within {self.timeout:g} s{why}")
                 self.changed.wait(TICK)
@@ -204,6 +250,23 @@ class _Process:
         """Whom this party sends to, each once; the researcher asks for itself."""
         behind = [ring.successor(self.party.name) for ring in self.party.plan.rings]
         return [name for name in dict.fromkeys(behind) if name != RESEARCHER]
+
+    @contextmanager
+    def _may_lose(self, link: Asking) -> Iterator[None]:
+        """When the link is lost, wait until the researcher starts over or ends the session."""
+        try:
+            yield
+        except (PeerError, RemoteProtocolError) as error:
+            self._reason = f"it lost {link.peer}, the next in a ring"
+            until = time.monotonic() + self.timeout
+            with self.changed:
+                self._look()
+                self.party.lose(self._reason)
+                self.changed.notify_all()
+                while self.party.state == "lost" and time.monotonic() < until:
+                    self.changed.wait(TICK)
+                    self._look()
+            raise type(error)(str(error)) from None
 
     def _link(self, name: str, address: str, stack: ExitStack) -> Asking:
         largest = self.party.plan.largest_frame
@@ -229,6 +292,8 @@ class _Process:
     def _look(self) -> None:
         """Raise whatever ended the session."""
         self._note_closed()
+        if self.party.attempt != self._attempt:
+            raise _StartedOverError
         if self.party.error is not None:
             raise self.party.error
         missing = self.researcher.missing(time.monotonic())
@@ -249,10 +314,13 @@ class _Process:
 
     def _send(self, links: Mapping[str, Asking]) -> None:
         with self.changed:
+            self._look()
             successor, share = self.party.outbox[0]
-        answer = links[successor].ask(share, self.timeout)
-        with self.changed:
-            self.party.delivered(answer)
+            self.account.sends(share)
+        with self._may_lose(links[successor]):
+            answer = links[successor].ask(share, self.timeout)
+            with self.changed:
+                self.party.delivered(answer)
 
     def _linger(self) -> None:
         """Wait, a short while, until the researcher has been told and hangs up: closing at once loses answers."""

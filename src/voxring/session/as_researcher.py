@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 
-from voxring.errors import PeerError, VoxringError
+from voxring.errors import PeerError, ProtocolError, RemoteProtocolError
 from voxring.net import Asking, Network, PrivateKey
 from voxring.ring.order import RESEARCHER
 from voxring.ring.views import View
 from voxring.session.as_party import TICK, grace
-from voxring.session.researcher import Researcher
+from voxring.session.researcher import PHASES, Researcher
 from voxring.study import Study
 from voxring.totals import Statistics
 
@@ -29,9 +29,13 @@ def run_researcher(
     relay: str | None = None,
     timeout: float = 60.0,
     insecure: bool = False,
+    retries: int = 0,
     notify: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, Statistics | str], View]:
     """Run a study as its researcher: greet the parties, start the three secure sums, work out the answer.
+
+    A session that fails before anything was opened, since a party vanished or a message was damaged, may be followed
+    by another, in which all blinds and shares are fresh; a party that was started again is waited for.
 
     Parameters
     ----------
@@ -49,6 +53,8 @@ def run_researcher(
         Seconds to wait for a party that does not answer.
     insecure : bool
         Links of a study without keys are in the clear; must be asked for.
+    retries : int
+        How many sessions may follow one that failed.
     notify : callable
         Gets the phases in plain words, in this thread.
 
@@ -72,24 +78,37 @@ def run_researcher(
     network = Network.of(study, RESEARCHER, key=key, keys=keys, relay=relay, insecure=insecure)
     addresses = {party.name: party.address for party in study.party} | dict(peers or {})
     where = {name: network.address(name, addresses[name]) for name in study.parties}
-    with ExitStack() as stack:
-        links = []
-        for name in study.parties:
-            link = network.link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
-            links.append(stack.enter_context(closing(link)))
-        _Process(machine, links, timeout, notify).run()
-    return machine.answer, machine.view
+    while True:
+        try:
+            with ExitStack() as stack:
+                links = []
+                for name in study.parties:
+                    link = network.link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
+                    links.append(stack.enter_context(closing(link)))
+                _Process(machine, links, timeout, notify, last=not retries).run()
+        except (PeerError, RemoteProtocolError) as error:
+            if not retries or not machine.may_start_over:
+                raise
+            notify(f"starting over, nothing was released yet: {error}")
+            machine = Researcher(study, secrets.token_bytes, (*machine.failed, machine.session))
+            retries -= 1
+        else:
+            return machine.answer, machine.view
 
 
 class _Process:
     """One courier for each party meets the others here; ``changed`` guards the state machine."""
 
-    def __init__(self, machine: Researcher, links: list[Asking], timeout: float, notify: Callable[[str], None]) -> None:
-        self.machine, self.links, self.timeout, self.notify = machine, links, timeout, notify
+    def __init__(
+        self, machine: Researcher, links: list[Asking], timeout: float, notify: Callable[[str], None], *, last: bool
+    ) -> None:
+        self.machine, self.links, self.timeout, self.notify, self.last = machine, links, timeout, notify, last
         self.changed = threading.Condition()
         self.heartbeat = min(1.0, timeout / 4)
         self.ended: str | None = None
         """Why the session has ended early, for the parties."""
+        self.again = False
+        """Whether another session follows, so that the parties are not told to end."""
 
     def run(self) -> None:
         """Run until the machine is done.
@@ -97,7 +116,8 @@ class _Process:
         Raises
         ------
         VoxringError
-            The first one that a courier met; all parties were told.
+            The first one that a courier met, with the phase in which it did; all parties were told, unless another
+            session may follow.
         """
         self.notify("waiting for the parties")
         with ThreadPoolExecutor(len(self.links), "courier") as pool:
@@ -105,9 +125,10 @@ class _Process:
             reason = "the researcher was stopped"
             try:
                 self._watch(couriers)
-            except VoxringError as error:
-                reason = str(error)
-                raise
+            except (PeerError, ProtocolError) as error:
+                reason = f"{PHASES[self.machine.step]}: {error}"
+                self.again = not self.last and self.machine.may_start_over
+                raise type(error)(reason) from None
             finally:
                 if not self.machine.done:
                     self._end(reason, couriers)
@@ -147,9 +168,12 @@ class _Process:
                     self.machine.take(link.peer, answer)
                     self.changed.notify_all()
         except PeerError:
-            if self.ended is None:
+            with self.changed:
+                goes_on = self.ended is not None or self.machine.lost(link.peer)
+                self.changed.notify_all()
+            if not goes_on:
                 raise
-        if self.ended is not None:
+        if self.ended is not None and not self.again:
             with suppress(PeerError):
                 link.ask(self.machine.abort(link.peer, self.ended), ABORT_SECONDS)
 

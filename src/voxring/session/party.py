@@ -17,6 +17,11 @@ for each ring. The last party of a ring has no successor that listens: its share
 A message that does not fit is answered with "refused" and changes nothing; a repeat of one already handled gets the
 same answer again.
 
+Until the party has taken "released", the researcher may start over with "again", which names the session that failed
+and the one that follows: the party is "waiting" once more, with fresh shares to come, and keeps nothing of the failed
+session. A party that lost the next one in a ring is "lost" and waits for that, or for the end. From "released" on
+nothing starts over: something is known, and other shares of the same numbers could tell more.
+
 With keys a party knows who asks, and refuses a message that names another sender: the researcher is who the study
 says. Without keys it cannot tell, and whoever says hello first, with the right study, is the researcher of this
 session. The researcher relays commitments and openings. If it showed the parties different ones, their coins would
@@ -44,6 +49,8 @@ from voxring.totals import LocalTotals, check_bounds, count_bound
 
 NOBODY = bytes(SESSION_BYTES)
 ENDED = ("done", "failed", "aborted")
+FIRM = ("released", "summed", "averaged", "spread", *ENDED)
+"""States from which nothing starts over."""
 
 # (state, event) -> state.
 TRANSITIONS = {
@@ -106,6 +113,8 @@ class Party:
         self.outbox: deque[tuple[str, bytes]] = deque()
         """Shares to send, in this order: to whom, and the frame."""
         self.news: deque[str] = deque()
+        self.attempt = 0
+        """How often the researcher has started over."""
         self.told = False
         """Whether the researcher has heard that this party failed."""
         self.refused = ""
@@ -119,6 +128,16 @@ class Party:
         self._counts: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """n of each released class, once this party was told."""
+        return dict(self._counts)
+
+    @property
+    def reason(self) -> str:
+        """Why this party failed, as it tells the researcher."""
+        return self._reason
+
     # Steps of this process.
 
     def supply(self, totals: LocalTotals) -> None:
@@ -131,7 +150,7 @@ class Party:
         LocalProtocolError
             They were handed in already, or the session has not begun.
         """
-        if self.state in ENDED:
+        if self.state in ENDED or self.state == "lost":
             return
         if (self.state, "own totals") not in TRANSITIONS:
             raise LocalProtocolError(f"totals are handed in once, while computing; this party is {self.state}")
@@ -147,8 +166,17 @@ class Party:
             self.outbox.clear()
             self._share = b""
 
+    def lose(self, reason: str) -> None:
+        """Stop until the researcher starts over or ends the session; the reason must hold no value."""
+        if self.state in FIRM:
+            self.fail(reason)
+        else:
+            self.state, self._reason = "lost", reason
+            self.outbox.clear()
+            self._share = b""
+
     def delivered(self, frame: bytes) -> None:
-        """Take a successor's answer to the first frame of the outbox.
+        """Take a successor's answer to the first frame of the outbox; one of a session that failed changes nothing.
 
         Raises
         ------
@@ -158,12 +186,12 @@ class Party:
             The answer is none to what was sent.
         """
         answer = decode(frame, limit=self.plan.largest_frame)
-        if not self.outbox:
-            return  # this party has failed meanwhile
+        if not self.outbox or answer.session != self.session:
+            return  # this party has failed or started over meanwhile
         successor, _ = self.outbox[0]
         if answer.kind == "refused":
             raise PeerError(f"{successor} refused this party's share: {bodies.read_reason(answer.body)}")
-        if (answer.kind, answer.session, answer.sender) != ("ok", self.session, successor):
+        if (answer.kind, answer.sender) != ("ok", successor):
             raise RemoteProtocolError(f"expected {successor}'s answer to a share, got another message")
         self.outbox.popleft()
 
@@ -216,6 +244,12 @@ class Party:
             return Answer(self._reply("refused", sender, session, bodies.write_reason(self._reason)), sender)
         return None if reply is None else Answer(reply, sender)
 
+    def refusal(self, frame: bytes) -> bytes:
+        """Return what a party that has failed answers a message with instead: why it failed."""
+        message = decode(frame, limit=self.plan.largest_frame)
+        self.told = self.told or message.sender == RESEARCHER
+        return self._reply("refused", message.sender, message.session, bodies.write_reason(self._reason))
+
     def _check(self, message: Message) -> None:
         if message.kind != "share" and message.digest != self.plan.digest:
             raise RemoteProtocolError(
@@ -234,9 +268,19 @@ class Party:
             )
         if message.kind == "hello" and self.session == NOBODY != message.session:
             return
+        if message.kind == "again" and NOBODY != message.session != self.session:
+            self._check_again(message)
+            return
         if message.session != self.session or message.session == NOBODY:
             wanted = "no session runs here" if self.session == NOBODY else "another session runs here"
             raise RemoteProtocolError(f"{wanted}: the message {message.kind!r} is from an old or a second run")
+
+    def _check_again(self, message: Message) -> None:
+        failed = (message.body[i : i + SESSION_BYTES] for i in range(0, len(message.body), SESSION_BYTES))
+        if self.session not in (NOBODY, *failed):
+            raise RemoteProtocolError("again: another session runs here than the one that failed")
+        if self.state in FIRM:
+            raise RemoteProtocolError(f"again: {self.name} is {self.state!r}: nothing starts over from there")
 
     def _check_share(self, share: Message) -> None:
         if self.plan.coin is None or share.digest != self.plan.binding:
@@ -259,6 +303,10 @@ class Party:
                 self.fail("ended by the researcher")
                 self.state = "aborted"
                 self.error = PeerError(f"the researcher ended the session: {bodies.read_reason(message.body)}")
+            return self._ok(message)
+        if message.kind == "again":
+            if message.session != self.session:
+                self._start_over(message.session)
             return self._ok(message)
         key = (message.kind, message.sum, message.ring)
         if key in self._handled:
@@ -307,6 +355,14 @@ class Party:
             self.news.append("μ received")
         self._step(event)
         return reply
+
+    def _start_over(self, session: bytes) -> None:
+        self.session, self.state, self._reason = session, "waiting", ""
+        self.attempt += 1
+        self._handled, self._members, self._moduli = {}, {}, {}
+        self._commitments, self._share, self._counts = {}, b"", {}
+        self.outbox.clear()
+        self.news.clear()
 
     # The coin.
 

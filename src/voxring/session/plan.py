@@ -9,6 +9,7 @@ from functools import cached_property
 
 from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
+from voxring.ring.checksum import CheckedSum
 from voxring.ring.coin import COIN_BYTES, binding
 from voxring.ring.message import OVERHEAD, SumName
 from voxring.ring.order import Ring, check_parties, rings_of
@@ -76,10 +77,10 @@ class Plan:
         finest = Fraction(1, study.denominator * most)  # no μ has a larger denominator
         width = (self._modulus(sdsum_bound(study, finest)).bit_length() + 7) // 8
         names = sum(len(name.encode()) for name in study.classes)
-        # A share has up to two slots a class, the message of μ two integers and a name, that of the coin's parts a
-        # name and a part for each party.
+        # A share has up to two slots a class and a checksum, the message of μ two integers and a name a class, that of
+        # the coin's parts a name and a part for each party.
         parts = sum(len(name) + COIN_BYTES + 16 for name in study.parties)
-        return 2 * OVERHEAD + parts + names + classes * (2 * width + 64)
+        return 2 * OVERHEAD + parts + names + width + classes * (2 * width + 64)
 
     def voxels(self, session: bytes) -> SecureSum:
         """Line 14: n, and how many patients, of each class."""
@@ -95,8 +96,8 @@ class Plan:
         return self._sum(session, "sdsum", len(means), bound)
 
     def _sum(self, session: bytes, name: SumName, slots: int, bound: int) -> SecureSum:
-        residues = residues_mod(self._modulus(bound), slots)
-        return SecureSum(self.binding, session, name, self.rings, residues, bound)
+        residues = residues_mod(self._modulus(bound), slots + 1)
+        return CheckedSum(self.binding, session, name, self.rings, residues, bound)
 
     def _modulus(self, bound: int) -> int:
         return modulus(len(self.study.parties), bound)

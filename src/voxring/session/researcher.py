@@ -6,6 +6,7 @@ The researcher asks and the parties answer. `request` says what to ask a party n
 now; `take` gets its answer. Between questions `heartbeat` keeps the party from missing the researcher. Each step ends
 when every party it needs has answered, so no message can be early anywhere:
 
+    gathering   again to all, after a session that failed  -> greeting
     greeting    hello to all                    -> committing, or computing if all keep the same coin
     committing  all commitments to all          -> opening
     opening     all openings to all             -> computing
@@ -15,11 +16,14 @@ when every party it needs has answered, so no message can be early anywhere:
     sum         ring; R learns sum              -> averaging
     averaging   μ to all                        -> sdsum
     sdsum       ring; R learns sdsum            -> closing
-    closing     done to all                     -> done
+    closing     done to all that are there      -> done
 
 In a ring step R sends a blinded share to the first party of each ring and polls the last until that hands over the
 ring's end. R knows the rings when it knows the coin; if some parties keep a coin and others another or none, R ends
 the session, since the rings of a study must not change.
+
+As long as R has not opened the first sum, nothing is known and a session that failed may be followed by another, with
+fresh blinds and shares (`may_start_over`).
 """
 
 from __future__ import annotations
@@ -36,12 +40,14 @@ from voxring.ring.protocol import Master, SecureSum
 from voxring.ring.residues import Random
 from voxring.ring.views import Received, View
 from voxring.session import bodies
+from voxring.session.party import ENDED
 from voxring.session.plan import SESSION_BYTES, Plan
 from voxring.study import Study
 from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
 
 # What all parties are told in a step, and the state that the ring's last party is in before a ring step.
 BROADCAST: dict[str, Kind] = {
+    "gathering": "again",
     "greeting": "hello",
     "committing": "commitments",
     "opening": "openings",
@@ -51,6 +57,7 @@ BROADCAST: dict[str, Kind] = {
 }
 BEFORE_RING = {"voxels": "ready", "sum": "released", "sdsum": "averaged"}
 NEXT = {
+    "gathering": "greeting",
     "committing": "opening",
     "opening": "computing",
     "computing": "voxels",
@@ -61,18 +68,38 @@ NEXT = {
     "sdsum": "closing",
     "closing": "done",
 }
+PHASES = {
+    "gathering": "while the parties were asked to start over",
+    "greeting": "while the parties were greeted",
+    "committing": "while the coin was drawn",
+    "opening": "while the coin was drawn",
+    "computing": "while the parties were computing their totals",
+    "voxels": "in the secure sum of n",
+    "releasing": "while n was released",
+    "sum": "in the secure sum of local means",
+    "averaging": "while μ was sent",
+    "sdsum": "in the secure sum of squared deviations",
+    "closing": "while the session was closed",
+    "done": "when the session was done",
+}
+"""Each step in words, for errors."""
 
 
 class Researcher:
-    """One session of a study. Must be called by one thread at a time."""
+    """One session of a study. Must be called by one thread at a time.
 
-    def __init__(self, study: Study, random: Random) -> None:
+    ``failed`` are the sessions of this run that failed before this one.
+    """
+
+    def __init__(self, study: Study, random: Random, failed: tuple[bytes, ...] = ()) -> None:
         self.plan, self._study, self._random = Plan(study), study, random
         self.session = random(SESSION_BYTES)
-        self.step = "greeting"
+        self.failed = failed
+        self.step = "gathering" if failed else "greeting"
+        self._worth_while = True
         self.news: deque[str] = deque()
         self._answered: set[str] = set()
-        self._body = b""
+        self._body = b"".join(failed)
         self._masters: dict[str, Master] = {}
         self._agreed: dict[str, SecureSum] = {}
         self._first_shares: dict[str, list[tuple[int, bytes]]] = {}
@@ -86,6 +113,14 @@ class Researcher:
         self._counts: dict[str, int] = {}
         self._sums: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
+
+    @property
+    def may_start_over(self) -> bool:
+        """Whether this session may be followed by another: nothing has been opened, and it may help.
+
+        Who does not come to be greeted, or to start over, is not waited for a second time.
+        """
+        return self._worth_while and self.step not in ("gathering", "greeting")
 
     @property
     def done(self) -> bool:
@@ -131,6 +166,14 @@ class Researcher:
                 return self._ask("poll", party, BEFORE_RING[self.step].encode())
         return None
 
+    def lost(self, party: str) -> bool:
+        """Say whether the session goes on without a party that is gone: at the end all that it misses is the end."""
+        if self.step == "closing" and party not in self._answered:
+            self.news.append(f"{party} was gone before it was told that the study is done")
+            if self._all_answered(party):
+                self._enter("done")
+        return self.step in ("closing", "done")
+
     def heartbeat(self, party: str) -> bytes:
         """Return a poll that is answered at once."""
         return self._ask("poll", party, b"")
@@ -163,7 +206,12 @@ class Researcher:
         RemoteProtocolError
             The answer is malformed or not from this session.
         """
-        answer = decode(frame, limit=self.plan.largest_frame)
+        try:
+            self._take(party, decode(frame, limit=self.plan.largest_frame))
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(f"from {party}: {error}") from None
+
+    def _take(self, party: str, answer: Message) -> None:
         if answer.kind == "refused":
             raise PeerError(f"{party} refused: {bodies.read_reason(answer.body)}")
         if (answer.digest, answer.session) != (self.plan.digest, self.session):
@@ -188,6 +236,7 @@ class Researcher:
         if not self._all_answered(party):
             return
         if len(set(self._coins.values())) > 1:
+            self._worth_while = False
             raise PeerError(_different_coins({name: self._coins[name] for name in self._study.parties}))
         coin = self._coins[party]
         if coin:
@@ -222,6 +271,9 @@ class Researcher:
         return len(self._answered) == len(self._study.parties)
 
     def _take_status(self, party: str, status: bodies.Status) -> None:
+        if status.state == "lost":
+            raise PeerError(f"{party} cannot go on: {bodies.read_reason(status.reason.encode())}")
+        self._worth_while &= status.state not in ENDED
         if status.state == "failed":
             raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
         if status.state == "aborted":
@@ -242,6 +294,7 @@ class Researcher:
         if share.sum == self.step:
             self._back.add(share.ring)
             if master.state == "done":
+                self._worth_while = False
                 self._finish(master.total)
 
     # Steps.
@@ -272,7 +325,7 @@ class Researcher:
         return bodies.write_parts({name: parts[name] for name in self._study.parties})
 
     def _open(self, agreed: SecureSum) -> None:
-        master = Master(agreed, [0] * agreed.residues.slots, self._random)
+        master = Master(agreed, [0] * agreed.values, self._random)
         self._masters[agreed.name], self._agreed[agreed.name] = master, agreed
         self._first_shares, self._taken, self._back = {}, set(), set()
         for share in master.start():
