@@ -365,6 +365,22 @@ def test_a_missing_peer_a_missing_relay_and_something_else_are_told_apart(relay:
         RelayListener("n", "nonsense://x", DIGEST, lambda frame, pipe: b"", lambda pipe: None)
 
 
+def test_a_listener_that_closes_hands_in_its_last_answer(relay: str) -> None:
+    asked = threading.Event()
+
+    def answer(frame: bytes, pipe: int) -> bytes:
+        asked.set()
+        time.sleep(0.3)
+        return b"the last"
+
+    listener = RelayListener("north", relay, DIGEST, answer, lambda pipe: None)
+    with ThreadPoolExecutor(1) as pool, link(relay) as asking:
+        last = pool.submit(asking.ask, b"x", 5)
+        assert asked.wait(5)
+        listener.close()
+        assert last.result(5) == b"the last"
+
+
 def test_stopping_a_link_wakes_whoever_waits_for_a_peer_or_an_answer(relay: str) -> None:
     slow = RelayListener("south", relay, DIGEST, lambda frame, pipe: time.sleep(1) or b"", lambda pipe: None)
     with closing(slow):
@@ -514,10 +530,11 @@ def test_a_relay_that_dies_ends_everybody_with_a_clear_error(when: str) -> None:
         return TOTALS[name]
 
     with ThreadPoolExecutor(4) as pool:
-        parties = start(study, relay.address, pool, 6, totals=totals)
+        timeout = 6 if when == "waiting" else 20  # one whose peers were there does not wait for it
+        parties = start(study, relay.address, pool, timeout, totals=totals)
         run = None
         if when == "computing":
-            run = pool.submit(run_researcher, study, key=PRIVATE["researcher"], relay=relay.address, timeout=6)
+            run = pool.submit(run_researcher, study, key=PRIVATE["researcher"], relay=relay.address, timeout=timeout)
             for _ in parties:
                 assert computing.acquire(timeout=10)
         else:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from voxring import BoundError, ImageError, PeerError, Study, StudyError
+from voxring.net import PrivateKey
 from voxring.session import state_folder
 from voxring.simulation import pooled_totals, simulate, with_parties
 from voxring.study import Party
@@ -45,6 +46,17 @@ def test_four_parties_equal_pooled_and_an_absent_class_is_withheld(manifests):
         assert heard.counts == {name: run.answer[name].voxels for name in ("a", "b")}
     assert {who for who, _ in said} == {*NAMES, "researcher"}
     assert not any(state_folder().parent.iterdir())  # no coin, no ledger
+
+
+def test_a_study_with_keys_and_a_relay_is_simulated_without_them(manifests):
+    """The keys are not here and the relay may not be reached: the run makes keys of its own, and the study stays."""
+    keys = [PrivateKey(bytes([i]) * 32).public for i in range(4)]
+    parties = [{"name": name, "key": key} for name, key in zip("xyz", keys, strict=False)]
+    study = study_of(party=parties, researcher={"key": keys[3]}, relay="tcp://127.0.0.1:1")
+    three = {name: manifests[name] for name in "xyz"}
+    run = simulate(study, three)
+    assert run.study == study
+    assert run.answer == pooled_totals(study, three)
 
 
 def test_parties_must_be_those_of_the_study(manifests):
