@@ -480,6 +480,17 @@ def test_from_the_first_release_on_nothing_starts_over(state: str) -> None:
     assert network.researcher.answer == TRUTH
 
 
+def test_who_does_not_come_is_waited_for_once() -> None:
+    network = Network(a_study())
+    assert network.researcher.step == "greeting"
+    assert not network.researcher.may_start_over
+    until(network, "a", "ready")
+    assert network.researcher.may_start_over
+    network.start_over()
+    assert network.researcher.step == "gathering"
+    assert not network.researcher.may_start_over
+
+
 @pytest.mark.parametrize("kind", ["ok", "refused"])
 def test_an_answer_from_the_session_that_failed_changes_nothing(kind: str) -> None:
     network = Network(a_study(), coins=dict.fromkeys("abc", COIN))
