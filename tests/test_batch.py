@@ -143,7 +143,7 @@ def test_bad_rows_may_be_left_out_and_are_counted(folder):
 
 def test_the_first_bad_row_may_end_the_batch(folder, monkeypatch):
     taken = []
-    monkeypatch.setattr(voxring.batch.pool, "answer", lambda task, row: taken.append(row.line) or answer(task, row))
+    monkeypatch.setattr(voxring.batch.pool, "answer", lambda *given: taken.append(given[1].line) or answer(*given))
     with pytest.raises(ImageError, match=r"m\.csv: line 3: .*cut\.npy"):
         party_batch(bad_rows(folder), STUDY, bad="stop")
     assert taken == [2, 3]

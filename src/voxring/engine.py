@@ -135,17 +135,18 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
+    everything = _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
         planes, size = truth.shape[0], study.window.along(truth.ndim)[0]
         here = _labelled(truth, tuple(labels))
+        if here is not None and (everything or truth.ndim == 2):
+            return 0, planes
         if here is not None:
             first, stop = (min(first, here[0]), max(stop, here[1])) if stop else here
     if not stop:
         return 0, 0
-    if truth.ndim == 2 or _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study):
-        return 0, planes
     low, high = first - size // 2, stop - 1 - size // 2 + size
     # Past a border of the image a window sees planes within its reach: the part must hold them too.
     if low < 0:
@@ -399,12 +400,12 @@ class _Counted:
         if image.dtype.itemsize > 2:
             values, counts = np.unique(image, return_counts=True)
             return cls(values.astype(np.int64), counts.astype(np.int64))
+        from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
+
         low = int(np.iinfo(image.dtype).min)
-        histogram = np.zeros(1 << (8 * image.dtype.itemsize), np.int64)
-        for part in image if image.ndim == 3 else (image,):
-            histogram += np.bincount(part.ravel().astype(np.intp) - low, minlength=histogram.size)
-        present = np.flatnonzero(histogram)
-        return cls(present + low, histogram[present])
+        counts = histogram(image)
+        present = np.flatnonzero(counts)
+        return cls(present + low, counts[present])
 
     def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
         """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""

@@ -20,7 +20,7 @@ from voxring.images import Source, identify
 
 Key = bytes
 Known = dict[tuple[Path, tuple[tuple[int, int], ...]], str]
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # stays in the cache
 SETTLED = 2_000_000_000
 """Nanoseconds that a file must have been left alone: a clock may tick once in two seconds (FAT), and a file that is
 written to twice within a tick looks unchanged."""
