@@ -163,7 +163,7 @@ class Packed:
             with corruption(self.path), closing(self._unpack(file)) as stream:
                 skipped = _pass_over(stream, self._header + before, scratch) - self._header
                 filled = 0
-                while filled < length and (count := stream.readinto(buffer[filled:])):
+                while filled < length and (count := stream.readinto(buffer[filled : filled + _CHUNK])):
                     filled += count
                 present = skipped + filled
                 if present == before + length and declared - present <= declared // _CHEAP:

@@ -1,6 +1,6 @@
 """Memory that the volumes of a batch use one after the other.
 
-A fresh volume costs a page fault for every 4 KiB or 2 MiB of it, a tenth of what unpacking it costs; and a heap in
+A fresh volume costs a page fault for every 4 KiB or 2 MiB of it, which takes time; and a heap in
 which volumes of many sizes come and go grows beyond what they need.
 """
 
