@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import voxring.batch
 import voxring.batch.pool
+import voxring.images.room
 from deadly import Deadly
 from voxring import DeviceError, ImageError, LocalTotals, Study, StudyError, VoxringError, local_totals, party_totals
 from voxring.batch import Journal, image_totals, party_batch, read_manifest
@@ -247,7 +248,8 @@ def test_parts_of_images_give_what_whole_ones_do_in_any_order(archive):
             if (truth == 1).any() or (truth == 2).any():
                 return
         kept.append((image, truth))
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voxring.images.room, "_SMALL", 0)  # one row after the other in the same memory
         folder = Path(name)
         for i, (image, truth) in enumerate(kept):
             for kind, array in (("i", image), ("t", truth)):

@@ -55,8 +55,10 @@ def _relative(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def digest(path: Path, ranges: Iterable[tuple[int, int]], key: Key) -> str:
-    """Hash these bytes of a file, and where they stand, and its size."""
+def digest(path: Path, ranges: tuple[tuple[int, int], ...], key: Key) -> str:
+    """Hash these bytes of a file, and where they stand, and its size. A source without ranges is a folder."""
+    if not ranges:
+        return ""
     state = Poly1305(key)
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:

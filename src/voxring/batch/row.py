@@ -54,7 +54,7 @@ def answer(task: Task, row: Row, room: Room | None = None) -> Answer | VoxringEr
             return Answer(totals)
         return Answer(totals, record(row.image, image, task.key), record(row.ground_truth, truth, task.key))
     except VoxringError as error:
-        return error
+        return type(error)(str(error))  # without its frames, which hold the volume
     except OSError as error:
         return ImageError(f"{row.image.name}: cannot be read ({error.strerror or error}): check the disk")
 
