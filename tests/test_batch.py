@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import voxring.batch
 import voxring.batch.pool
+import voxring.images.room
 from deadly import Deadly
 from voxring import DeviceError, ImageError, LocalTotals, Study, StudyError, VoxringError, local_totals, party_totals
 from voxring.batch import Journal, image_totals, party_batch, read_manifest
@@ -160,7 +161,7 @@ def test_bad_rows_may_be_left_out_and_are_counted(folder):
 
 def test_the_first_bad_row_may_end_the_batch(folder, monkeypatch):
     taken = []
-    monkeypatch.setattr(voxring.batch.pool, "answer", lambda task, row: taken.append(row.line) or answer(task, row))
+    monkeypatch.setattr(voxring.batch.pool, "answer", lambda *given: taken.append(given[1].line) or answer(*given))
     with pytest.raises(ImageError, match=r"m\.csv: line 3: .*cut\.npy"):
         party_batch(bad_rows(folder), STUDY, bad="stop")
     assert taken == [2, 3]
@@ -264,7 +265,8 @@ def test_parts_of_images_give_what_whole_ones_do_in_any_order(archive):
             if (truth == 1).any() or (truth == 2).any():
                 return
         kept.append((image, truth))
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voxring.images.room, "_SMALL", 0)  # one row after the other in the same memory
         folder = Path(name)
         for i, (image, truth) in enumerate(kept):
             for kind, array in (("i", image), ("t", truth)):

@@ -18,6 +18,8 @@ from voxring import (
     local_totals,
     pooled,
 )
+from voxring.engine import planes_needed
+from voxring.kernels.cpu.histogram import histogram
 
 BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
 INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32]
@@ -241,3 +243,63 @@ def test_zscore_of_32_bit_values_is_exact():
     options = {"method": "zscore", "foreground": "all", "fraction_bits": 40}
     study = study_of(3, standardise=options, bounds={"intensity": 4})
     assert_equal_to_naive(study, [[(image, rng.integers(0, 3, image.shape, np.uint8))]], options)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_the_planes_that_are_needed_give_what_the_whole_image_does(data):
+    """Windows up to three times the image, over every border: equal to the loops of the definition on the whole."""
+    planes, window = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 24))
+    border = data.draw(st.sampled_from(BORDERS))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    image = rng.integers(-100, 100, (planes, 2, 2), np.int16)
+    truth = np.zeros(image.shape, np.uint8)
+    for _ in range(data.draw(st.integers(1, 2))):
+        truth[int(rng.integers(planes)), 1, int(rng.integers(2))] = rng.integers(1, 3)
+    study = study_of([window, 1, 1], border, fill=3.0)
+    first, stop = planes_needed([(truth, [1]), (truth, [2])], image.dtype, study)
+    part = local_totals(image[first:stop], truth[first:stop], study)
+    assert part == local_totals(image, truth, study)
+    expected = naive.algorithm_1(
+        [[(image, truth)]], study.classes, study.window.size, border, fill=study.window.fill, options=None
+    )
+    for name in study.classes:
+        assert Fraction(part[name].sum, study.denominator) == expected[name][1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "standardise", "tables", "scale", "expected"),
+    [
+        (np.int16, {}, {}, {}, (3, 6)),
+        (np.uint8, {"method": "rescale", "range": [0, 9]}, {}, {}, (3, 6)),
+        (np.int16, {}, {"bounds": {"intensity": 100}}, {}, (0, 9)),  # whether a voxel leaves the bound is to be seen
+        (np.int16, {}, {"bounds": {"intensity": 40_000}}, {"slope": 2.0}, (0, 9)),
+        (np.int16, {}, {"bounds": {"intensity": 40_000}}, {"slope": -1.0, "intercept": 7000.0}, (3, 6)),
+        (np.int16, {"method": "zscore"}, {}, {}, (0, 9)),
+        (np.uint8, {"method": "percentile", "percentiles": [1, 99]}, {}, {}, (0, 9)),
+        (np.int32, {"method": "rescale", "range": [0, 9]}, {}, {}, (0, 9)),
+        (np.float32, {}, {}, {}, (0, 9)),  # whether all are finite is to be seen
+        (np.float16, {}, {}, {}, (0, 9)),
+        (np.bool_, {}, {}, {}, (3, 6)),
+    ],
+)
+def test_the_whole_image_is_needed_where_all_voxels_have_a_say(dtype, standardise, tables, scale, expected):
+    truth = np.zeros((9, 4, 4), np.int32)
+    truth[4, 2, 2] = 300
+    study = study_of(3, standardise=standardise, classes={"a": 300}, **tables)
+    assert planes_needed([(truth, [300])], np.dtype(dtype), study, **scale) == expected
+    assert planes_needed([(truth, [301]), (truth.astype(np.uint8), [300])], np.dtype(dtype), study, **scale) == (0, 0)
+    assert planes_needed([(truth == 300, [1, 300])], np.dtype(dtype), study, **scale) == expected
+    assert planes_needed([(truth[4], [300])], np.dtype(dtype), study_of(3, classes={"a": 300})) == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16])
+def test_histograms_count_every_value(dtype):
+    rng = np.random.default_rng(8)
+    info = np.iinfo(dtype)
+    for shape in ((1, 1, 1), (3, 5, 7), (2, 64, 66)):
+        image = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+        image.flat[0], image.flat[-1] = info.min, info.max
+        expected = np.bincount(image.ravel().astype(np.int64) - info.min, minlength=info.max - info.min + 1)
+        assert np.array_equal(histogram(image), expected)
+        assert np.array_equal(histogram(image[..., ::-1]), expected)

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 import voxring.batch.contents
+import voxring.batch.journal
 import voxring.batch.pool
+import voxring.batch.row
+import voxring.images.payload
 from voxring import ImageError, Study, StudyError, VoxringError
 from voxring.batch import Journal, party_batch
 from voxring.batch.journal import totals_digest
@@ -120,6 +123,22 @@ def test_what_no_window_reaches_may_change(folder, settled):
     again, read = run(folder)
     assert read == 0
     assert again.totals == first.totals == party_batch(folder / "data" / "m.csv", STUDY).totals
+
+
+def test_a_file_that_looks_unchanged_may_not_be_if_it_was_just_written(folder, monkeypatch):
+    """Written to twice within a tick of the clock: the same inode, size and times."""
+    for module in (voxring.batch.contents, voxring.batch.journal, voxring.images, voxring.images.payload):
+        monkeypatch.setattr(module, "identify", lambda path: (0, os.stat(path).st_size, 1, 1))
+    monkeypatch.setattr(voxring.batch.row, "_check_unchanged", lambda sources: None)
+    monkeypatch.setattr(voxring.batch.contents, "SETTLED", 10**19)
+    run(folder)
+    path = folder / "data" / "3image.raw"
+    content = bytearray(path.read_bytes())
+    content[2 * (20 + 2 * 4 + 2)] ^= 1
+    path.write_bytes(content)
+    again, read = run(folder)
+    assert read == 1
+    assert again.totals == party_batch(folder / "data" / "m.csv", STUDY).totals
 
 
 @pytest.mark.parametrize("change", ["touch", "copy", "rename", "move all"])

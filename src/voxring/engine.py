@@ -135,17 +135,18 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
+    everything = _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
         planes, size = truth.shape[0], study.window.along(truth.ndim)[0]
         here = _labelled(truth, tuple(labels))
+        if here is not None and (everything or truth.ndim == 2):
+            return 0, planes
         if here is not None:
             first, stop = (min(first, here[0]), max(stop, here[1])) if stop else here
     if not stop:
         return 0, 0
-    if truth.ndim == 2 or _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study):
-        return 0, planes
     low, high = first - size // 2, stop - 1 - size // 2 + size
     # Past a border of the image a window sees planes within its reach: the part must hold them too.
     if low < 0:
@@ -158,8 +159,12 @@ def planes_needed(
 def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:
     """First plane with a label and stop; only the planes before and after those with labels are looked through."""
     labels = tuple(label for label in labels if _holds(truth.dtype, label))
+    single = [label.to_bytes(1, "little", signed=label < 0) for label in labels] if truth.dtype.itemsize == 1 else []
 
     def has(plane: int) -> bool:
+        if single:  # a search for a byte looks at 16 voxels in the time that numpy compares one
+            content = truth[plane].tobytes()
+            return any(label in content for label in single)
         return any(bool((truth[plane] == label).any()) for label in labels)
 
     first = next(filter(has, range(truth.shape[0])), None)
@@ -169,7 +174,8 @@ def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
-    return dtype.kind == "b" or np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    info = np.iinfo(np.uint8 if dtype.kind == "b" else dtype)
+    return int(info.min) <= value <= int(info.max)
 
 
 def _depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
@@ -178,7 +184,7 @@ def _depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, 
         return True
     if study.standardise.method == "none":
         return not _fits(np.dtype(np.uint8) if dtype.kind == "b" else dtype, slope, intercept, study)
-    return study.standardise.method != "rescale"
+    return study.standardise.method in _OF_ALL_VOXELS
 
 
 def takes_gpu(device: Device) -> bool:
@@ -297,8 +303,12 @@ def _standardised(image: Array, slope: Fraction, intercept: Fraction, study: Stu
     if slope == 0:
         raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
     try:
-        low, high = _range(image, slope, intercept, study)
-        mapping = _mapping(image, slope, intercept, study, shift)
+        counted = _Counted.of(image) if study.standardise.method in _OF_ALL_VOXELS else None
+        if counted is not None:
+            low, high = int(counted.values[0]), int(counted.values[-1])
+        else:
+            low, high = _range(image, slope, intercept, study)
+        mapping = _mapping(counted, slope, intercept, study, shift)
         least, largest = mapping.ends(low, high)
         single = mapping.single(low, high)
         limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
@@ -360,16 +370,18 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
     return np.int64
 
 
-def _mapping(image: Array, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
+_OF_ALL_VOXELS = ("zscore", "percentile", "nyul")
+
+
+def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
     """The integer map of one image under the study's method."""
     options, bits = study.standardise, study.standardise.fraction_bits
     if options.method == "none":
         return fixedpoint.plain(slope, intercept, bits)
-    if options.method == "rescale":
+    if counted is None:  # rescale
         low, high = options.range or (0.0, 1.0)
         values = [Fraction(repr(low)), Fraction(repr(high))]
         return fixedpoint.through(_rising(values, [0, 1], slope, intercept), bits, shift=shift)
-    counted = _Counted.of(image)
     foreground = counted.foreground(options.foreground, slope, intercept)
     if options.method == "zscore":
         return foreground.zscore(bits, shift, negative=slope < 0)
@@ -399,12 +411,12 @@ class _Counted:
         if image.dtype.itemsize > 2:
             values, counts = np.unique(image, return_counts=True)
             return cls(values.astype(np.int64), counts.astype(np.int64))
+        from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
+
         low = int(np.iinfo(image.dtype).min)
-        histogram = np.zeros(1 << (8 * image.dtype.itemsize), np.int64)
-        for part in image if image.ndim == 3 else (image,):
-            histogram += np.bincount(part.ravel().astype(np.intp) - low, minlength=histogram.size)
-        present = np.flatnonzero(histogram)
-        return cls(present + low, histogram[present])
+        counts = histogram(image)
+        present = np.flatnonzero(counts)
+        return cls(present + low, counts[present])
 
     def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
         """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""

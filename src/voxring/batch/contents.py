@@ -20,7 +20,7 @@ from voxring.images import Source, identify
 
 Key = bytes
 Known = dict[tuple[Path, tuple[tuple[int, int], ...]], str]
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # stays in the cache
 SETTLED = 2_000_000_000
 """Nanoseconds that a file must have been left alone: a clock may tick once in two seconds (FAT), and a file that is
 written to twice within a tick looks unchanged."""
@@ -55,8 +55,10 @@ def _relative(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def digest(path: Path, ranges: Iterable[tuple[int, int]], key: Key) -> str:
-    """Hash these bytes of a file, and where they stand, and its size."""
+def digest(path: Path, ranges: tuple[tuple[int, int], ...], key: Key) -> str:
+    """Hash these bytes of a file, and where they stand, and its size. A source without ranges is a folder."""
+    if not ranges:
+        return ""
     state = Poly1305(key)
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:

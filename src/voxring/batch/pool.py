@@ -19,6 +19,7 @@ from typing import Any
 from voxring.batch.manifest import Row
 from voxring.batch.row import Answer, Task, answer, read_ahead
 from voxring.errors import ImageError, VoxringError
+from voxring.images import Room
 
 ATTEMPTS = 3
 """Workers that one row may cost."""
@@ -29,10 +30,11 @@ Done = tuple[int, Answer | VoxringError]
 
 def in_this_process(task: Task, rows: Sequence[Row], todo: Sequence[int]) -> Generator[Done]:
     """Reduce the rows ``todo``, one after the other."""
+    room = Room()
     for at, number in enumerate(todo):
         if at + 1 < len(todo):
             read_ahead(rows[todo[at + 1]])
-        yield number, answer(task, rows[number])
+        yield number, answer(task, rows[number], room)
 
 
 def in_processes(task: Task, rows: Sequence[Row], todo: Sequence[int], workers: int) -> Generator[Done]:
@@ -142,9 +144,10 @@ class _Worker:
 def _work(pipe: Connection, task: Task, threads: int) -> None:
     """Be a worker: say that it is there, then answer each row, until the pipe is closed."""
     os.environ["NUMBA_NUM_THREADS"] = str(threads)
+    room = Room()
     try:
         pipe.send(None)
         while True:
-            pipe.send(answer(task, pipe.recv()))
+            pipe.send(answer(task, pipe.recv(), room))
     except (EOFError, OSError):
         return  # the batch has ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -11,7 +12,7 @@ from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
 from voxring.engine import Device, local_totals, planes_needed
 from voxring.errors import DeviceError, ImageError, VoxringError
-from voxring.images import GroundTruth, Source, identify, open_image, read_ground_truth
+from voxring.images import GroundTruth, Room, Source, identify, open_image, read_ground_truth
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -38,18 +39,22 @@ class Task:
     version: str = VERSION
 
 
-def answer(task: Task, row: Row) -> Answer | VoxringError:
-    """Reduce one row; what is wrong with it is returned, not raised, so that all pools carry it alike."""
+def answer(task: Task, row: Row, room: Room | None = None) -> Answer | VoxringError:
+    """Reduce one row; what is wrong with it is returned, not raised, so that all pools carry it alike.
+
+    ``room`` is the memory of the worker, which the next row will overwrite.
+    """
     if task.version != VERSION:
         return DeviceError(f"a worker has voxring {VERSION}, this is {task.version}: install one version on both")
     try:
-        totals, image, truth = _reduce(row, task.study, task.device, task.threads)
+        with room.used() if room is not None else nullcontext():
+            totals, image, truth = _reduce(row, task.study, task.device, task.threads)
         _check_unchanged((*image, *truth))
         if task.key is None:
             return Answer(totals)
         return Answer(totals, record(row.image, image, task.key), record(row.ground_truth, truth, task.key))
     except VoxringError as error:
-        return error
+        return type(error)(str(error))  # without its frames, which hold the volume
     except OSError as error:
         return ImageError(f"{row.image.name}: cannot be read ({error.strerror or error}): check the disk")
 

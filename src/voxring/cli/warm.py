@@ -34,6 +34,7 @@ def warm(types: tuple[str, ...], quiet: bool) -> None:
     import numpy as np
 
     from voxring.kernels import cpu
+    from voxring.kernels.cpu.histogram import histogram
 
     start = time.monotonic()
     sparse, dense = np.zeros(_SHAPE, np.uint8), np.ones(_SHAPE, np.uint8)
@@ -48,6 +49,8 @@ def warm(types: tuple[str, ...], quiet: bool) -> None:
                     for border in ("reflect", "clip"):
                         cpu.reduce(image, labels, [1], window, border)
             cpu.reduce(image, dense, [1, 2], _WINDOWS[0], "reflect")
+            if image.dtype.itemsize <= 2:
+                histogram(image)
             cpu.window_sums(image, _WINDOWS[0], "reflect")
             progress(name, "ready")
     click.echo(f"ready for {', '.join(types)}: {time.monotonic() - start:.1f} s")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from voxring.errors import ImageError
 from voxring.images.image import Grid, GroundTruth, Image, Segment
+from voxring.images.room import Room
 from voxring.images.source import Identity, Source, identify
 from voxring.images.stored import ImageFile, Stored, as_ground_truth, as_image_file, readable
 
@@ -21,6 +22,7 @@ __all__ = [
     "GroundTruth",
     "Image",
     "ImageFile",
+    "Room",
     "Segment",
     "Source",
     "identify",

@@ -12,6 +12,7 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
+from voxring.images.room import empty
 from voxring.images.source import Source, identify
 
 # The most bytes that one compressed byte can become: deflate's longest match codes 258 bytes in 2 bits; a block of
@@ -154,7 +155,7 @@ class Packed:
         """
         shape, before, length = _part(self.shape, self.dtype, first, stop)
         declared = math.prod(self.shape) * self.dtype.itemsize
-        voxels = np.empty(shape, self.dtype)
+        voxels = empty(shape, self.dtype)
         buffer = memoryview(voxels.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         scratch = memoryview(bytearray(_SCRATCH))
         with self.path.open("rb") as file:
@@ -162,7 +163,7 @@ class Packed:
             with corruption(self.path), closing(self._unpack(file)) as stream:
                 skipped = _pass_over(stream, self._header + before, scratch) - self._header
                 filled = 0
-                while filled < length and (count := stream.readinto(buffer[filled:])):
+                while filled < length and (count := stream.readinto(buffer[filled : filled + _CHUNK])):
                     filled += count
                 present = skipped + filled
                 if present == before + length and declared - present <= declared // _CHEAP:
