@@ -141,8 +141,8 @@ def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int
     ImageError
         A file cannot be read, or the two lie on different grids.
     """
-    ground_truth = read_ground_truth(row.ground_truth)
     image = read_image(row.image)
+    ground_truth = read_ground_truth(row.ground_truth, image.grid)
     difference = image.grid.difference(ground_truth.grid)
     if difference is not None:
         raise ImageError(
