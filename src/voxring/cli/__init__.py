@@ -13,6 +13,7 @@ _COMMANDS = {
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "party": ("run", "party", "Take part in a study as one hospital."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
+    "scan": ("scan", "scan", "Make a manifest of a folder's images and ground truths."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
     "study": ("study", "study", "Check a study file, and say who would learn what."),
     "warm": ("warm", "warm", "Compile the kernels ahead, for batch jobs and containers."),

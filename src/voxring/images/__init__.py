@@ -15,7 +15,7 @@ from voxring.errors import ImageError
 from voxring.images.image import Grid, GroundTruth, Image, Segment
 from voxring.images.stored import Stored, as_ground_truth, as_image
 
-__all__ = ["Grid", "GroundTruth", "Image", "Segment", "read_ground_truth", "read_image"]
+__all__ = ["Grid", "GroundTruth", "Image", "Segment", "known_ending", "read_ground_truth", "read_image"]
 
 _READERS = {
     ".nii": "nifti",
@@ -119,12 +119,16 @@ def _read(path: Path, grid: Grid | None = None) -> Stored:
         raise ImageError(f"{path}: does not fit in memory: use a machine with more, or crop the image") from error
 
 
+def known_ending(name: str) -> str | None:
+    """Return the ending of a file's name if a reader knows it, as in .nii.gz; in lower case."""
+    return max((known for known in _READERS if name.lower().endswith(known)), key=len, default=None)
+
+
 def _reader(path: Path) -> str:
     """Choose by the ending; files from hospitals' archives often have none, or numbers."""
     if path.is_dir():
         return "dicom"
-    name = path.name.lower()
-    ending = max((known for known in _READERS if name.endswith(known)), key=len, default=None)
+    ending = known_ending(path.name)
     if ending is not None:
         return _READERS[ending]
     with path.open("rb") as file:
