@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -213,6 +214,25 @@ def test_a_compressed_series_equals_the_plain_one(tmp_path):
         made.compress(RLELossless)
         made.save_as(path)
     assert_image(read_image(folder), voxels, AFFINE)
+
+
+def test_compressed_frames_equal_the_plain_ones(tmp_path):
+    voxels = volume(dtype="u2")
+    made = files.multiframe(voxels, AFFINE, [3, 0, 4, 1, 2])
+    made.compress(RLELossless)
+    assert_image(read_image(files.save(made, tmp_path / "m.dcm")), voxels, AFFINE)
+    made.NumberOfFrames = 4
+    made.PerFrameFunctionalGroupsSequence.pop()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, on a frame too many
+        with pytest.raises(ImageError, match="equal steps"):
+            read_image(files.save(made, tmp_path / "m.dcm"))
+    made = files.ct_slice(voxels[0], AFFINE)
+    made.compress(RLELossless)
+    made.Rows = 5
+    refusal(read_image, files.save(made, tmp_path / "rows.dcm"), "RLE pixels cannot be decoded")
+    made.Rows, made.BitsAllocated, made.BitsStored, made.HighBit = 6, 8, 8, 7
+    refusal(read_image, files.save(made, tmp_path / "bits.dcm"), "RLE")
 
 
 def test_compressed_pixels_without_a_decoder_name_the_extra(monkeypatch):

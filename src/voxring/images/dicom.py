@@ -110,7 +110,7 @@ def _stored(path: Path, frames: list[Frame]) -> Stored:
         affine = None
     else:
         affine = _affine(path, first, None)
-    planes = dicompixels.read(path, [(frame.path, frame.number, frame.layout) for frame in frames])
+    planes = dicompixels.read([(frame.path, frame.number, frame.layout) for frame in frames])
     return Stored((planes if len(frames) > 1 else planes[0],), affine, first.slope, first.intercept)
 
 
@@ -137,7 +137,7 @@ def _arranged(path: Path, frames: list[Frame]) -> tuple[list[Frame], NDArray[np.
     heights = [_dot(normal, frame.position or ()) / length for frame in frames]
     ordered = [frames[at] for at in sorted(range(len(frames)), key=heights.__getitem__)]
     gaps = [two - one for one, two in pairwise(sorted(heights))]
-    usual = sorted(gaps)[len(gaps) // 2]
+    usual = sorted(gaps)[(len(gaps) - 1) // 2]
     for gap, (one, two) in zip(gaps, pairwise(ordered), strict=True):
         if gap <= tolerance:
             raise ImageError(

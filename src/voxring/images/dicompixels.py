@@ -1,5 +1,6 @@
 """The pixels of DICOM files: uncompressed ones from the file's bytes, others through pydicom's decoders."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -126,10 +127,10 @@ def _known() -> list[str]:
     return sorted(set(_LOSSLESS.values()))
 
 
-def read(path: Path, planes: Sequence[tuple[Path, int, Layout]]) -> NDArray[np.generic]:
+def read(planes: Sequence[tuple[Path, int, Layout]]) -> NDArray[np.generic]:
     """Read planes, given as file, number of frame and layout, into (planes, rows, columns).
 
-    A file whose frames stand in order is mapped, read-only. ``path`` names the whole in messages.
+    A file whose frames stand in order is mapped, read-only.
     """
     file, _, layout = planes[0]
     if layout.syntax in _UNCOMPRESSED and layout.stored == layout.allocated:
@@ -160,10 +161,9 @@ def bits(path: Path, layout: Layout, number: int) -> NDArray[np.uint8]:
 
 
 def _frames(path: Path, layout: Layout) -> NDArray[np.generic]:
-    shape = (layout.frames, layout.rows, layout.columns)
     if layout.syntax in _UNCOMPRESSED:
-        return payload.mapped(path, layout.start, layout.dtype, shape)
-    return _decoded(path, layout).reshape(shape)
+        return payload.mapped(path, layout.start, layout.dtype, (layout.frames, layout.rows, layout.columns))
+    return _decoded(path, layout)
 
 
 def _decoded(path: Path, layout: Layout) -> NDArray[np.generic]:
@@ -192,14 +192,15 @@ def _decoded(path: Path, layout: Layout) -> NDArray[np.generic]:
         with path.open("rb") as file:
             file.seek(layout.start)
             packed = file.read()
-        frames = [decoder.as_array(packed, index=number, raw=True, **header)[0] for number in range(layout.frames)]
+        frames, _ = decoder.as_array(packed, raw=True, **header)
     except _DAMAGE as error:
         raise ImageError(
             f"{path}: its {_LOSSLESS[layout.syntax]} pixels cannot be decoded: the file is damaged, copy it again"
         ) from error
-    if any(frame.dtype.itemsize != layout.dtype.itemsize or frame.shape != frames[0].shape for frame in frames):
+    shape = (layout.frames, layout.rows, layout.columns)
+    if (frames.size, frames.shape[-2:]) != (math.prod(shape), shape[1:]) or frames.itemsize != layout.dtype.itemsize:
         raise ImageError(f"{path}: its compressed pixels are of another kind than its header says: copy it again")
-    return np.stack(frames)
+    return frames.reshape(shape)
 
 
 def _without(path: Path, layout: Layout) -> ImageError:

@@ -66,7 +66,7 @@ def read(dataset: Dataset, grid: Grid) -> Stored:
 def _mask(frame: Frame, full: int) -> NDArray[np.bool_]:
     if frame.layout.allocated == 1:
         return dicompixels.bits(frame.path, frame.layout, frame.number).view(np.bool_)
-    (plane,) = dicompixels.read(frame.path, [(frame.path, frame.number, frame.layout)])
+    (plane,) = dicompixels.read([(frame.path, frame.number, frame.layout)])
     mask: NDArray[np.bool_] = plane == full
     if not (mask | (plane == 0)).all():
         raise ImageError(
