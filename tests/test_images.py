@@ -525,15 +525,16 @@ def test_paths_that_hold_no_image_are_refused(tmp_path):
     refusal(read_ground_truth, tmp_path / "empty.png", "empty")
     os.mkfifo(tmp_path / "pipe.npy")
     refusal(read_image, tmp_path / "pipe.npy", "something else")
-    for name in ("scan.dcm", "scan", "scan.gz", "nii"):
+    for name in ("scan.jpg", "scan", "scan.gz", "nii"):
         (tmp_path / name).write_bytes(b"x")
         refusal(read_image, tmp_path / name, ".nii.gz", ".npy", "convert")
     (tmp_path / "loud.NPY").write_bytes((np.save(buffer := io.BytesIO(), np.eye(2)), buffer.getvalue())[1])
     assert read_image(str(tmp_path / "loud.NPY")).voxels.shape == (2, 2)
     refusal(read_image, tmp_path / ("x" * 300 + ".nii"))
+    refusal(read_image, tmp_path / ("x" * 300))
 
 
-@pytest.mark.parametrize("ending", ["nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd", "tif", "tiff", "png", "npy"])
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "nrrd", "nhdr", "mha", "mhd", "tif", "tiff", "png", "npy", "dcm"])
 @pytest.mark.parametrize(
     "content", [b"\0", b"\n", b"PK\x03\x04" + bytes(600), bytes(range(256)) * 4, b"\x1f\x8b", b"="]
 )
@@ -991,7 +992,7 @@ def test_bytes_after_the_image_change_nothing(folder, name):
 def test_importing_the_package_imports_no_library_of_a_format():
     code = "import sys, voxring.images; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"nibabel", "tifffile", "PIL", "nrrd", "isal", "SimpleITK"} & set(done.stdout.split())
+    assert not {"nibabel", "tifffile", "PIL", "nrrd", "isal", "SimpleITK", "pydicom"} & set(done.stdout.split())
 
 
 def test_reading_leaves_no_file_open(folder):

@@ -30,8 +30,8 @@ def local_totals(
     ground_truth: Array,
     study: Study,
     *,
-    slope: float = 1.0,
-    intercept: float = 0.0,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
     labels: Mapping[str, int] | None = None,
     device: Device = "cpu",
     threads: int | None = None,
@@ -48,7 +48,7 @@ def local_totals(
         Label map. May hold none of the study's classes.
     study : Study
         Window, border, standardisation and bounds.
-    slope, intercept : float
+    slope, intercept : float or Fraction
         The intensity that a stored v stands for is slope·v + intercept.
     labels : mapping of class name to label value, optional
         The classes that this label map holds, when not those of the study file.
@@ -100,8 +100,8 @@ def planes_needed(
     dtype: np.dtype[Any],
     study: Study,
     *,
-    slope: float = 1.0,
-    intercept: float = 0.0,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
 ) -> tuple[int, int]:
     """Return which part of an image, along its first axis, gives the totals of the whole: the same integers.
 

@@ -77,7 +77,7 @@ def _reduce(
     row: Row, study: Study, device: Device, threads: int | None
 ) -> tuple[LocalTotals, tuple[Source, ...], tuple[Source, ...]]:
     image = open_image(row.image)
-    truth = read_ground_truth(row.ground_truth)
+    truth = read_ground_truth(row.ground_truth, image.grid)
     difference = image.grid.difference(truth.grid)
     if difference is not None:
         raise ImageError(

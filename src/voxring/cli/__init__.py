@@ -15,6 +15,7 @@ _COMMANDS = {
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
     "relay": ("relay", "relay", "Let members meet who can only dial out."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
+    "scan": ("scan", "scan", "Make a manifest of a folder's images and ground truths."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
     "study": ("study", "study", "Check a study file, and say who would learn what."),
     "warm": ("warm", "warm", "Compile the kernels ahead, for batch jobs and containers."),

@@ -1,6 +1,7 @@
 """One reader per format: a file becomes stored integers, slope and intercept, and geometry when the format has it.
 
-A reader is one module with ``read(path) -> Stored`` and one line in ``_READERS``. It is imported on the first file of
+A reader is one module with ``read(path) -> Stored`` and one line in ``_READERS``; DICOM's takes the grid too on which
+its segments are to be placed. It is imported on the first file of
 its format, because the libraries behind some of them are slow to import. Whatever is wrong with a file is an
 :class:`~voxring.errors.ImageError`; what a header declares is held against the bytes of the file before any memory
 is taken for it.
@@ -8,7 +9,6 @@ is taken for it.
 
 import importlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from voxring.errors import ImageError
@@ -26,6 +26,7 @@ __all__ = [
     "Segment",
     "Source",
     "identify",
+    "known_ending",
     "open_image",
     "read_ground_truth",
     "read_image",
@@ -42,6 +43,7 @@ _READERS = {
     ".tiff": "tiff",
     ".png": "png",
     ".npy": "npy",
+    ".dcm": "dicom",
 }
 
 
@@ -51,7 +53,8 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     Parameters
     ----------
     path : str or path
-        A file whose name ends in .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .tif, .tiff, .png or .npy.
+        A file whose name ends in .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .tif, .tiff, .png, .npy or .dcm; a DICOM
+        file with another ending or none; or a folder with the DICOM files of one series.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def open_image(path: str | os.PathLike[str]) -> ImageFile:
     return as_image_file(os.fspath(path), *_read(Path(path)))
 
 
-def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
+def read_ground_truth(path: str | os.PathLike[str], grid: Grid | None = None) -> GroundTruth:
     """Read a ground truth as integer label maps.
 
     A slope and intercept are applied when they keep integers. Floats are accepted when every one is an integer, since
@@ -102,17 +105,19 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
     Parameters
     ----------
     path : str or path
-        As for :func:`read_image`.
+        As for :func:`read_image`, or a DICOM SEG or RTSTRUCT.
+    grid : Grid, optional
+        The image's, for SEG and RTSTRUCT, which lie in the patient and are placed on it.
 
     Returns
     -------
     GroundTruth
-        One layer, or one per layer of a .seg.nrrd whose segments overlap.
+        One layer, or as many as segments that overlap need.
 
     Raises
     ------
     ImageError
-        As for :func:`read_image`, or a value is not an integer of at most 32 bits.
+        As for :func:`read_image`, or a value is not an integer of at most 32 bits, or segments do not lie on the grid.
 
     Examples
     --------
@@ -124,23 +129,38 @@ def read_ground_truth(path: str | os.PathLike[str]) -> GroundTruth:
            [1, 2]], dtype=uint8)
     """
     with readable(Path(path)):
-        return as_ground_truth(os.fspath(path), *_read(Path(path)))
+        return as_ground_truth(os.fspath(path), *_read(Path(path), grid))
 
 
-def _read(path: Path) -> tuple[Stored, Identity]:
-    name = path.name.lower()
-    ending = max((known for known in _READERS if name.endswith(known)), key=len, default=None)
-    if ending is None:
-        came = f"the ending {path.suffix}" if path.suffix else "no ending"
-        raise ImageError(f"{path}: expected one of {', '.join(_READERS)}, got {came}: convert or rename the file")
+def _read(path: Path, grid: Grid | None = None) -> tuple[Stored, Identity]:
     with readable(path):
         if not path.exists():
             raise ImageError(f"{path}: expected an image file, found nothing there: check the path")
-        if not path.is_file():
-            came = "a folder" if path.is_dir() else "something else"
-            raise ImageError(f"{path}: expected an image file, found {came}: name one file")
+        if not path.is_file() and not path.is_dir():
+            raise ImageError(f"{path}: expected an image file, found something else: name one file or a DICOM folder")
         identity = identify(path)
-        if identity[1] == 0:
+        if path.is_file() and identity[1] == 0:
             raise ImageError(f"{path}: expected an image, got an empty file: copy it again from its source")
-        read: Callable[[Path], Stored] = importlib.import_module(f"{__name__}.{_READERS[ending]}").read
-        return read(path), identity
+        name = _reader(path)
+        read = importlib.import_module(f"{__name__}.{name}").read
+        stored: Stored = read(path, grid) if name == "dicom" else read(path)
+        return stored, identity
+
+
+def known_ending(name: str) -> str | None:
+    """Return the ending of a file's name if a reader knows it, as in .nii.gz; in lower case."""
+    return max((known for known in _READERS if name.lower().endswith(known)), key=len, default=None)
+
+
+def _reader(path: Path) -> str:
+    """Choose by the ending; files from hospitals' archives often have none, or numbers."""
+    if path.is_dir():
+        return "dicom"
+    ending = known_ending(path.name)
+    if ending is not None:
+        return _READERS[ending]
+    with path.open("rb") as file:
+        if file.read(132)[128:] == b"DICM":
+            return "dicom"
+    came = f"the ending {path.suffix}" if path.suffix else "no ending"
+    raise ImageError(f"{path}: expected one of {', '.join(_READERS)}, got {came}: convert or rename the file")

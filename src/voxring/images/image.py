@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,8 +95,8 @@ class Image:
     ----------
     voxels : (rows, cols) or (planes, rows, cols) array
         Stored numbers: integers of 8, 16 or 32 bits, signed or not, or float32 or float64. C order, native bytes.
-    slope, intercept : float
-        The value that a stored number v stands for is slope * v + intercept.
+    slope, intercept : float or Fraction
+        The value that a stored number v stands for is slope * v + intercept. Fractions where the file writes decimals.
     grid : Grid
         Shape and position of the whole image, where ``voxels`` are some of its planes.
     sources : tuple of Source
@@ -103,8 +104,8 @@ class Image:
     """
 
     voxels: NDArray[np.generic]
-    slope: float
-    intercept: float
+    slope: float | Fraction
+    intercept: float | Fraction
     grid: Grid
     sources: tuple[Source, ...] = ()
 
@@ -125,7 +126,7 @@ class GroundTruth:
     Parameters
     ----------
     layers : tuple of integer arrays
-        Each (rows, cols) or (planes, rows, cols). One, but for a .seg.nrrd with overlapping segments.
+        Each (rows, cols) or (planes, rows, cols). One, but where segments overlap.
     segments : tuple of Segment
         The segments that the file names; empty where the format names none.
     grid : Grid

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ class Stored:
 
     layers: tuple[NDArray[np.generic] | InFile, ...]
     affine: NDArray[np.float64] | None = None
-    slope: float = 1.0
-    intercept: float = 0.0
+    slope: float | Fraction = 1.0
+    intercept: float | Fraction = 0.0
     segments: tuple[Segment, ...] = ()
     palette: bool = False
     sources: tuple[Source, ...] = ()
@@ -45,7 +46,7 @@ class ImageFile:
         The file's, for messages.
     dtype : dtype
         Of the numbers in the file.
-    slope, intercept : float
+    slope, intercept : float or Fraction
         As for an `Image`.
     grid : Grid
         Shape and position.
@@ -53,8 +54,8 @@ class ImageFile:
 
     name: str
     dtype: np.dtype[np.generic]
-    slope: float
-    intercept: float
+    slope: float | Fraction
+    intercept: float | Fraction
     grid: Grid
     _voxels: NDArray[np.generic] | InFile
     _identity: Identity
@@ -145,7 +146,9 @@ def _at_most_32_bits(name: str, voxels: NDArray[np.generic]) -> NDArray[np.gener
     raise ImageError(f"{name}: expected integers that fit 32 bits, got larger ones: rescale or convert them")
 
 
-def _labels(name: str, voxels: NDArray[np.generic], slope: float, intercept: float) -> NDArray[np.integer]:
+def _labels(
+    name: str, voxels: NDArray[np.generic], slope: float | Fraction, intercept: float | Fraction
+) -> NDArray[np.integer]:
     numbers = _at_most_32_bits(name, voxels)
     integers: NDArray[np.integer]
     if numbers.dtype.kind == "f":
@@ -153,24 +156,25 @@ def _labels(name: str, voxels: NDArray[np.generic], slope: float, intercept: flo
             low, high = float(numbers.min()), float(numbers.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ImageError(f"{name}: expected integer labels, got NaN or infinity: write the map as integers")
-        integers = numbers.astype(_smallest(name, math.floor(low), math.ceil(high)))
+        integers = numbers.astype(smallest_dtype(name, math.floor(low), math.ceil(high)))
         if not np.array_equal(integers, numbers):
             raise ImageError(f"{name}: expected integer labels, got fractions: is this an image or a probability map?")
     else:
         integers = numbers  # type: ignore[assignment]
     if slope == 1 and intercept == 0:
         return integers
-    if not (slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 2**62):
+    a, b = Fraction(slope), Fraction(intercept)
+    if not (a.denominator == b.denominator == 1 and max(abs(a), abs(b)) < 2**62):
         raise ImageError(
             f"{name}: expected integer labels, got a slope or intercept that makes fractions: write the map without"
         )
-    a, b = int(slope), int(intercept)
-    ends = sorted(a * int(end) + b for end in (integers.min(), integers.max()))
+    ends = sorted(int(a * int(end) + b) for end in (integers.min(), integers.max()))
     # In int64 the product may wrap, but the sum is known to fit 32 bits, and arithmetic mod 2^64 gives just that sum.
-    return (integers.astype(np.int64) * np.int64(a) + np.int64(b)).astype(_smallest(name, *ends))
+    return (integers.astype(np.int64) * np.int64(int(a)) + np.int64(int(b))).astype(smallest_dtype(name, *ends))
 
 
-def _smallest(name: str, low: int, high: int) -> type[np.integer]:
+def smallest_dtype(name: str, low: int, high: int) -> type[np.integer]:
+    """Return the first of the label dtypes that holds low and high, or refuse."""
     for dtype in _LABEL_DTYPES:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return dtype
