@@ -1,0 +1,44 @@
+"""Blinds and shares of long vectors, expanded from a short key.
+
+A vector of millions takes as many random bytes for each blind. Those are the keystream of AES-256 in counter mode under
+a key of 32 bytes from the operating system, and nobody who lacks the key tells them from uniform ones. Chunk c of the
+stream starts at counter c · 2^64, so any chunk can be made again when it is needed, in any order, and none is stored.
+
+A pair of key and counter that is used twice shows the difference of two messages. So a `Keystream` is for one purpose
+alone: one blind, or one share, of one ring of one sum. It draws its own key and gives it to nobody.
+"""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+
+from voxring.ring.residues import Random
+
+KEY_BYTES = 32
+_ZEROS = memoryview(bytes(1 << 18))
+
+
+class Keystream:
+    """The stream of one fresh key, by chunks.
+
+    Examples
+    --------
+    >>> import secrets
+    >>> stream = Keystream(secrets.token_bytes)
+    >>> stream.chunk(7)(100) == stream.chunk(7)(100) != stream.chunk(8)(100)
+    True
+    """
+
+    def __init__(self, random: Random) -> None:
+        self._cipher = AES(random(KEY_BYTES))
+
+    def chunk(self, number: int) -> Random:
+        """Return the source of the bytes of a chunk; each call of this starts them anew."""
+        encryptor = Cipher(self._cipher, CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
+
+        def random(count: int) -> bytes:
+            return encryptor.update(_ZEROS[:count] if count <= len(_ZEROS) else bytes(count))
+
+        return random
