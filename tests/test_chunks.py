@@ -202,7 +202,7 @@ def damaged(frame: bytearray, plan: ChunkedSum, **head: object) -> bytearray:
     fields = {"magic": magic, "identity": identity, "ring": ring, "place": place, "chunk": chunk} | head
     changed = bytearray(frame)
     chunks._HEAD.pack_into(changed, 0, *fields.values())
-    chunks._CRC.pack_into(changed, 28, chunks._crc(memoryview(changed)))
+    chunks._CHECK.pack_into(changed, 28, chunks._check(memoryview(changed)))
     return changed
 
 
@@ -331,8 +331,10 @@ def test_the_keystream_is_aes_in_counter_mode_from_any_chunk(count: int) -> None
     stream = Keystream(lambda size: key[:size])
     for chunk in (0, 1, 7, 2**32 - 1):
         assert stream.chunk(chunk)(count) == expanded(key, chunk, count)
-        source = stream.chunk(chunk)
-        assert source(16) + source(count) == expanded(key, chunk, 16 + count)
+        source, buffer = stream.chunk(chunk), bytearray(count)
+        assert source(16) == expanded(key, chunk, 16)
+        source.into(memoryview(buffer))
+        assert buffer == expanded(key, chunk, 16 + count)[16:]
     assert len(Keystream(secrets.token_bytes).chunk(0)(2**18 + 5)) == 2**18 + 5
 
 
@@ -348,12 +350,17 @@ def test_every_pair_of_key_and_counter_is_used_for_one_purpose_alone_and_chunks_
             purposes.setdefault(self.key, (len(purposes),))
 
         def chunk(self, number):
-            def random(count):
-                used.extend((self.key, number * 2**64 + i) for i in range(-(-count // 16)))
-                return source(count)
+            source, key = super().chunk(number), self.key
 
-            source = super().chunk(number)
-            return random
+            class Source:
+                def __call__(self, count):
+                    used.extend((key, number * 2**64 + i) for i in range(-(-count // 16)))
+                    return source(count)
+
+                def into(self, buffer):
+                    buffer[:] = self(len(buffer))
+
+            return Source()
 
     monkeypatch.setattr(chunks, "Keystream", Watched)
     every_key, slots, count = [], 10, 4

@@ -20,6 +20,25 @@ KEY_BYTES = 32
 _ZEROS = memoryview(bytes(1 << 18))
 
 
+class Chunk:
+    """The bytes of one chunk of a stream, from its start on, as a source of randomness."""
+
+    def __init__(self, cipher: AES, number: int) -> None:
+        self._encryptor = Cipher(cipher, CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
+
+    def __call__(self, count: int) -> bytes:
+        """Return the next bytes."""
+        return self._encryptor.update(_zeros(count))
+
+    def into(self, buffer: memoryview) -> None:
+        """Write the next bytes over a buffer."""
+        self._encryptor.update_into(_zeros(len(buffer)), buffer)
+
+
+def _zeros(count: int) -> memoryview:
+    return _ZEROS[:count] if count <= len(_ZEROS) else memoryview(bytes(count))
+
+
 class Keystream:
     """The stream of one fresh key, by chunks.
 
@@ -34,11 +53,6 @@ class Keystream:
     def __init__(self, random: Random) -> None:
         self._cipher = AES(random(KEY_BYTES))
 
-    def chunk(self, number: int) -> Random:
-        """Return the source of the bytes of a chunk; each call of this starts them anew."""
-        encryptor = Cipher(self._cipher, CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
-
-        def random(count: int) -> bytes:
-            return encryptor.update(_ZEROS[:count] if count <= len(_ZEROS) else bytes(count))
-
-        return random
+    def chunk(self, number: int) -> Chunk:
+        """Return the bytes of a chunk; each call of this starts them anew."""
+        return Chunk(self._cipher, number)

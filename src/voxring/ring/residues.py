@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,16 @@ from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError
 
 Random: TypeAlias = Callable[[int], bytes]
 """A source of that many uniform random bytes; `secrets.token_bytes` outside of tests."""
+
+
+class Source(Protocol):
+    """A `Random` that can also write its bytes where they are needed."""
+
+    def __call__(self, count: int, /) -> bytes: ...
+
+    def into(self, buffer: memoryview) -> None:
+        """Write the next bytes over a buffer."""
+
 
 Planes: TypeAlias = npt.NDArray[np.uint64]
 Values: TypeAlias = Sequence[int] | npt.NDArray[np.integer]
@@ -81,6 +91,10 @@ class Residues(ABC, Generic[V]):
         """Draw a vector, uniform over all of them; it is not to be changed."""
 
     @abstractmethod
+    def fill(self, body: memoryview, source: Source) -> None:
+        """Draw a vector as `uniform` does, encoded into a body."""
+
+    @abstractmethod
     def part(self, vector: V, slots: slice) -> V:
         """Return some slots of a vector; where they share its memory, changing them changes it."""
 
@@ -115,8 +129,8 @@ class Residues(ABC, Generic[V]):
         """
 
     @abstractmethod
-    def gather(self, to: V, slots: slice, body: memoryview, minus: V) -> None:
-        """Add the vector that stands encoded in a body, less another, to those slots of a longer one, in place.
+    def gather(self, to: V, slots: slice, body: memoryview, minus: memoryview) -> None:
+        """Add the vector that stands encoded in a body, less another, to those slots of a longer one; uses up the body.
 
         Raises
         ------
@@ -199,6 +213,9 @@ class Integers(Residues[list[int]]):
     def tolist(self, vector: list[int]) -> list[int]:
         return list(vector)
 
+    def fill(self, body: memoryview, source: Source) -> None:
+        body[:] = self.encode(self.uniform(source))
+
     def part(self, vector: list[int], slots: slice) -> list[int]:
         return vector[slots]
 
@@ -210,8 +227,8 @@ class Integers(Residues[list[int]]):
             self.subtract(vector, other)
         body[:] = self.encode(vector)
 
-    def gather(self, to: list[int], slots: slice, body: memoryview, minus: list[int]) -> None:
-        to[slots] = self.add(to[slots], self.subtract(self.decode(bytes(body)), minus))
+    def gather(self, to: list[int], slots: slice, body: memoryview, minus: memoryview) -> None:
+        to[slots] = self.add(to[slots], self.subtract(self.decode(bytes(body)), self.decode(bytes(minus))))
 
     def encode(self, vector: list[int]) -> bytes:
         return b"".join(residue.to_bytes(self.width, "big") for residue in vector)
@@ -293,9 +310,12 @@ class Limbs(Residues[Planes]):
         for other in minus:
             self.subtract(vector, other)
 
-    def gather(self, to: Planes, slots: slice, body: memoryview, minus: Planes) -> None:
+    def gather(self, to: Planes, slots: slice, body: memoryview, minus: memoryview) -> None:
         self._measure(body)
-        self.subtract(self.add(to[:, slots], self._planes(body)), minus)
+        self.add(to[:, slots], self.subtract(self._planes(body), self._planes(minus)))
+
+    def fill(self, body: memoryview, source: Source) -> None:
+        source.into(body)
 
     def part(self, vector: Planes, slots: slice) -> Planes:
         return vector[:, slots]
@@ -331,8 +351,8 @@ def residues_mod(modulus: int, slots: int) -> Residues[Any]:
 def within(values: Values, bound: Bound, times: int = 1) -> bool:
     """Whether every value keeps so many times its bound; exact, whatever the integers are."""
     if isinstance(bound, int):
-        smallest, largest = _range(values)
-        return -times * bound <= smallest and largest <= times * bound
+        blocks = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+        return all(-times * bound <= low and high <= times * bound for low, high in map(_range, blocks))
     if times * int(bound.max()) >= 2**63 or not _fit_63_bits(values):
         return all(abs(int(value)) <= times * int(one) for value, one in zip(values, bound, strict=True))
     for start in range(0, len(values), _BLOCK):
