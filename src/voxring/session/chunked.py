@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from voxring.net.link import LOOK
@@ -146,20 +146,27 @@ def _gather(
 
 
 def _together(jobs: Sequence[Callable[[], None]], ends: Sequence[Incoming | Outgoing]) -> None:
-    """Run jobs side by side; when one fails, end the others and raise what it raised."""
+    """Run jobs side by side, the first in this thread; when one fails, end the others and raise what it raised."""
+    failed: list[BaseException] = []
+
+    def run(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except BaseException as error:
+            failed.append(error)
+            for end in ends:
+                end.stop()
+
     try:
         with ThreadPoolExecutor(len(jobs), "chunks") as pool:
-            running = [pool.submit(job) for job in jobs]
-            try:
-                finished, _ = wait(running, return_when=FIRST_EXCEPTION)
-                for job in finished:
-                    job.result()
-            finally:
-                for end in ends:
-                    end.stop()
+            for job in jobs[1:]:
+                pool.submit(run, job)
+            run(jobs[0])
     finally:
         for end in ends:
             end.close()
+    if failed:
+        raise failed[0]
 
 
 def _key(plan: ChunkedSum, ring: int, receiver: str) -> bytes:
