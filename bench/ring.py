@@ -30,7 +30,7 @@ import numpy as np
 
 from timing import machine
 from voxring.net.streams import AesGcm, Streams
-from voxring.ring.chunks import CHUNK_BYTES, ChunkedSum, ChunkMaster, ChunkMember
+from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.keystream import Keystream
 from voxring.ring.order import RESEARCHER, Ring
 from voxring.ring.protocol import SecureSum
@@ -129,7 +129,7 @@ class Member:
         residues, chunks = plan.agreed.residues, [plan.slots(chunk) for chunk in range(plan.count)]
         with Timer() as timer:
             vector = residues.lifted(self.values, BOUND) if self.name != RESEARCHER else None
-            buffer = bytearray(CHUNK_BYTES)
+            buffer = bytearray(plan.frame_bytes(0))
             total = self._raw_master(residues, chunks, buffer) if vector is None else None
             for slots in chunks if vector is not None else []:
                 view = memoryview(buffer)[: (slots.stop - slots.start) * residues.width]
@@ -223,9 +223,12 @@ class Ringful:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        for control in self.controls:
-            control.send(None)
+    def __exit__(self, kind, *_):
+        for control, process in zip(self.controls, self.processes, strict=True):
+            if kind is None:
+                control.send(None)
+            else:
+                process.terminate()
         for process in self.processes:
             process.join(10)
 
@@ -440,7 +443,7 @@ def against_slots(k, sizes, rounds):
                     "slots": slots,
                     "wall": wall,
                     "cpu": cpu,
-                    "chunks_beyond_the_vector": memory / CHUNK_BYTES,
+                    "chunks_beyond_the_vector": memory / plan_of(k, slots, 1).frame_bytes(0),
                 }
             )
             show_slots(rows[-1])

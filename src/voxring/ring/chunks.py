@@ -44,9 +44,10 @@ from voxring.ring.message import VERSION
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import Limbs, Random, Residues, Values, within
 
-CHUNK_BYTES = 256 * 1024
-"""Bytes of residues in a chunk: large enough that a frame's own cost is small, small enough to stay in a cache, and
-to have all links of a ring at work."""
+CHUNK_BYTES = 256 * 1024, 512 * 1024
+"""Bytes of residues in a chunk, at least and at most: large enough that a frame's own cost is small, small enough to
+stay in a cache. In between it is a 64th of the vector: on slow links k parties take as long as one link does for the
+vector and k chunks."""
 HEAD_BYTES = 32
 
 _HEAD = struct.Struct(">4s16sBxHI")
@@ -71,12 +72,13 @@ class ChunkedSum:
 
     agreed: SecureSum
     chunk: int = 0
-    """Slots of a chunk; 0 takes as many as `CHUNK_BYTES` hold."""
+    """Slots of a chunk; 0 chooses by `CHUNK_BYTES`."""
 
     @cached_property
     def length(self) -> int:
         """Slots of every chunk but the last, which may be shorter."""
-        return self.chunk or max(1, CHUNK_BYTES // self.agreed.residues.width)
+        least, most = (max(1, size // self.agreed.residues.width) for size in CHUNK_BYTES)
+        return self.chunk or min(max(self.agreed.residues.slots // 64, least), most)
 
     @cached_property
     def count(self) -> int:
