@@ -1,4 +1,5 @@
-"""Links and listeners over nng: bytes to one peer and bytes back. The only package that imports pynng.
+"""Links and listeners over nng: bytes to one peer and bytes back. The only package that imports pynng. Long vectors go
+over plain TCP (`streams`).
 
 `link` and `listener` carry frames, `relayed` does so through a relay, which is `relay`, `exchange` and `mailbox`.
 `keys` are who the members are, `channel` seals frames between two of them, and `sealed` puts it over what carries them:
