@@ -99,7 +99,7 @@ class Member:
         self.listener = socket.create_server(("127.0.0.1", 0))
 
     def addresses(self):
-        return self.streams.address if self.streams else "", self.listener.getsockname()
+        return self.streams.addresses if self.streams else (), self.listener.getsockname()
 
     def connect(self, raw_successor):
         self.out = socket.create_connection(raw_successor)
@@ -308,10 +308,15 @@ class Paced:
 
 
 def pace(where, control):
-    doors = {name: socket.create_server(("127.0.0.1", 0)) for name in where}
-    control.send({name: f"tcp://127.0.0.1:{door.getsockname()[1]}" for name, door in doors.items()})
-    for name, door in doors.items():
-        threading.Thread(target=pace_all, args=(door, where[name]), daemon=True).start()
+    doors = [(name, address, socket.create_server(("127.0.0.1", 0))) for name in where for address in where[name]]
+    control.send(
+        {
+            name: [f"tcp://127.0.0.1:{door.getsockname()[1]}" for whose, _, door in doors if whose == name]
+            for name in where
+        }
+    )
+    for _, address, door in doors:
+        threading.Thread(target=pace_all, args=(door, address), daemon=True).start()
     threading.Event().wait()
 
 

@@ -1,54 +1,44 @@
-"""Long vectors over plain TCP: frames of known length, in order, in place, acknowledged, resumed after a break.
+"""Long vectors over nng: frames one way between two members, changed where they lie.
 
 Theory of operation
 -------------------
-A stream carries numbered frames one way, from whoever has them to whoever wants them, and counts back. Both ends know
-how long each frame is, so there is nothing but frames on the wire. The one that dials says which stream it means and
-how many frames of it it has; the other one answers with how many it has. Then frames follow from there on. The
-receiver acknowledges frames that it has dealt with, and the sender keeps the bytes of those that are not acknowledged
-yet: at most ``window`` of them, then it waits. So a connection that breaks costs nothing but the time to dial again,
-and a frame is dealt with once, whatever the network does. The end that listens is the same one that listens in nng's
-sense: a hospital opens its door for others and the researcher has none, so the last stream of a ring is dialled by the
-one that receives.
+A stream is one connection of two Pair0 sockets. One end listens, the other dials: the receiver listens, except that the
+researcher, who has no door, dials the one that it receives from. Who dialled says which stream it means, and is told
+back that it is right; sealed, if frames are. Until then a connection has two seconds; one that says anything else is
+closed. From then on the stream is that connection's alone and any other is closed before it exists. Frames follow in
+order; after the last, the receiver says so, and the sender hangs up.
 
-The messages of a session go through nng (`Link`, `Listener`). A vector does not: for a chunk of 256 KiB and one hop, a
-plain socket takes 126 µs of processor time on two cores of the loopback address, nng's Push and Pull 264 µs, changed
-in place, and its Req and Rep 390 µs. nng makes and clears a new buffer for each message and hands each piece of it
-from thread to thread; here one thread receives, adds and sends in the same buffer.
+nng loses messages when a connection breaks, so a stream whose connection is gone has ended, with an error that names
+the peer; nothing is sent twice. It queues `QUEUE` frames at each end, then whoever sends waits, so memory is bounded;
+longer frames than a door allows are refused by nng before they take memory. A frame is the body of an nng message:
+received, changed in place and sent on without a copy.
 """
 
 from __future__ import annotations
 
-import socket
-import struct
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+import pynng
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from voxring.errors import PeerError, RemoteProtocolError
 from voxring.net.link import LOOK, RECONNECT_MS
+from voxring.net.listener import bound_port
 
 KEY_BYTES = 19
 """Bytes of the name of a stream."""
+MAX_FRAME = 1 << 20
+"""Longest frame, in bytes, with its seal."""
+QUEUE = 4
+"""Frames that wait at each end of a connection, at most."""
 
-_HELLO = struct.Struct(f">4s{KEY_BYTES}sxQ")
-_COUNT = struct.Struct(">Q")
-_MAGIC = b"VXS\x01"
-_TIMEVAL = struct.pack("@ll", 0, round(LOOK * 1e6))
+_HELLO, _WELCOME, _DONE = 1 << 90, (1 << 90) + 1, (1 << 90) + 2  # numbers that no frame has
 _GREETING_SECONDS = 2.0
-_DIAL_SECONDS = 2.0
-_HOT = 4  # frames kept before counts are looked for: few, so that their buffers stay in a cache
-_GREETINGS = 16  # connections that have not said yet what they want; more are closed
-
-Connect = Callable[[int, Callable[[], None]], tuple[socket.socket, int]]
-"""Opens a stream anew: gets how many frames are here, and what to call now and then, which raises when it is time to
-give up; returns the socket and how many frames are there."""
+_SOON = 5, 8  # NNG_ETIMEDOUT, NNG_EAGAIN
 
 
 class Seal(Protocol):
@@ -65,7 +55,7 @@ class Seal(Protocol):
 
 
 class AesGcm:
-    """AES-256-GCM under a key that is for one stream alone; the nonce is the number of the frame."""
+    """AES-256-GCM under a key that is for one stream of one sum alone; the nonce is the number of the frame."""
 
     overhead = 16
 
@@ -90,102 +80,137 @@ class AesGcm:
             raise RemoteProtocolError("stream: a frame was changed on the way, or sealed with another key") from None
 
 
+class Message:
+    """An nng message and a view of its bytes; it is freed, or sent on, once."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self.body = memoryview(pynng.ffi.buffer(pynng.lib.nng_msg_body(handle), pynng.lib.nng_msg_len(handle)))
+        self.frame = self.body
+        """The frame in the clear; somewhere else if the body is sealed."""
+
+    @classmethod
+    def of(cls, size: int) -> Message:
+        """Return a new one of that many bytes."""
+        handle = pynng.ffi.new("nng_msg **")
+        pynng.check_err(pynng.lib.nng_msg_alloc(handle, size))
+        return cls(handle[0])
+
+    def free(self) -> None:
+        """Give its memory back; the views must not be used any more."""
+        self.frame = self.body = memoryview(b"")
+        pynng.lib.nng_msg_free(self.handle)
+
+
+class End:
+    """A Pair0 socket at one end, which takes a single connection once `bound` is set."""
+
+    def __init__(self, address: str, *, listens: bool) -> None:
+        self.address, self.listens = address, listens
+        self.bound: int | None = None
+        self.pipes: dict[int, tuple[pynng.Pipe, float]] = {}
+        """Connections that are open, and since when."""
+        self._message = pynng.ffi.new("nng_msg **")
+        self._socket = pynng.Pair0(
+            recv_max_size=MAX_FRAME,
+            recv_buffer_size=QUEUE,
+            send_buffer_size=QUEUE,
+            recv_timeout=round(LOOK * 1000),
+            send_timeout=round(LOOK * 1000),
+            reconnect_time_min=RECONNECT_MS[0],
+            reconnect_time_max=RECONNECT_MS[1],
+        )
+        self._socket.add_pre_pipe_connect_cb(self._came)
+        self._socket.add_post_pipe_remove_cb(self._went)
+        try:
+            if listens:
+                listener = self._socket.listen(address)
+                self.address = f"{address.rpartition(':')[0]}:{bound_port(listener, address)}"
+            else:
+                self._socket.dial(address, block=False)
+        except pynng.NNGException as error:
+            self._socket.close()
+            what = "cannot listen at" if listens else "cannot dial"
+            raise PeerError(f"{what} {address}: {error}: choose another address") from None
+
+    # Both run in a thread of nng, where coverage does not look.
+
+    def _came(self, pipe: pynng.Pipe) -> None:  # pragma: no cover
+        if self.bound is not None:
+            pipe.close()
+        else:
+            self.pipes[pipe.id] = pipe, time.monotonic()
+
+    def _went(self, pipe: pynng.Pipe) -> None:  # pragma: no cover
+        self.pipes.pop(pipe.id, None)
+
+    def hang_up(self, pipe: int) -> None:
+        """Close a connection."""
+        known = self.pipes.pop(pipe, None)
+        if known is not None:
+            pynng.lib.nng_pipe_close(known[0].pipe)
+
+    def receive(self) -> tuple[Message, int] | None:
+        """Return the next message and its connection, or None if there is none for a moment."""
+        code = pynng.lib.nng_recvmsg(self._socket.socket, self._message, 0)
+        if code in _SOON:
+            return None
+        pynng.check_err(code)
+        return Message(self._message[0]), pynng.lib.nng_msg_get_pipe(self._message[0]).id
+
+    def send(self, message: Message) -> bool:
+        """Send a message and forget it; False if there is no room for a moment: then it is still the caller's."""
+        code = pynng.lib.nng_sendmsg(self._socket.socket, message.handle, 0)
+        if code not in _SOON:
+            pynng.check_err(code)
+        return code == 0
+
+    def close(self) -> None:
+        """Close the socket; no thread may be in it."""
+        self._socket.close()
+
+
 class Streams:
-    """Listens for streams, and hands each to the one that waits for it.
+    """A member's doors: one for each stream that may be dialled, all at one host.
 
     Parameters
     ----------
     address : str
-        ``tcp://HOST:PORT``; port 0 takes a free one, `address` then tells which.
+        ``tcp://HOST:PORT``; the doors take that port and the next ones, or free ones if it is 0. `addresses` tells.
+    rings : int
+        How many rings there are. There is a door for what arrives round each, and one for what the master fetches.
 
     Raises
     ------
     PeerError
-        The address cannot be listened at.
+        An address cannot be listened at.
     """
 
-    def __init__(self, address: str) -> None:
-        host, port = _host_and_port(address)
+    def __init__(self, address: str, rings: int = 1) -> None:
+        host, port = address.rpartition(":")[0], urlsplit(address).port or 0
+        self._ends: list[End] = []
         try:
-            self._socket = socket.create_server((host, port))
-        except OSError as error:
-            raise PeerError(f"cannot listen at {address}: {error.strerror}: choose another port") from None
-        self.address = f"{address.rpartition(':')[0]}:{self._socket.getsockname()[1]}"
-        self._changed = threading.Condition()
-        self._came: dict[bytes, tuple[socket.socket, int] | None] = {}
-        self._greetings = threading.BoundedSemaphore(_GREETINGS)
-        self._ending = False
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+            for door in range(rings + 1):
+                self._ends.append(End(f"{host}:{port and port + door}", listens=True))
+        except PeerError:
+            self.close()
+            raise
+        self.addresses = tuple(end.address for end in self._ends)
 
-    def expect(self, key: bytes) -> Connect:
-        """Take connections for a stream from now on; return what waits for one. Others are closed."""
-        with self._changed:
-            self._came.setdefault(key, None)
+    def door(self, number: int) -> Callable[[], End]:
+        """Return what opens a door for one stream: anew, so that nothing of an earlier one is left in it."""
 
-        def connect(here: int, look: Callable[[], None]) -> tuple[socket.socket, int]:
-            while True:
-                look()
-                with self._changed:
-                    self._changed.wait_for(lambda: self._came[key], LOOK)
-                    came, self._came[key] = self._came[key], None
-                if came is not None:
-                    with suppress(OSError):
-                        came[0].sendall(_COUNT.pack(here))
-                        return came
-                    came[0].close()
+        def opened() -> End:
+            self._ends[number].close()
+            self._ends[number] = End(self.addresses[number], listens=True)
+            return self._ends[number]
 
-        return connect
-
-    def forget(self, key: bytes) -> None:
-        """Take no more connections for a stream; nobody may wait for one."""
-        with self._changed:
-            came = self._came.pop(key, None)
-        if came is not None:
-            came[0].close()
-
-    def _serve(self) -> None:
-        while True:
-            with suppress(OSError):
-                connection, _ = self._socket.accept()
-                if self._ending:
-                    connection.close()
-                    return
-                if self._greetings.acquire(blocking=False):
-                    threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
-                else:
-                    connection.close()
-
-    def _greet(self, connection: socket.socket) -> None:
-        try:
-            connection.settimeout(_GREETING_SECONDS)
-            hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
-            with self._changed:
-                if len(hello) != _HELLO.size or hello[:4] != _MAGIC or _HELLO.unpack(hello)[1] not in self._came:
-                    connection.close()
-                    return
-                _, key, there = _HELLO.unpack(hello)
-                _prepare(connection)
-                before, self._came[key] = self._came[key], (connection, there)
-                if before is not None:
-                    before[0].close()
-                self._changed.notify_all()
-        except OSError:
-            connection.close()
-        finally:
-            self._greetings.release()
+        return opened
 
     def close(self) -> None:
-        """Stop listening; streams that were handed out go on."""
-        self._ending = True
-        with suppress(OSError), socket.create_connection(self._socket.getsockname()[:2], 1):
-            pass  # only wakes the thread
-        self._thread.join(5)
-        self._socket.close()
-        with self._changed:
-            for came in self._came.values():
-                if came is not None:
-                    came[0].close()
+        """Stop listening; no stream may be open."""
+        for end in self._ends:
+            end.close()
 
     def __enter__(self) -> Streams:
         return self
@@ -194,75 +219,36 @@ class Streams:
         self.close()
 
 
-def dialler(address: str, key: bytes) -> Connect:
+def dialler(address: str) -> Callable[[], End]:
     """Return what opens a stream by dialling, again and again until the other side takes it."""
-
-    def connect(here: int, look: Callable[[], None]) -> tuple[socket.socket, int]:
-        pause = RECONNECT_MS[0] / 1000
-        while True:
-            look()
-            with suppress(OSError):
-                connection = socket.create_connection(_host_and_port(address), _DIAL_SECONDS)
-                try:
-                    there = _greeted(connection, _HELLO.pack(_MAGIC, key, here), look)
-                except BaseException:
-                    connection.close()
-                    raise
-                return connection, there
-            time.sleep(pause)
-            pause = min(2 * pause, RECONNECT_MS[1] / 1000)
-
-    return connect
-
-
-def _greeted(connection: socket.socket, hello: bytes, look: Callable[[], None]) -> int:
-    """Say hello; return how many frames the other side has."""
-    _prepare(connection)
-    connection.sendall(hello)
-    answer = b""
-    while len(answer) < _COUNT.size:
-        try:
-            came = connection.recv(_COUNT.size - len(answer))
-        except BlockingIOError:
-            look()
-            continue
-        if not came:
-            raise ConnectionResetError  # it does not expect the stream, or not yet
-        answer += came
-    return int(_COUNT.unpack(answer)[0])
-
-
-class Patience(NamedTuple):
-    """How long to wait, in seconds: for something to move, and for the other side to come back after it was there."""
-
-    timeout: float
-    grace: float
+    return lambda: End(address, listens=False)
 
 
 class _Stream:
-    """A connection that comes back after it broke.
+    """One end of a stream.
 
     Parameters
     ----------
     peer : str
         The other side, for errors.
-    connect : Connect
-        From `Streams.expect`, or `dialler`.
-    window : int
-        How many frames may wait to be acknowledged; both sides say the same.
-    patience : Patience
+    opened : callable
+        From `Streams.door`, or `dialler`.
+    key : bytes
+        What both sides call the stream; of `KEY_BYTES`.
+    timeout : float
+        Seconds in which something must move.
     seal : Seal, optional
-        Without one, frames are in the clear.
+        Without one, frames are in the clear. All streams of a sum are sealed, or none.
     """
 
-    def __init__(self, peer: str, connect: Connect, window: int, patience: Patience, seal: Seal | None = None) -> None:
-        self.peer, self._connect, self._window, self._patience = peer, connect, window, patience
-        self._seal = seal
-        self.meanwhile: Callable[[], None] = _nothing
-        """Called now and then while this end waits for the other."""
-        self._socket: socket.socket | None = None
-        self._met = self._stopped = False
-        self._until = 0.0
+    def __init__(self, peer: str, opened: Callable[[], End], key: bytes, timeout: float, seal: Seal | None) -> None:
+        self.peer, self._key, self._timeout, self._seal = peer, key, timeout, seal
+        self._overhead = seal.overhead if seal is not None else 0
+        self._work = memoryview(b"")
+        self._count = 0
+        self._stopped = False
+        self._refused = ""
+        self._end = opened()
 
     def stop(self) -> None:
         """Make whoever waits here get a PeerError soon."""
@@ -270,9 +256,7 @@ class _Stream:
 
     def close(self) -> None:
         """Close the stream; no thread may be in it."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._end.close()
 
     def __enter__(self) -> _Stream:
         return self
@@ -280,248 +264,178 @@ class _Stream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, here: int) -> tuple[socket.socket, int]:
-        """Connect anew; return the connection and how many frames the other side has."""
-        patience = self._patience.grace if self._met else self._patience.timeout
-        until = time.monotonic() + patience
+    def _room(self, size: int) -> memoryview:
+        if len(self._work) < size:
+            self._work = memoryview(bytearray(size))
+        return self._work[:size]
 
-        def look() -> None:
-            if self._stopped:
-                raise PeerError(f"the stream of {self.peer} was ended here")
-            if time.monotonic() >= until and self._met:
-                raise PeerError(f"{self.peer} went away and did not come back within {patience:g} s")
-            if time.monotonic() >= until:
-                raise PeerError(f"{self.peer} did not take part in a stream within {patience:g} s: is it running?")
-            self.meanwhile()
+    def _word(self, number: int) -> Message:
+        """Return one of the messages around the frames: which it is, and of which stream."""
+        word = number.to_bytes(12, "big") + self._key
+        message = Message.of(len(word) + self._overhead)
+        if self._seal is None:
+            message.body[:] = word
+        else:
+            self._seal.close(number, memoryview(word), message.body)
+        return message
 
-        self._socket, there = self._connect(here, look)
-        self._met = True
-        return self._socket, there
+    def _is_word(self, number: int, message: Message) -> bool:
+        expected = self._word(number)  # a seal gives the same bytes for the same word
+        same = expected.body == message.body
+        expected.free()
+        return same
 
-    def _begin(self) -> None:
-        self._until = time.monotonic() + self._patience.timeout
+    def _meet(self) -> None:
+        """Wait until the two ends know each other."""
+        if self._end.bound is not None:
+            return
+        until, greeted, awaits = time.monotonic() + self._timeout, 0, _HELLO if self._end.listens else _WELCOME
+        while True:
+            for pipe, (_, since) in list(self._end.pipes.items()):
+                if not self._end.listens and pipe != greeted:
+                    greeted = pipe if self._offered(_HELLO) else greeted
+                elif time.monotonic() > since + _GREETING_SECONDS:
+                    self._end.hang_up(pipe)  # so that another one can come
+            self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running?")
+            if (came := self._end.receive()) is None:
+                continue
+            message, pipe = came
+            fits = self._is_word(awaits, message)
+            message.free()
+            if fits:
+                self._end.bound = pipe
+                if self._end.listens:
+                    self._push(self._word(_WELCOME))
+                return
+            self._refused = "; somebody else, or a member of another sum, was turned away"
+            self._end.hang_up(pipe)
 
-    def _look(self) -> None:
-        """Raise when there is no use in waiting on; called when nothing moved for a moment."""
+    def _offered(self, number: int) -> bool:
+        word = self._word(number)
+        sent = self._end.send(word)
+        if not sent:
+            word.free()
+        return sent
+
+    def _look(self, until: float, late: str = "") -> None:
+        """Raise when there is no use in waiting on."""
         if self._stopped:
             raise PeerError(f"the stream of {self.peer} was ended here")
-        if time.monotonic() >= self._until:
-            raise PeerError(f"{self.peer} moved nothing of its stream for {self._patience.timeout:g} s")
-        self.meanwhile()
+        if self._gone:
+            raise PeerError(f"{self.peer} went away before the sum was done")
+        if time.monotonic() >= until:
+            late = late or f"moved nothing of its stream for {self._timeout:g} s"
+            raise PeerError(f"{self.peer} {late}{self._refused}")
 
+    @property
+    def _gone(self) -> bool:
+        return self._end.bound is not None and self._end.bound not in self._end.pipes
 
-def _nothing() -> None:
-    """Do nothing."""
+    def _push(self, message: Message) -> None:
+        until = time.monotonic() + self._timeout
+        try:
+            self._look(until)
+            while not self._end.send(message):
+                self._look(until)
+        except BaseException:
+            message.free()
+            raise
+
+    def _pull(self) -> Message:
+        until = time.monotonic() + self._timeout
+        while True:
+            if (came := self._end.receive()) is not None:
+                if came[1] == self._end.bound:
+                    return came[0]
+                came[0].free()  # left by somebody who was turned away
+            else:
+                self._look(until)
 
 
 class Incoming(_Stream):
     """The receiving end of a stream."""
 
-    def __init__(self, peer: str, connect: Connect, window: int, patience: Patience, seal: Seal | None = None) -> None:
-        super().__init__(peer, connect, window, patience, seal)
-        self._sealed = bytearray()
-        self._count = 0
-        self._every = max(1, window // 4)
-
-    def receive(self, frame: memoryview) -> None:
-        """Receive the next frame.
+    def receive(self, size: int) -> Message:
+        """Receive the next frame, of so many bytes.
 
         Raises
         ------
         PeerError
-            It did not come in time, or `stop` was called.
+            It did not come in time, the peer went away, or `stop` was called.
         RemoteProtocolError
-            The seal is broken.
+            It is of another size, or its seal is broken.
         """
-        if self._seal is None:
-            self._fill(frame)
-            return
-        size = len(frame) + self._seal.overhead
-        if len(self._sealed) < size:
-            self._sealed = bytearray(size)
-        sealed = memoryview(self._sealed)[:size]
-        self._fill(sealed)
-        self._seal.open(self._count, sealed, frame)
-
-    def _fill(self, buffer: memoryview) -> None:
-        self._begin()
-        connection, filled = self._socket, 0
-        while filled < len(buffer):
-            if connection is None:
-                connection, _ = self._open(self._count)
-                filled = 0  # after a break the frame comes again
-            try:
-                got = connection.recv_into(buffer[filled:], 0, socket.MSG_WAITALL)
-                if got == 0:
-                    raise ConnectionResetError
-                filled += got
-                self._begin()
-            except BlockingIOError:
-                self._look()
-            except OSError:
-                self.close()
-                connection = None
-
-    def acknowledge(self, *, last: bool = False) -> None:
-        """Say that the frame is dealt with, so that the sender may forget it; now and then, and after the last."""
+        self._meet()
+        message = self._pull()
+        try:
+            if len(message.body) != size + self._overhead:
+                raise RemoteProtocolError(
+                    f"stream: expected {size + self._overhead} bytes from {self.peer}, got {len(message.body)}"
+                )
+            if self._seal is not None:
+                message.frame = self._room(size)
+                self._seal.open(self._count, message.body, message.frame)
+        except RemoteProtocolError:
+            message.free()
+            raise
         self._count += 1
-        if self._socket is not None and (last or self._count % self._every == 0):
-            try:
-                self._socket.send(_COUNT.pack(self._count))
-            except OSError:
-                self.close()
+        return message
+
+    def finish(self) -> None:
+        """Say that the last frame is here, and wait a moment until the peer has heard it.
+
+        Raises
+        ------
+        PeerError
+            It went away before.
+        """
+        self._push(self._word(_DONE))
+        until = time.monotonic() + min(self._timeout, _GREETING_SECONDS)
+        while not self._gone and time.monotonic() < until and not self._stopped:
+            time.sleep(0.001)
 
 
 class Outgoing(_Stream):
-    """The sending end of a stream. It holds at most ``window`` frames."""
+    """The sending end of a stream."""
 
-    def __init__(self, peer: str, connect: Connect, window: int, patience: Patience, seal: Seal | None = None) -> None:
-        super().__init__(peer, connect, window, patience, seal)
-        self._work = bytearray()
-        self._next = bytearray()  # where the frame that is being written will be kept
-        self._size = 0
-        self._kept: deque[tuple[bytearray, int]] = deque()
-        self._free: list[bytearray] = []
-        self._acknowledged = self._sent = self._most = 0
-        self._counts = b""
-
-    def frame(self, size: int) -> memoryview:
-        """Return where to write the next frame; wait while ``window`` frames are not acknowledged.
-
-        Raises
-        ------
-        PeerError
-            None was acknowledged in time, or `stop` was called.
-        """
-        self._begin()
-        if len(self._kept) >= min(_HOT, self._window):
-            self._hear(wait=False)
-        while len(self._kept) >= self._window:
-            self._transmit()
-            self._hear(wait=True)
-        self._size = size
-        overhead = self._seal.overhead if self._seal is not None else 0
-        buffer = self._free.pop() if self._free else bytearray()
-        if len(buffer) < size + overhead:
-            buffer = bytearray(size + overhead)
-        self._next = buffer
-        if self._seal is None:
-            return memoryview(buffer)[:size]
-        if len(self._work) < size:
-            self._work = bytearray(size)
-        return memoryview(self._work)[:size]
-
-    def send(self) -> None:
-        """Send the frame that was written.
-
-        Raises
-        ------
-        PeerError
-            Nothing moved in time, or `stop` was called.
-        """
-        size = self._size
+    def message(self, size: int) -> Message:
+        """Return a new message for a frame of so many bytes."""
+        message = Message.of(size + self._overhead)
         if self._seal is not None:
-            size += self._seal.overhead
-            number = self._acknowledged + len(self._kept)
-            self._seal.close(number, memoryview(self._work)[: self._size], memoryview(self._next)[:size])
-        self._kept.append((self._next, size))
-        self._begin()
-        self._transmit()
+            message.frame = self._room(size)
+        return message
+
+    def send(self, message: Message) -> None:
+        """Send a frame, in a message from here or from `Incoming.receive`; it is the caller's no more.
+
+        Raises
+        ------
+        PeerError
+            There was no room in time, the peer went away, or `stop` was called.
+        """
+        try:
+            self._meet()
+            if self._seal is not None:
+                self._seal.close(self._count, message.frame, message.body)
+        except BaseException:
+            message.free()
+            raise
+        self._count += 1
+        self._push(message)
 
     def finish(self) -> None:
-        """Wait until every frame is acknowledged.
+        """Wait until the receiver has the last frame, and hang up.
 
         Raises
         ------
         PeerError
-            As of `send`.
+            It does not say so in time, or went away.
+        RemoteProtocolError
+            It says something else.
         """
-        self._begin()
-        while self._kept:
-            self._transmit()
-            self._hear(wait=True)
-
-    def tend(self) -> None:
-        """Look whether the connection broke, and send again what it lost; to be called while there is nothing to send.
-
-        Raises
-        ------
-        PeerError
-            As of `send`.
-        """
-        if self._kept:
-            self._begin()
-            self._hear(wait=False)
-            self._transmit()
-
-    def _transmit(self) -> None:
-        """Send what has not been sent over this connection; make a new one if it broke."""
-        while True:
-            if self._socket is None:
-                self._socket, there = self._open(0)
-                self._counts = b""
-                self._forget(there)
-                self._sent = self._acknowledged
-            at = self._sent - self._acknowledged
-            if at == len(self._kept):
-                return
-            buffer, size = self._kept[at]
-            if self._push(self._socket, memoryview(buffer)[:size]):
-                self._sent += 1
-                self._most = max(self._most, self._sent)
-
-    def _push(self, connection: socket.socket, frame: memoryview) -> bool:
-        """Send a frame; False if the connection broke."""
-        pushed = 0
-        while pushed < len(frame):
-            try:
-                pushed += connection.send(frame[pushed:])
-                self._begin()
-            except BlockingIOError:
-                self._look()
-            except OSError:
-                self.close()
-                return False
-        return True
-
-    def _hear(self, *, wait: bool) -> None:
-        """Take the counts that came back."""
-        if self._socket is None:
-            return
-        try:
-            came = self._socket.recv(1024, 0 if wait else socket.MSG_DONTWAIT)
-            if not came:
-                raise ConnectionResetError
-        except BlockingIOError:
-            if wait:
-                self._look()
-            return
-        except OSError:
-            self.close()
-            return
-        self._begin()
-        self._counts += came
-        whole = len(self._counts) // _COUNT.size * _COUNT.size
-        if whole:
-            self._forget(_COUNT.unpack_from(self._counts, whole - _COUNT.size)[0])
-            self._counts = self._counts[whole:]
-
-    def _forget(self, count: int) -> None:
-        if not self._acknowledged <= count <= self._most:
-            raise RemoteProtocolError(f"stream: {self.peer} acknowledged frames that it was not sent")
-        while self._acknowledged < count:
-            self._free.append(self._kept.popleft()[0])
-            self._acknowledged += 1
-
-
-def _prepare(connection: socket.socket) -> None:
-    """Small counts go at once; calls block, but no longer than a moment."""
-    connection.setblocking(True)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL)
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    return host.strip("[]"), int(port)
+        message = self._pull()
+        done = self._is_word(_DONE, message)
+        message.free()
+        if not done:
+            raise RemoteProtocolError(f"stream: expected {self.peer} to say that it is done, got something else")
+        self._end.hang_up(self._end.bound or 0)

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from voxring.net.link import LOOK
-from voxring.net.streams import Incoming, Outgoing, Patience, Seal, Streams, dialler
+from voxring.net.streams import Incoming, Outgoing, Seal, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
-from voxring.session.as_party import grace
 
 SealOf = Callable[[str, str, int], Seal | None]
-"""From whom, to whom, round which ring: how to seal the frames. Each seal needs a key of its own in each sum."""
+"""From whom, to whom, round which ring: how to seal the frames; all streams of a sum, or none. Each stream of each sum
+needs a key of its own, which its two ends alone know, and every call makes a new seal."""
 
 
 def in_the_clear(sender: str, receiver: str, ring: int) -> None:
@@ -25,7 +24,7 @@ def pass_on(
     member: ChunkMember,
     me: str,
     streams: Streams,
-    addresses: Mapping[str, str],
+    addresses: Mapping[str, Sequence[str]],
     *,
     timeout: float = 60.0,
     seal_of: SealOf = in_the_clear,
@@ -39,8 +38,8 @@ def pass_on(
         This member's name.
     streams : Streams
         Where this member's streams arrive.
-    addresses : mapping of name to address
-        Where those of the other members do; the master listens nowhere.
+    addresses : mapping of name to addresses
+        Where those of the other members do, `Streams.addresses` of each; the master listens nowhere.
     timeout : float
         Seconds in which something must move.
     seal_of : callable
@@ -53,43 +52,40 @@ def pass_on(
     RemoteProtocolError
         What came did not fit.
     """
-    keys, jobs, ends = list[bytes](), list[Callable[[], None]](), list[Incoming | Outgoing]()
-    for number, ring in enumerate(plan.agreed.rings):
-        before, after = ring.predecessor(me), ring.successor(me)
-        keys.append(_key(plan, number, me))
-        arriving = streams.expect(keys[-1])
-        if after == ring.master:  # which fetches
-            keys.append(_key(plan, number, after))
-            leaving = streams.expect(keys[-1])
-        else:
-            leaving = dialler(addresses[after], _key(plan, number, after))
-        patience = Patience(timeout, grace(timeout))
-        incoming = Incoming(before, arriving, plan.window, patience, seal_of(before, me, number))
-        outgoing = Outgoing(after, leaving, plan.window, patience, seal_of(me, after, number))
-        incoming.meanwhile = outgoing.tend  # or what a broken connection lost would be missed by nobody but the master
-        ends += [incoming, outgoing]
-        jobs.append(partial(_carry, plan, member, incoming, outgoing))
+    jobs, ends = list[Callable[[], None]](), list[Incoming | Outgoing]()
     try:
+        for number, ring in enumerate(plan.agreed.rings):
+            before, after = ring.predecessor(me), ring.successor(me)
+            fetched = after == ring.master
+            leaving = streams.door(len(plan.agreed.rings)) if fetched else dialler(addresses[after][number])
+            arriving, seal = streams.door(number), seal_of(before, me, number)
+            ends.append(incoming := Incoming(before, arriving, _key(plan, number, me), timeout, seal))
+            seal = seal_of(me, after, number)
+            ends.append(outgoing := Outgoing(after, leaving, _key(plan, number, after), timeout, seal))
+            jobs.append(partial(_carry, plan, member, incoming, outgoing))
         _together(jobs, ends)
     finally:
-        for key in keys:
-            streams.forget(key)
+        for end in ends:
+            end.close()
 
 
 def _carry(plan: ChunkedSum, member: ChunkMember, incoming: Incoming, outgoing: Outgoing) -> None:
     for chunk in range(plan.count):
-        frame = outgoing.frame(plan.frame_bytes(chunk))
-        incoming.receive(frame)
-        member.receive(frame)
-        outgoing.send()
-        incoming.acknowledge(last=chunk == plan.count - 1)
+        message = incoming.receive(plan.frame_bytes(chunk))
+        try:
+            member.receive(message.frame)
+        except BaseException:
+            message.free()
+            raise
+        outgoing.send(message)
+    incoming.finish()
     outgoing.finish()
 
 
 def lead(
     plan: ChunkedSum,
     master: ChunkMaster,
-    addresses: Mapping[str, str],
+    addresses: Mapping[str, Sequence[str]],
     *,
     timeout: float = 60.0,
     seal_of: SealOf = in_the_clear,
@@ -100,28 +96,31 @@ def lead(
     """
     jobs, ends = list[Callable[[], None]](), list[Incoming | Outgoing]()
     one_at_a_time = threading.Lock()
-    for number, ring in enumerate(plan.agreed.rings):
-        me, first, last = ring.master, ring.successor(ring.master), ring.last
-        patience = Patience(timeout, grace(timeout))
-        leaving = dialler(addresses[first], _key(plan, number, first))
-        arriving = dialler(addresses[last], _key(plan, number, me))
-        outgoing = Outgoing(first, leaving, plan.window, patience, seal_of(me, first, number))
-        incoming = Incoming(last, arriving, plan.window, patience, seal_of(last, me, number))
-        ends += [outgoing, incoming]
-        under_way = threading.Semaphore(plan.window)
-        jobs.append(partial(_start, plan, master, number, outgoing, under_way))
-        jobs.append(partial(_gather, plan, master, incoming, under_way, one_at_a_time))
-    _together(jobs, ends)
+    rings = plan.agreed.rings
+    try:
+        for number, ring in enumerate(rings):
+            me, first, last = ring.master, ring.successor(ring.master), ring.last
+            leaving, seal = dialler(addresses[first][number]), seal_of(me, first, number)
+            ends.append(outgoing := Outgoing(first, leaving, _key(plan, number, first), timeout, seal))
+            arriving, seal = dialler(addresses[last][len(rings)]), seal_of(last, me, number)
+            ends.append(incoming := Incoming(last, arriving, _key(plan, number, me), timeout, seal))
+            under_way = threading.Semaphore(plan.window)
+            jobs.append(partial(_start, plan, master, number, outgoing, under_way))
+            jobs.append(partial(_gather, plan, master, incoming, under_way, one_at_a_time))
+        _together(jobs, ends)
+    finally:
+        for end in ends:
+            end.close()
 
 
 def _start(
     plan: ChunkedSum, master: ChunkMaster, ring: int, outgoing: Outgoing, under_way: threading.Semaphore
 ) -> None:
     for chunk in range(plan.count):
-        while not under_way.acquire(timeout=LOOK):
-            outgoing.tend()
-        master.fill(outgoing.frame(plan.frame_bytes(chunk)), ring, chunk)
-        outgoing.send()
+        under_way.acquire()
+        message = outgoing.message(plan.frame_bytes(chunk))
+        master.fill(message.frame, ring, chunk)
+        outgoing.send(message)
     outgoing.finish()
 
 
@@ -132,15 +131,16 @@ def _gather(
     under_way: threading.Semaphore,
     one_at_a_time: threading.Lock,
 ) -> None:
-    buffer = memoryview(bytearray(plan.frame_bytes(0)))
     try:
         for chunk in range(plan.count):
-            frame = buffer[: plan.frame_bytes(chunk)]
-            incoming.receive(frame)
-            with one_at_a_time:
-                master.receive(frame)
-            incoming.acknowledge(last=chunk == plan.count - 1)
+            message = incoming.receive(plan.frame_bytes(chunk))
+            try:
+                with one_at_a_time:
+                    master.receive(message.frame)
+            finally:
+                message.free()
             under_way.release()
+        incoming.finish()
     finally:
         under_way.release(plan.count)  # after an error, nobody waits for what does not come
 
@@ -157,14 +157,10 @@ def _together(jobs: Sequence[Callable[[], None]], ends: Sequence[Incoming | Outg
             for end in ends:
                 end.stop()
 
-    try:
-        with ThreadPoolExecutor(len(jobs), "chunks") as pool:
-            for job in jobs[1:]:
-                pool.submit(run, job)
-            run(jobs[0])
-    finally:
-        for end in ends:
-            end.close()
+    with ThreadPoolExecutor(len(jobs), "chunks") as pool:
+        for job in jobs[1:]:
+            pool.submit(run, job)
+        run(jobs[0])
     if failed:
         raise failed[0]
 
