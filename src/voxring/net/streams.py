@@ -16,6 +16,7 @@ received, changed in place and sent on without a copy.
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -163,7 +164,7 @@ class End:
         code = pynng.lib.nng_sendmsg(self._socket.socket, message.handle, 0)
         if code not in _SOON:
             pynng.check_err(code)
-        return code == 0
+        return bool(code == 0)
 
     def close(self) -> None:
         """Close the socket; no thread may be in it."""
@@ -281,7 +282,7 @@ class _Stream:
 
     def _is_word(self, number: int, message: Message) -> bool:
         expected = self._word(number)  # a seal gives the same bytes for the same word
-        same = expected.body == message.body
+        same = hmac.compare_digest(expected.body, message.body)
         expected.free()
         return same
 
