@@ -14,7 +14,7 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
-from voxring.net.streams import KEY_BYTES, MAX_FRAME, QUEUE, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
+from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.order import rings_of
 from voxring.ring.protocol import SecureSum
@@ -165,7 +165,7 @@ def test_memory_is_bounded_while_the_receiver_takes_nothing(streams: Streams) ->
         with pytest.raises(PeerError, match="receiver moved nothing of its stream for 1 s"):
             send_on()
         first.result().free()
-    assert len(sent) <= 2 * QUEUE + 4 + 8  # what the two ends hold, and 8 MiB in the system's own buffers
+    assert len(sent) <= 20  # MiB: what the two ends hold, and what the system's own buffers do
 
 
 def test_a_frame_of_another_length_is_refused_and_a_longer_one_than_a_door_allows_takes_no_memory(

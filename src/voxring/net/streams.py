@@ -281,6 +281,8 @@ class _Stream:
         return message
 
     def _is_word(self, number: int, message: Message) -> bool:
+        if len(message.body) != 12 + KEY_BYTES + self._overhead:
+            return False
         expected = self._word(number)  # a seal gives the same bytes for the same word
         same = hmac.compare_digest(expected.body, message.body)
         expected.free()
@@ -298,6 +300,9 @@ class _Stream:
                 elif time.monotonic() > since + _GREETING_SECONDS:
                     self._end.hang_up(pipe)  # so that another one can come
             self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running?")
+            if not self._end.listens and greeted not in self._end.pipes:
+                time.sleep(0.002)  # nothing comes before the hello is sent
+                continue
             if (came := self._end.receive()) is None:
                 continue
             message, pipe = came
@@ -346,9 +351,9 @@ class _Stream:
         until = time.monotonic() + self._timeout
         while True:
             if (came := self._end.receive()) is not None:
-                if came[1] == self._end.bound:
+                if came[1] == self._end.bound and not self._is_word(_HELLO, came[0]):
                     return came[0]
-                came[0].free()  # left by somebody who was turned away
+                came[0].free()  # of somebody who was turned away, or a hello that nng kept from an earlier attempt
             else:
                 self._look(until)
 
