@@ -406,7 +406,7 @@ def test_statistics_find_a_blind_that_is_missing_in_real_runs(monkeypatch, tmp_p
 
     def unblinded(self, agreed, values, random):
         honest(self, agreed, values, random)
-        self._blinds = [agreed.residues.subtract(blind, blind) for blind in self._blinds]
+        self._blinds = [agreed.residues.zeros() for _ in self._blinds]
 
     monkeypatch.setattr(Master, "__init__", unblinded)
     assert ("a", 0) in uneven([record(a_study(1), tmp_path)[0] for _ in range(2)])

@@ -1,11 +1,12 @@
-"""Links and listeners over nng: bytes to one peer and bytes back. The only package that imports pynng.
+"""Links, listeners and streams over nng: bytes to one peer and bytes back, and long vectors one way (`streams`). The
+only package that imports pynng.
 
 `link` and `listener` carry frames, `relayed` does so through a relay, which is `relay`, `exchange` and `mailbox`.
 `keys` are who the members are, `channel` seals frames between two of them, and `sealed` puts it over what carries them:
 links of a study with keys are sealed end to end, whatever that is. `network` decides, once, for a member of a study.
 
-Requests and replies (Req0, Rep0), since those of nng's other patterns lose a message whose send() returned when the
-peer dies. A request may be delivered twice, so whoever answers must be idempotent; `voxring.session` is.
+Links are requests and replies (Req0, Rep0), since those of nng's other patterns lose a message whose send() returned
+when the peer dies. A request may be delivered twice, so whoever answers must be idempotent; `voxring.session` is.
 """
 
 from voxring.net.keys import PrivateKey

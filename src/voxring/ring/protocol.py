@@ -24,10 +24,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from voxring.errors import LocalProtocolError, RemoteProtocolError
 from voxring.ring.message import Message, SumName
 from voxring.ring.order import Ring
-from voxring.ring.residues import Random, Residues
+from voxring.ring.residues import Bound, Random, Residues
 
 # (state, event) -> state. What is not in the table does not happen.
 MASTER = {
@@ -45,8 +47,8 @@ MEMBER = {
 class SecureSum:
     """What the master and the members of one sum agree on before it starts.
 
-    ``digest`` stands for the study and its coin. ``bound`` is the largest size of one value of one of the parties; N
-    must hold the sum of all of them.
+    ``digest`` stands for the study and its coin. ``bound`` is the largest size of one value of one of the parties, in
+    all slots or in each; N must hold the sum of all of them.
 
     Raises
     ------
@@ -59,10 +61,10 @@ class SecureSum:
     name: SumName
     rings: tuple[Ring, ...]
     residues: Residues[Any]
-    bound: int
+    bound: Bound
 
     def __post_init__(self) -> None:
-        if self.residues.modulus < 2 * self.parties * self.bound + 1:
+        if self.residues.modulus < 2 * self.parties * int(np.max(self.bound)) + 1:
             raise LocalProtocolError("the modulus is too small: the sum of all parties could wrap")
         if len({(ring.master, frozenset(ring.members)) for ring in self.rings}) != 1:
             raise LocalProtocolError("the rings of one sum need the same master and the same members")

@@ -2,14 +2,15 @@
 
 `Integers` takes any N and holds Python integers: right for the few slots of Algorithm 1. `Limbs` takes N = 2^(64·l)
 and holds l planes of uint64, lowest first: a vector of millions is added at the speed of memory. A signed value v is
-lifted to v mod N; the centred residue, in −N/2 … N/2, gives it back as long as |v| < N/2.
+lifted to v mod N; the centred residue, in −N/2 … N/2, gives it back as long as |v| < N/2. A bound is public, and is one
+for all slots or one for each.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,23 @@ from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError
 Random: TypeAlias = Callable[[int], bytes]
 """A source of that many uniform random bytes; `secrets.token_bytes` outside of tests."""
 
+
+class Source(Protocol):
+    """A `Random` that can also write its bytes where they are needed."""
+
+    def __call__(self, count: int, /) -> bytes: ...
+
+    def into(self, buffer: memoryview) -> None:
+        """Write the next bytes over a buffer."""
+
+
 Planes: TypeAlias = npt.NDArray[np.uint64]
+Values: TypeAlias = Sequence[int] | npt.NDArray[np.integer]
+"""Signed values, one for each slot; arrays of millions go without a copy."""
+Bound: TypeAlias = int | npt.NDArray[np.int64]
+"""The largest size of a value: of any, or of each slot."""
 V = TypeVar("V")
+_BLOCK = 1 << 15  # values looked at together, so that looking needs no second vector
 
 
 class Residues(ABC, Generic[V]):
@@ -32,20 +48,52 @@ class Residues(ABC, Generic[V]):
     """Bytes of one residue on the wire."""
 
     @abstractmethod
-    def lift(self, values: Sequence[int] | npt.NDArray[np.integer], bound: int) -> V:
+    def of(self, slots: int) -> Residues[V]:
+        """Return the arithmetic of vectors of so many slots, mod the same N."""
+
+    def lift(self, values: Values, bound: Bound) -> V:
         """Take signed values to residues.
 
         Raises
         ------
         BoundError
-            A value's size is above ``bound``; the message does not tell it.
+            A value's size is above its bound; the message does not tell it.
         LocalProtocolError
-            The number of values is not ``slots``.
+            The number of values or of bounds is not ``slots``, or they are no integers.
         """
+        return self.copy(self.lifted(values, bound))
+
+    def lifted(self, values: Values, bound: Bound) -> V:
+        """Do as `lift`, but where values are held as residues are, return their own memory: it is not to be changed."""
+        if len(values) != self.slots:
+            raise LocalProtocolError(f"a sum of {self.slots} slots was given {len(values)} values")
+        if not isinstance(bound, int) and bound.shape != (self.slots,):
+            raise LocalProtocolError(f"a sum of {self.slots} slots was given bounds of shape {bound.shape}")
+        if isinstance(values, np.ndarray) and values.dtype.kind not in "iuO":
+            raise LocalProtocolError(f"a sum needs values that are integers, got an array of {values.dtype}")
+        if not within(values, bound):
+            raise BoundError(OUT_OF_BOUND)
+        return self._lifted(values)
+
+    @abstractmethod
+    def _lifted(self, values: Values) -> V:
+        """Take values that keep their bounds to residues."""
+
+    @abstractmethod
+    def zeros(self) -> V:
+        """Return a vector of zeros."""
 
     @abstractmethod
     def uniform(self, random: Random) -> V:
-        """Draw a vector, uniform over all of them."""
+        """Draw a vector, uniform over all of them; it is not to be changed."""
+
+    @abstractmethod
+    def fill(self, body: memoryview, source: Source) -> None:
+        """Draw a vector as `uniform` does, encoded into a body."""
+
+    @abstractmethod
+    def part(self, vector: V, slots: slice) -> V:
+        """Return some slots of a vector; where they share its memory, changing them changes it."""
 
     @abstractmethod
     def add(self, to: V, other: V) -> V:
@@ -68,6 +116,26 @@ class Residues(ABC, Generic[V]):
         """Return the vector in ``slots · width`` bytes."""
 
     @abstractmethod
+    def add_within(self, body: memoryview, plus: Sequence[V], minus: Sequence[V] = ()) -> None:
+        """Add vectors to, and subtract others from, the one that stands encoded in a body, in place.
+
+        Raises
+        ------
+        RemoteProtocolError
+            As `decode`; nothing changes.
+        """
+
+    @abstractmethod
+    def gather(self, to: V, slots: slice, body: memoryview, minus: memoryview) -> None:
+        """Add the vector that stands encoded in a body, less another, to those slots of a longer one; uses up the body.
+
+        Raises
+        ------
+        RemoteProtocolError
+            As `decode`; nothing changes.
+        """
+
+    @abstractmethod
     def _decode(self, body: bytes) -> V:
         """Read a body of the right length."""
 
@@ -79,19 +147,18 @@ class Residues(ABC, Generic[V]):
         RemoteProtocolError
             The length is wrong or a residue is not below N.
         """
+        self._measure(body)
+        return self._decode(body)
+
+    def _measure(self, body: bytes | memoryview) -> None:
         expected = self.slots * self.width
         if len(body) != expected:
             raise RemoteProtocolError(f"residues: expected {expected} bytes, got {len(body)}")
-        return self._decode(body)
 
     def centred(self, vector: V) -> list[int]:
         """Return the signed values that the residues stand for."""
         half = self.modulus // 2
         return [r - self.modulus if r > half else r for r in self.tolist(vector)]
-
-    def _count(self, count: int) -> None:
-        if count != self.slots:
-            raise LocalProtocolError(f"a sum of {self.slots} slots was given {count} values")
 
 
 class Integers(Residues[list[int]]):
@@ -111,11 +178,14 @@ class Integers(Residues[list[int]]):
         self._bits = (modulus - 1).bit_length()
         self.width = (self._bits + 7) // 8
 
-    def lift(self, values: Sequence[int] | npt.NDArray[np.integer], bound: int) -> list[int]:
-        self._count(len(values))
-        if any(abs(int(value)) > bound for value in values):
-            raise BoundError(OUT_OF_BOUND)
+    def of(self, slots: int) -> Integers:
+        return Integers(self.modulus, slots)
+
+    def _lifted(self, values: Values) -> list[int]:
         return [int(value) % self.modulus for value in values]
+
+    def zeros(self) -> list[int]:
+        return [0] * self.slots
 
     def uniform(self, random: Random) -> list[int]:
         # Rejection, not "mod N": that would make small residues likelier and the blind would leak.
@@ -139,6 +209,23 @@ class Integers(Residues[list[int]]):
 
     def tolist(self, vector: list[int]) -> list[int]:
         return list(vector)
+
+    def fill(self, body: memoryview, source: Source) -> None:
+        body[:] = self.encode(self.uniform(source))
+
+    def part(self, vector: list[int], slots: slice) -> list[int]:
+        return vector[slots]
+
+    def add_within(self, body: memoryview, plus: Sequence[list[int]], minus: Sequence[list[int]] = ()) -> None:
+        vector = self.decode(bytes(body))
+        for other in plus:
+            self.add(vector, other)
+        for other in minus:
+            self.subtract(vector, other)
+        body[:] = self.encode(vector)
+
+    def gather(self, to: list[int], slots: slice, body: memoryview, minus: memoryview) -> None:
+        to[slots] = self.add(to[slots], self.subtract(self.decode(bytes(body)), self.decode(bytes(minus))))
 
     def encode(self, vector: list[int]) -> bytes:
         return b"".join(residue.to_bytes(self.width, "big") for residue in vector)
@@ -167,16 +254,14 @@ class Limbs(Residues[Planes]):
         self.modulus = 1 << (64 * limbs)
         self.width = 8 * limbs
 
-    def lift(self, values: Sequence[int] | npt.NDArray[np.integer], bound: int) -> Planes:
-        self._count(len(values))
-        if isinstance(values, np.ndarray):
-            smallest, largest = int(values.min()), int(values.max())
-        else:
-            smallest, largest = min(values), max(values)
-        if smallest < -bound or largest > bound:
-            raise BoundError(OUT_OF_BOUND)
-        if smallest >= -(2**63) and largest < 2**63:
-            low = np.asarray(values).astype(np.int64)
+    def of(self, slots: int) -> Limbs:
+        return Limbs(self.limbs, slots)
+
+    def _lifted(self, values: Values) -> Planes:
+        if _fit_63_bits(values):
+            low = np.ascontiguousarray(values, np.int64)
+            if self.limbs == 1:
+                return low.view(np.uint64)[np.newaxis]
             planes = np.empty((self.limbs, self.slots), np.uint64)
             planes[0] = low.view(np.uint64)
             planes[1:] = (low >> 63).view(np.uint64)  # the sign, repeated
@@ -184,30 +269,53 @@ class Limbs(Residues[Planes]):
         stream = b"".join((int(value) % self.modulus).to_bytes(self.width, "little") for value in values)
         return np.frombuffer(stream, "<u8").reshape(self.slots, self.limbs).T.astype(np.uint64, order="C")
 
+    def zeros(self) -> Planes:
+        return np.zeros((self.limbs, self.slots), np.uint64)
+
     def uniform(self, random: Random) -> Planes:
-        return self._decode(random(self.slots * self.width))
+        return self._planes(random(self.slots * self.width))
 
     def add(self, to: Planes, other: Planes) -> Planes:
         carry: npt.NDArray[np.bool_] | None = None
-        for plane, theirs in zip(to, other, strict=True):
+        for limb, (plane, theirs) in enumerate(zip(to, other, strict=True), 1):
             np.add(plane, theirs, out=plane)
-            over = plane < theirs
+            over = plane < theirs if limb < self.limbs else None
             if carry is not None:
                 np.add(plane, carry, out=plane)
-                over |= carry & (plane == 0)
+                if over is not None:
+                    over |= carry & (plane == 0)
             carry = over
         return to
 
     def subtract(self, from_: Planes, other: Planes) -> Planes:
         borrow: npt.NDArray[np.bool_] | None = None
-        for plane, theirs in zip(from_, other, strict=True):
-            under = plane < theirs
+        for limb, (plane, theirs) in enumerate(zip(from_, other, strict=True), 1):
+            under = plane < theirs if limb < self.limbs else None
             np.subtract(plane, theirs, out=plane)
             if borrow is not None:
-                under |= borrow & (plane == 0)
+                if under is not None:
+                    under |= borrow & (plane == 0)
                 np.subtract(plane, borrow, out=plane)
             borrow = under
         return from_
+
+    def add_within(self, body: memoryview, plus: Sequence[Planes], minus: Sequence[Planes] = ()) -> None:
+        self._measure(body)
+        vector = self._planes(body)
+        for other in plus:
+            self.add(vector, other)
+        for other in minus:
+            self.subtract(vector, other)
+
+    def gather(self, to: Planes, slots: slice, body: memoryview, minus: memoryview) -> None:
+        self._measure(body)
+        self.add(to[:, slots], self.subtract(self._planes(body), self._planes(minus)))
+
+    def fill(self, body: memoryview, source: Source) -> None:
+        source.into(body)
+
+    def part(self, vector: Planes, slots: slice) -> Planes:
+        return vector[:, slots]
 
     def copy(self, vector: Planes) -> Planes:
         return vector.copy()
@@ -222,7 +330,11 @@ class Limbs(Residues[Planes]):
         return vector.astype("<u8", copy=False).tobytes()
 
     def _decode(self, body: bytes) -> Planes:
-        return np.frombuffer(body, "<u8").reshape(self.limbs, self.slots).astype(np.uint64)
+        return self._planes(body).astype(np.uint64)
+
+    def _planes(self, body: bytes | memoryview) -> Planes:
+        """View a body as the vector that stands in it."""
+        return np.frombuffer(body, "<u8").reshape(self.limbs, self.slots)
 
 
 def residues_mod(modulus: int, slots: int) -> Residues[Any]:
@@ -237,6 +349,34 @@ OUT_OF_BOUND = (
     "a value of this party leaves the public bound of the study; nothing of this sum was sent: "
     "ask the researcher for a study with larger bounds"
 )
+
+
+def within(values: Values, bound: Bound, times: int = 1) -> bool:
+    """Whether every value keeps so many times its bound; exact, whatever the integers are."""
+    if isinstance(bound, int):
+        blocks = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+        return all(-times * bound <= low and high <= times * bound for low, high in map(_range, blocks))
+    if times * int(bound.max()) >= 2**63 or not _fit_63_bits(values):
+        return all(abs(int(value)) <= times * int(one) for value, one in zip(values, bound, strict=True))
+    for start in range(0, len(values), _BLOCK):
+        block = np.asarray(values[start : start + _BLOCK], np.int64)
+        limit = times * bound[start : start + _BLOCK]
+        if (block > limit).any() or (block < -limit).any():
+            return False
+    return True
+
+
+def _range(values: Values) -> tuple[int, int]:
+    if isinstance(values, np.ndarray):
+        return int(values.min()), int(values.max())
+    return min(values), max(values)
+
+
+def _fit_63_bits(values: Values) -> bool:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "i":
+        return True
+    smallest, largest = _range(values)
+    return smallest >= -(2**63) and largest < 2**63
 
 
 def _pieces(stream: bytes, width: int) -> list[bytes]:

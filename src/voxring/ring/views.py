@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import numpy as np
+
 from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Random, Residues
 
@@ -100,13 +102,14 @@ def simulate_coalition(
     dict
         What each member of the coalition received.
     """
+    bounds = np.broadcast_to(np.asarray(agreed.bound, object), agreed.values).tolist()
     everybody = {name: [0] * agreed.values for name in agreed.rings[0].members} | {
         n: list(v) for n, v in values.items()
     }
     for component, total in sums.items():
         left = list(total)
         for name in sorted(component - {agreed.rings[0].master}):  # each as much as the bound allows
-            everybody[name] = [max(-agreed.bound, min(agreed.bound, number)) for number in left]
+            everybody[name] = [max(-bound, min(bound, number)) for bound, number in zip(bounds, left, strict=True)]
             left = [number - mine for number, mine in zip(left, everybody[name], strict=True)]
     master = Master(agreed, everybody.pop(agreed.rings[0].master), random)
     members = {name: Member(agreed, name, mine, random) for name, mine in everybody.items()}

@@ -1,0 +1,414 @@
+"""Streams over nng on the loopback address, whole sums over them, and what they do when something goes wrong."""
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from random import Random
+
+import numpy as np
+import pynng
+import pytest
+
+from voxring.errors import PeerError, RemoteProtocolError
+from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
+from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
+from voxring.ring.order import rings_of
+from voxring.ring.protocol import SecureSum
+from voxring.ring.residues import Limbs
+from voxring.session.chunked import in_the_clear, lead, pass_on
+
+ANYWHERE = "tcp://127.0.0.1:0"
+KEY = b"k" * KEY_BYTES
+SECRET = bytes(range(32))
+
+
+class Between:
+    """Passes bytes on between a stream's two ends, and may cut, flip or hold them."""
+
+    def __init__(self, address: str) -> None:
+        self._to = ("127.0.0.1", int(address.rpartition(":")[2]))
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.cut: int | None = None  # after so many bytes either way, the connection is closed
+        self.flip: int | None = None  # the byte that the dialling end sends to change
+        self.hold: int | None = None  # after so many bytes either way, nothing more passes
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                came, _ = self._socket.accept()
+            except OSError:
+                return
+            try:
+                on = socket.create_connection(self._to)
+            except OSError:  # the door is closed, for now
+                came.close()
+                continue
+            self._open += [came, on]
+            threading.Thread(target=self._pass, args=(came, on, self.flip), daemon=True).start()
+            threading.Thread(target=self._pass, args=(on, came, None), daemon=True).start()
+
+    def _pass(self, source: socket.socket, to: socket.socket, flip: int | None) -> None:
+        done = 0
+        with suppress(OSError):
+            while piece := bytearray(source.recv(1000)):
+                if flip is not None and done <= flip < done + len(piece):
+                    piece[flip - done] ^= 1
+                done += len(piece)
+                if self.hold is not None and done > self.hold:
+                    return
+                if self.cut is not None and done > self.cut:
+                    break
+                to.sendall(piece)
+        shut(source, to)
+
+    def close(self) -> None:
+        self._socket.close()
+        shut(*self._open)
+
+
+def shut(*connections: socket.socket) -> None:
+    for one in connections:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)  # wakes a thread that reads
+        one.close()
+
+
+@pytest.fixture
+def streams() -> Iterator[Streams]:
+    with Streams(ANYWHERE) as streams:
+        yield streams
+
+
+@pytest.fixture
+def between(streams: Streams) -> Iterator[Between]:
+    between = Between(streams.addresses[0])
+    yield between
+    between.close()
+
+
+def send_all(outgoing: Outgoing, frames: list[bytes]) -> None:
+    with outgoing:
+        for frame in frames:
+            message = outgoing.message(len(frame))
+            message.frame[:] = frame
+            outgoing.send(message)
+        outgoing.finish()
+
+
+def receive_all(incoming: Incoming, sizes: list[int]) -> list[bytes]:
+    came = []
+    with incoming:
+        for size in sizes:
+            message = incoming.receive(size)
+            came.append(bytes(message.frame))
+            message.free()
+        incoming.finish()
+    return came
+
+
+def carry(
+    streams: Streams,
+    address: str,
+    frames: list[bytes],
+    seals: tuple = (None, None),
+    *,
+    back: bool = False,
+    timeout: float = 5,
+    sizes: list[int] | None = None,
+) -> list[bytes]:
+    """Send frames from the one who dials to the one who listens, or the other way."""
+    listening, dialling = streams.door(0), dialler(address)
+    to, away = (dialling, listening) if back else (listening, dialling)
+    incoming = Incoming("sender", to, KEY, timeout, seals[1])
+    outgoing = Outgoing("receiver", away, KEY, timeout, seals[0])
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send_all, outgoing, frames)
+        try:
+            came = receive_all(incoming, sizes or [len(frame) for frame in frames])
+        except Exception:
+            outgoing.stop()
+            raise
+        sending.result()
+    return came
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_frames_arrive_in_order_and_whole_and_a_door_serves_again(streams: Streams, back: bool, sealed: bool) -> None:
+    draw = Random(1)  # noqa: S311
+    for _ in range(3):
+        frames = [draw.randbytes(draw.choice([1, 7, 1000, 70_000])) for _ in range(40)]
+        seals = (AesGcm(SECRET), AesGcm(SECRET)) if sealed else (None, None)
+        assert carry(streams, streams.addresses[0], frames, seals, back=back) == frames
+
+
+def test_memory_is_bounded_while_the_receiver_takes_nothing(streams: Streams) -> None:
+    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 1, None)
+    size = MAX_FRAME
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(incoming.receive, size)
+        sent = []
+
+        def send_on() -> None:
+            while True:
+                outgoing.send(outgoing.message(size))
+                sent.append(size)
+
+        with pytest.raises(PeerError, match="receiver moved nothing of its stream for 1 s"):
+            send_on()
+        first.result().free()
+    assert len(sent) <= 20  # MiB: what the two ends hold, and what the system's own buffers do
+
+
+def test_a_frame_of_another_length_is_refused_and_a_longer_one_than_a_door_allows_takes_no_memory(
+    streams: Streams,
+) -> None:
+    with pytest.raises(RemoteProtocolError, match="expected 99 bytes from sender, got 100"):
+        carry(streams, streams.addresses[0], [bytes(100)], sizes=[99])
+    with pytest.raises(PeerError, match="sender went away"):
+        carry(streams, streams.addresses[0], [bytes(MAX_FRAME + 1)])
+
+
+# Seals.
+
+
+@pytest.mark.parametrize("flip", [300, 5000, 9000])
+def test_a_frame_changed_on_the_way_is_found_under_a_seal(streams: Streams, between: Between, flip: int) -> None:
+    between.flip = flip
+    with pytest.raises(RemoteProtocolError, match="changed on the way, or sealed with another key"):
+        carry(streams, between.address, [bytes(1000)] * 10, (AesGcm(SECRET), AesGcm(SECRET)))
+
+
+def test_another_key_or_another_number_opens_nothing() -> None:
+    frame, sealed, opened = memoryview(b"numbers!"), memoryview(bytearray(24)), memoryview(bytearray(8))
+    AesGcm(SECRET).close(3, frame, sealed)
+    AesGcm(SECRET).open(3, sealed, opened)
+    assert opened == frame
+    assert bytes(frame) not in bytes(sealed)
+    for key, number in ((SECRET, 4), (bytes(32), 3)):
+        with pytest.raises(RemoteProtocolError):
+            AesGcm(key).open(number, sealed, opened)
+
+
+@pytest.mark.parametrize("other", [AesGcm(bytes(32)), None])
+def test_who_has_another_key_or_none_does_not_get_in(streams: Streams, other: Seal | None) -> None:
+    with pytest.raises(PeerError, match="somebody else, or a member of another sum, was turned away"):
+        carry(streams, streams.addresses[0], [bytes(100)], (other, AesGcm(SECRET)), timeout=1)
+
+
+# Those who do not come, go away, or say nothing.
+
+
+def test_a_peer_that_does_not_come_is_named(streams: Streams) -> None:
+    absent = pytest.raises(PeerError, match=r"st-mary did not take part in a stream within 0\.4 s")
+    with Incoming("st-mary", streams.door(0), KEY, 0.4, None) as incoming, absent:
+        incoming.receive(1)
+    absent = pytest.raises(PeerError, match=r"st-mary did not take part in a stream within 0\.4 s")
+    with Outgoing("st-mary", dialler("tcp://127.0.0.1:1"), KEY, 0.4, None) as outgoing, absent:
+        outgoing.send(outgoing.message(1))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_peer_that_vanishes_or_stalls_is_named_in_time(streams: Streams, between: Between, back: bool) -> None:
+    for fault, error in (("cut", "went away"), ("hold", "moved nothing of its stream for 1 s|went away")):
+        between.cut, between.hold = (50_000, None) if fault == "cut" else (None, 50_000)
+        start = time.monotonic()
+        with pytest.raises(PeerError, match=f"sender ({error})"):
+            carry(streams, between.address, [bytes(1000)] * 200, back=back, timeout=1)
+        assert time.monotonic() - start < 5
+
+
+def test_stopping_wakes_whoever_waits(streams: Streams) -> None:
+    for opened in (streams.door(0), dialler("tcp://127.0.0.1:1")):
+        with Incoming("st-mary", opened, KEY, 30, None) as incoming:
+            threading.Timer(0.2, incoming.stop).start()
+            start = time.monotonic()
+            with pytest.raises(PeerError, match="the stream of st-mary was ended here"):
+                incoming.receive(1)
+            assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("says", [None, b"hello", bytes(12) + KEY, bytes(MAX_FRAME)])
+def test_a_stranger_who_comes_first_changes_nothing(streams: Streams, back: bool, says: bytes | None) -> None:
+    frames = [bytes([i]) * 1000 for i in range(20)]
+    taken = threading.Event()
+    door = streams.door
+
+    def door_with_a_stranger(number: int) -> Callable:
+        def opened():
+            end = door(number)()
+            stranger.dial(streams.addresses[0], block=True)
+            if says:
+                stranger.send(says)
+            taken.set()
+            return end
+
+        return opened
+
+    streams.door = door_with_a_stranger
+    with pynng.Pair0(
+        send_timeout=1000, recv_timeout=100, reconnect_time_min=60_000, reconnect_time_max=60_000
+    ) as stranger:
+        assert carry(streams, streams.addresses[0], frames, back=back) == frames
+        assert taken.is_set()
+        with pytest.raises(pynng.Timeout):
+            stranger.recv()
+
+
+def test_strangers_who_come_later_are_closed(streams: Streams) -> None:
+    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(incoming.receive, 4)
+        outgoing.send(outgoing.message(4))
+        first.result().free()
+        with pynng.Pair0(send_timeout=500) as stranger:
+            stranger.dial(streams.addresses[0], block=False)
+            time.sleep(0.3)
+            assert len(incoming._end.pipes) == 1
+            message = outgoing.message(4)
+            message.frame[:] = b"true"
+            outgoing.send(message)
+            got = incoming.receive(4)
+            assert got.frame == b"true"
+            got.free()
+
+
+def test_an_address_in_use_is_a_peer_error(streams: Streams) -> None:
+    with pytest.raises(PeerError, match="cannot listen at"):
+        Streams(streams.addresses[0])
+
+
+# Whole sums.
+
+
+def a_plan(k: int, slots: int, *, chunk: int, collusion: int = 1, limbs: int = 1, bound: int = 2**40) -> ChunkedSum:
+    rings = rings_of(bytes(32), [f"p{i}" for i in range(k)], collusion)
+    return ChunkedSum(SecureSum(bytes(32), secrets.token_bytes(16), "sum", rings, Limbs(limbs, slots), bound), chunk)
+
+
+def values_of(plan: ChunkedSum) -> dict[str, np.ndarray]:
+    draw, slots = np.random.default_rng(1), plan.agreed.residues.slots
+    names = plan.agreed.rings[0].members[1:]
+    return {name: draw.integers(-(2**40), 2**40, slots) for name in names}
+
+
+def gcm(sender: str, receiver: str, ring: int) -> Seal:
+    return AesGcm(f"{sender} {receiver} {ring}".encode().ljust(32, b"."))
+
+
+def sum_up(
+    plan: ChunkedSum,
+    values: Mapping[str, np.ndarray],
+    *,
+    seal_of: Callable = in_the_clear,
+    between: Callable[[str, Sequence[str]], Sequence[str]] = lambda name, addresses: addresses,
+    timeout: float = 10,
+) -> ChunkMaster:
+    """Run all members of a sum in threads; ``between`` may lead the way to a member over somebody else."""
+    master = ChunkMaster(plan, secrets.token_bytes)
+    doors = {name: Streams(ANYWHERE, len(plan.agreed.rings)) for name in values}
+    where = {name: between(name, door.addresses) for name, door in doors.items()}
+    options = {"timeout": timeout, "seal_of": seal_of}
+
+    def take_part(name: str) -> None:
+        member = ChunkMember(plan, name, values[name], secrets.token_bytes)
+        pass_on(plan, member, name, doors[name], where, **options)
+        assert member.done
+
+    try:
+        with ThreadPoolExecutor(len(values)) as pool:
+            parts = [pool.submit(take_part, name) for name in values]
+            try:
+                lead(plan, master, where, **options)
+            finally:
+                errors = [part.exception() for part in parts]
+            assert errors == [None] * len(values)
+    finally:
+        for door in doors.values():
+            door.close()
+    return master
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize(
+    ("k", "collusion", "limbs", "slots", "chunk"),
+    [(3, 1, 1, 100_003, 0), (3, 2, 2, 10_001, 1000), (5, 4, 1, 20_000, 999), (4, 1, 3, 1, 0), (9, 1, 1, 9000, 100)],
+)
+def test_a_vector_is_summed_over_sockets(
+    k: int, collusion: int, limbs: int, slots: int, chunk: int, sealed: bool
+) -> None:
+    plan = a_plan(k, slots, chunk=chunk, collusion=collusion, limbs=limbs)
+    values = values_of(plan)
+    master = sum_up(plan, values, seal_of=gcm if sealed else in_the_clear)
+    assert list(master.total) == sum(values.values()).tolist()
+
+
+def test_a_link_that_breaks_ends_the_sum_for_all() -> None:
+    check_fault("cut", PeerError)
+
+
+def test_a_link_that_stalls_ends_the_sum_for_all() -> None:
+    check_fault("hold", PeerError)
+
+
+def test_a_chunk_damaged_on_a_link_ends_the_sum_for_all() -> None:
+    check_fault("flip", (PeerError, RemoteProtocolError))
+
+
+def check_fault(fault: str, error: type | tuple) -> None:
+    plan = a_plan(3, 30_000, chunk=500)
+    proxies: list[Between] = []
+
+    def between(name: str, addresses: Sequence[str]) -> Sequence[str]:
+        if name != plan.agreed.rings[0].members[2]:
+            return addresses
+        proxies.extend(Between(address) for address in addresses)
+        setattr(proxies[0], fault, 50_000)
+        return [proxy.address for proxy in proxies]
+
+    start = time.monotonic()
+    with pytest.raises(error):
+        sum_up(plan, values_of(plan), between=between, timeout=2)
+    assert time.monotonic() - start < 10
+    for proxy in proxies:
+        proxy.close()
+
+
+def test_members_of_different_sums_do_not_meet() -> None:
+    plan, other = a_plan(3, 1000, chunk=100), a_plan(3, 1000, chunk=100)
+    assert plan.identity != other.identity
+    with Streams(ANYWHERE) as door:
+        member = ChunkMember(other, "p0", np.zeros(1000, np.int64), secrets.token_bytes)
+        addresses = dict.fromkeys(plan.agreed.rings[0].members, door.addresses)
+        with ThreadPoolExecutor(1) as pool:
+            took = pool.submit(pass_on, other, member, "p0", door, addresses, timeout=1)
+            with pytest.raises(PeerError, match=r"did not take part|moved nothing|went away"):
+                lead(plan, ChunkMaster(plan, secrets.token_bytes), addresses, timeout=1)
+            assert isinstance(took.exception(), PeerError)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(20))
+def test_any_sum_is_right(seed: int) -> None:
+    draw = Random(seed)  # noqa: S311
+    k = draw.choice([3, 4, 5, 7])
+    plan = a_plan(
+        k,
+        draw.randrange(1, 200_000),
+        chunk=draw.randrange(1000, 30_000),
+        collusion=draw.randrange(1, k),
+        limbs=draw.randint(1, 4),
+    )
+    values = values_of(plan)
+    master = sum_up(plan, values, seal_of=gcm if draw.random() < 0.5 else in_the_clear, timeout=30)
+    assert list(master.total) == sum(values.values()).tolist()
