@@ -203,7 +203,7 @@ def test_without_a_class_the_header_is_all_that_is_read(folder):
 
 @pytest.mark.parametrize(("plane", "seen"), [(3, False), (17, True)])
 def test_a_checksum_that_does_not_fit_is_seen_where_little_is_left_to_unpack(folder, plane, seen):
-    truth = np.zeros((5, 6, 20), np.uint8)
+    truth = np.zeros((64, 64, 20), np.uint8)
     truth[2, 2, plane] = 1
     image = np.random.default_rng(2).integers(-100, 100, truth.shape, np.int16)
     for name, array in (("i", image), ("t", truth)):
