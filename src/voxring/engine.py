@@ -148,11 +148,8 @@ def planes_needed(
     if not stop:
         return 0, 0
     low, high = first - size // 2, stop - 1 - size // 2 + size
-    # Past a border of the image a window sees planes within its reach: the part must hold them too.
-    if low < 0:
+    if low < 0:  # `mirror` reads plane k for -k, which may lie one plane past an even window
         high = max(high, size // 2 + 1)
-    if high > planes:
-        low = min(low, planes - size)
     return max(low, 0), min(high, planes)
 
 
