@@ -94,6 +94,7 @@ def pem(key, encryption=None) -> bytes:
         pem(Ed25519PrivateKey.generate())[:-40],
         b"x" * 100_000,
     ],
+    ids=["empty", "garbage", "its first line", "RSA", "Ed448", "with a password", "cut off", "long"],
 )
 def test_what_is_no_key_is_refused_without_showing_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"
