@@ -114,11 +114,12 @@ OPTIONS = {
     "percentile": 'method = "percentile"\npercentiles = [1, 99]',
     "nyul": 'method = "nyul"\npercentiles = [1, 50, 99]\nlandmarks = [0, 40, 100]',
 }
+WINDOWS = (7, (1, 5, 5), 4)
 SHORT = {("reflect", 7, "rescale"), ("clip", 4, "zscore"), ("mirror", (1, 5, 5), "percentile"), ("nearest", 7, "nyul")}
+SHORT |= {(border, WINDOWS[number % 3], "none") for number, border in enumerate(BORDERS)}
 # Every combination under the marker, a share of them in every run.
 CASES = [
-    pytest.param(*case, marks=() if case[2] == "none" or case in SHORT else pytest.mark.soak)
-    for case in product(BORDERS, (7, (1, 5, 5), 4), OPTIONS)
+    pytest.param(*case, marks=() if case in SHORT else pytest.mark.soak) for case in product(BORDERS, WINDOWS, OPTIONS)
 ]
 
 
