@@ -496,6 +496,11 @@ def test_keys_are_made_shown_and_seal_a_study_also_through_a_relay(demo, tmp_pat
     relay.stdout.close()
 
 
+def approval(study):
+    """Options with which a party approves a study as it runs."""
+    return ["--approve", json.loads(run("study", "check", study, "--json", check=0).stdout)["digest"]]
+
+
 def with_addresses(study, names, folder):
     """The study with a party at a free port of this machine for each name."""
     tables = "".join(
@@ -545,8 +550,8 @@ def test_killing_a_party_ends_everybody_without_a_result(demo, tmp_path):
     )
     victim = running.pop(names[1])
     assert "computes on CPU" in victim.stderr.readline()
-    while "computing" not in victim.stderr.readline():
-        pass
+    while "computing" not in (line := victim.stderr.readline()):
+        assert line
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     killed = time.monotonic()
@@ -564,13 +569,12 @@ def test_a_party_that_is_stopped_says_how_to_go_on(demo, tmp_path, number, code)
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
     name, manifest = next(iter(manifests.items()))
+    options = ["--name", name, "--manifest", manifest, "--insecure", *approval(study)]
     party = subprocess.Popen(
-        [sys.executable, "-m", "voxring", "party", study, "--name", name, "--manifest", manifest, "--insecure"],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "voxring", "party", study, *options], stderr=subprocess.PIPE, text=True
     )
-    while "waiting" not in party.stderr.readline():
-        pass
+    while "waiting" not in (line := party.stderr.readline()):
+        assert line
     party.send_signal(number)
     _, said = party.communicate(timeout=60)
     assert party.returncode == code
@@ -583,6 +587,7 @@ def test_a_party_with_bad_rows_sends_nothing_unless_told_to(demo, tmp_path):
     folder, _, manifests, _, _ = demo
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
     names, command = list(manifests), [sys.executable, "-m", "voxring"]
+    shared = ["--insecure", *approval(study)]
     rows = [manifests[names[0]].read_text().splitlines()[1].split(","), ["bad.npy", "bad.npy"]]
     (tmp_path / "bad.npy").write_bytes(b"no")
     manifest = tmp_path / "m.csv"
@@ -594,8 +599,8 @@ def test_a_party_with_bad_rows_sends_nothing_unless_told_to(demo, tmp_path):
         running = [
             subprocess.Popen([*command, *map(str, of)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for of in (
-                ["party", study, "--name", names[0], "--manifest", manifest, "--insecure", "--quiet", *options],
-                *(["party", study, "--name", name, "--manifest", manifests[name], "--insecure"] for name in names[1:]),
+                ["party", study, "--name", names[0], "--manifest", manifest, "--quiet", *shared, *options],
+                *(["party", study, "--name", name, "--manifest", manifests[name], *shared] for name in names[1:]),
                 ["research", study, "--out", tmp_path / "r.json", "--insecure", "--quiet", "--timeout", "20"],
             )
         ]
