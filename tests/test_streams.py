@@ -165,7 +165,7 @@ def test_memory_is_bounded_while_the_receiver_takes_nothing(streams: Streams) ->
         with pytest.raises(PeerError, match="receiver moved nothing of its stream for 1 s"):
             send_on()
         first.result().free()
-    assert len(sent) <= 20  # MiB: what the two ends hold, and what the system's own buffers do
+    assert len(sent) <= 64  # MiB: what the two ends hold, and what the buffers of the system do, which grow
 
 
 def test_a_frame_of_another_length_is_refused_and_a_longer_one_than_a_door_allows_takes_no_memory(
