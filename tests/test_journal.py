@@ -21,6 +21,7 @@ import voxring.batch.row
 import voxring.images.payload
 from voxring import ImageError, Study, StudyError, VoxringError
 from voxring.batch import Journal, party_batch
+from voxring.batch.contents import digest
 from voxring.batch.journal import totals_digest
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3})
@@ -349,3 +350,14 @@ def test_importing_this_needs_no_cluster():
     )
     assert not {"dask", "distributed", "numba", "nibabel"} & set(done.stdout.split()), done.stderr
     assert Path(voxring.batch.__file__).name == "__init__.py"
+
+
+def test_a_folder_is_known_by_the_names_in_it(tmp_path: Path) -> None:
+    """A slice that was added to a series makes another image, although no file that was read has changed."""
+    key = bytes(32)
+    (tmp_path / "1.dcm").touch()
+    before = digest(tmp_path, (), key)
+    (tmp_path / "2.dcm").touch()
+    assert digest(tmp_path, (), key) != before
+    (tmp_path / "2.dcm").unlink()
+    assert digest(tmp_path, (), key) == before
