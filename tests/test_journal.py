@@ -354,7 +354,7 @@ def test_importing_this_needs_no_cluster():
 
 def test_a_folder_is_known_by_the_names_in_it(tmp_path: Path) -> None:
     """A slice that was added to a series makes another image, although no file that was read has changed."""
-    key = bytes(32)
+    key = b"k" * 32
     (tmp_path / "1.dcm").touch()
     before = digest(tmp_path, (), key)
     (tmp_path / "2.dcm").touch()
