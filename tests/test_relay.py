@@ -12,7 +12,7 @@ import msgspec
 import pynng
 import pytest
 
-from test_session import PRIVATE, PUBLIC, TOTALS, TRUTH, a_sealed_study, a_study
+from sessions import PRIVATE, PUBLIC, TOTALS, TRUTH, a_sealed_study, a_study
 from voxring.errors import PeerError, RemoteProtocolError, StudyError
 from voxring.net import Listener, Network, Relay
 from voxring.net.exchange import ASK_SECONDS, OPEN_SECONDS, TAKE_SECONDS, Exchange, Limits

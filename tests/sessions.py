@@ -1,0 +1,218 @@
+"""Algorithm 1 in session, in memory: what the tests of sessions share."""
+
+import random
+from functools import partial
+
+import msgspec
+
+from voxring.errors import PeerError, RemoteProtocolError
+from voxring.net import PrivateKey
+from voxring.ring.message import Message, decode, encode
+from voxring.session import bodies
+from voxring.session.party import Party
+from voxring.session.plan import Plan
+from voxring.session.researcher import Researcher
+from voxring.study import Study
+from voxring.totals import ClassTotals, LocalTotals, pooled
+
+ANYWHERE = "tcp://127.0.0.1:0"
+CLASSES = {"lesion": 1, "liver": 2, "rare": 3}
+UNIT = 2**16
+
+
+def a_study(names: str = "abc", *, name: str = "t", classes: dict[str, int] | None = None, **privacy: int) -> Study:
+    return Study.of(
+        name=name,
+        classes=classes or CLASSES,
+        window={"size": 3},
+        standardise={"method": "rescale", "range": (-1000.0, 3000.0)},
+        privacy={"min_voxels": 10, **privacy},
+        bounds={"voxels_per_party": 10**6},
+        party=[{"name": name} for name in names],
+    )
+
+
+def some_totals(seed: int) -> LocalTotals:
+    """Totals such as images could have; class 'rare' is below min_voxels for any three parties."""
+    draw = random.Random(seed)  # noqa: S311
+
+    def of_class(count: int) -> ClassTotals:
+        x = [draw.randrange(-UNIT, UNIT) for _ in range(count)]
+        local_means = sum(draw.randrange(-UNIT * 27, UNIT * 27) for _ in range(count))
+        return ClassTotals(count, local_means, sum(x), sum(value * value for value in x), min(count, 3))
+
+    return LocalTotals(
+        {"lesion": of_class(draw.randrange(20, 50)), "liver": of_class(draw.randrange(20, 50)), "rare": of_class(1)}
+    )
+
+
+COIN = bytes(31) + b"\7"
+BOUND = Plan(a_study(), COIN).binding
+TOTALS = {name: some_totals(seed) for seed, name in enumerate("abcdefgh")}
+TRUTH = pooled(TOTALS["a"] + TOTALS["b"] + TOTALS["c"], a_study())
+
+
+class Line:
+    """One asker's line to one peer, like Req0: a question is repeated until answered, the last answer counts."""
+
+    def __init__(self) -> None:
+        self.question: bytes | None = None
+        self.number = 0
+
+
+class Network:
+    """Researcher and parties in memory. What is under way is (asker, peer, number of question, frame, is answer)."""
+
+    def __init__(
+        self, study: Study, totals: dict[str, LocalTotals] = TOTALS, coins: dict[str, bytes] | None = None
+    ) -> None:
+        """``coins`` are what the parties keep of an earlier run, and what they keep of this."""
+        self.draw = draw = random.Random(7).randbytes  # noqa: S311
+        self.study = study
+        self.researcher = Researcher(study, draw)
+        self.coins = {} if coins is None else coins
+        self.parties = {
+            name: Party(study, name, draw, coin=self.coins.get(name), keep=partial(self.coins.__setitem__, name))
+            for name in study.parties
+        }
+        self.totals = totals
+        self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
+        self.under_way: list[tuple[str, str, int, bytes, bool]] = []
+        self.seen: list[bytes] = []
+        self.errors: list[Exception] = []
+
+    def send(self, item: tuple[str, str, int, bytes, bool]) -> None:
+        self.under_way.append(item)
+        self.seen.append(item[3])
+
+    def ask(self) -> None:
+        """Whoever has something to ask and no question open asks it; parties that wait for their totals get them."""
+        for name, party in self.parties.items():
+            if party.state == "computing":
+                party.supply(self.totals[name])
+            question = self.researcher.request(name) if not self.researcher.done else None
+            self._open("researcher", name, question)
+            if party.outbox:
+                self._open(name, *party.outbox[0])
+
+    def _open(self, asker: str, peer: str, question: bytes | None) -> None:
+        line = self.lines[asker, peer]
+        if line.question is None and question is not None:
+            line.question, line.number = question, line.number + 1
+            self.send((asker, peer, line.number, question, False))
+
+    def restart(self, name: str) -> None:
+        """A party's process dies and another takes its place, which knows the coin that was kept."""
+        keep = partial(self.coins.__setitem__, name)
+        self.parties[name] = Party(self.study, name, self.draw, coin=self.coins.get(name), keep=keep)
+        for peer in self.study.parties:
+            self.lines[name, peer].question = None
+
+    def resend(self) -> None:
+        for (asker, peer), line in self.lines.items():
+            if line.question is not None:
+                self.send((asker, peer, line.number, line.question, False))
+
+    def deliver(self, index: int = 0) -> None:
+        asker, peer, number, frame, is_answer = self.under_way.pop(index)
+        if not is_answer:
+            answer = self.parties[peer].answer(frame)
+            assert answer is not None
+            self.send((asker, peer, number, answer.frame, True))
+            return
+        line = self.lines[asker, peer]
+        if line.question is None or number != line.number:
+            return
+        line.question = None
+        try:
+            if asker == "researcher":
+                self.researcher.take(peer, frame)
+            else:
+                self.parties[asker].delivered(frame)
+        except (PeerError, RemoteProtocolError) as error:
+            self.errors.append(error)
+            if asker != "researcher":
+                self.parties[asker].lose("it lost the next in a ring")
+
+    def start_over(self) -> None:
+        """What the researcher does after a session that failed; what is under way may still come."""
+        self.researcher = Researcher(self.study, self.draw, (*self.researcher.failed, self.researcher.session))
+        self.errors.clear()
+        for line in self.lines.values():
+            line.question = None
+
+    def finish(self) -> None:
+        """Deliver everything in order, repeating what was lost, until the researcher is done or an error ends it."""
+        for _ in range(200):
+            self.ask()
+            if not self.under_way:
+                self.resend()
+            while self.under_way and not self.errors:
+                self.deliver()
+            if self.researcher.done or self.errors:
+                return
+
+
+def old_frames() -> list[bytes]:
+    """Frames of an earlier session of the same study, and of another study, with other numbers."""
+    frames: list[bytes] = []
+    for study in (a_study(), a_study(name="another")):
+        network = Network(study, {name: some_totals(seed) for seed, name in enumerate("abc", 50)})
+        network.researcher.session = bytes(15) + b"\1"
+        network.finish()
+        assert network.researcher.done
+        frames += network.seen
+    return frames
+
+
+OLD = old_frames()
+
+
+def until(network: Network, name: str, state: str) -> Party:
+    """Run a network until a party is in a state."""
+    for _ in range(1000):
+        if network.parties[name].state == state:
+            return network.parties[name]
+        network.ask()
+        network.deliver()
+    raise AssertionError(f"{name} never was {state}")
+
+
+def ask(network: Network, kind: str, party: str, body: bytes = b"", **fields: object) -> str:
+    """Ask a party something as the researcher; return why it was refused."""
+    message = Message(
+        kind=kind,
+        digest=network.researcher.plan.digest,
+        session=network.researcher.session,
+        sender="researcher",
+        receiver=party,
+        body=body,
+    )
+    answer = network.parties[party].answer(encode(msgspec.structs.replace(message, **fields)))
+    assert answer is not None
+    reply = decode(answer.frame, limit=10**6)
+    if reply.kind != "refused":
+        return ""
+    assert answer.sender is None
+    return bodies.read_reason(reply.body)
+
+
+def until_computing(network: Network) -> Party:
+    party = network.parties["a"]
+    answer = party.answer(network.researcher.request("a"))
+    assert answer is not None
+    assert party.state == "computing"
+    return party
+
+
+PRIVATE = {name: PrivateKey(bytes([i]) * 32) for i, name in enumerate(("a", "b", "c", "researcher"), 1)}
+PUBLIC = {name: key.public for name, key in PRIVATE.items()}
+
+
+def a_sealed_study(**changed: str) -> Study:
+    keys = PUBLIC | changed
+    tables = msgspec.to_builtins(a_study()) | {
+        "party": [{"name": name, "key": keys[name]} for name in "abc"],
+        "researcher": {"key": keys["researcher"]},
+    }
+    return Study.of(**tables)

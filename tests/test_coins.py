@@ -1,0 +1,205 @@
+"""The coin: drawn once by all, kept, and chosen by nobody."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sessions import (
+    ANYWHERE,
+    COIN,
+    Network,
+    a_study,
+    until,
+)
+from voxring.errors import PeerError, RemoteProtocolError, StudyError
+from voxring.ring.coin import coin_of, commitment
+from voxring.ring.message import decode, encode
+from voxring.session import bodies, run_party, state_folder
+from voxring.session.coins import CoinFile
+from voxring.session.researcher import Researcher
+from voxring.totals import LocalTotals
+
+
+def test_the_coin_is_drawn_once_and_every_later_run_has_the_same_rings() -> None:
+    coins: dict[str, bytes] = {}
+    first = Network(a_study("abcde"), coins=coins)
+    first.finish()
+    assert len(set(coins.values())) == 1
+    assert len(coins) == 5
+    kept = dict(coins)
+    second = Network(a_study("abcde"), coins=coins)
+    second.researcher = Researcher(a_study("abcde"), random.Random(8).randbytes)  # noqa: S311
+    second.finish()
+    assert second.researcher.done
+    assert coins == kept
+    assert second.researcher.plan.rings == first.researcher.plan.rings
+    kinds = {decode(frame, limit=10**6).kind for frame in second.seen}
+    assert not kinds & {"commitments", "opening", "openings"}
+    assert "the parties keep the coin of an earlier run" in second.researcher.news
+
+
+@pytest.mark.parametrize(
+    ("coins", "who"),
+    [
+        ({"a": COIN, "b": COIN}, "a, b keep 000000000000; c keeps none"),
+        ({"a": COIN, "b": COIN, "c": b"\1" * 32}, "c keeps 010101010101; a, b keep 000000000000"),
+        ({"c": COIN}, "c keeps 000000000000; a, b keep none"),
+    ],
+)
+def test_parties_that_keep_different_coins_are_named_with_the_remedy(coins: dict[str, bytes], who: str) -> None:
+    network = Network(a_study(), coins=dict(coins))
+    network.finish()
+    (error,) = network.errors
+    assert isinstance(error, PeerError)
+    assert who in str(error)
+    assert "copy it to those from a party that has it" in str(error)
+    assert network.coins == coins
+    assert not any(decode(frame, limit=10**6).kind == "share" for frame in network.seen)
+
+
+def change_relayed(network: Network, kind: str, to: str, change: Callable[[dict], dict]) -> None:
+    """Have the researcher tell one party other commitments or parts than it tells the rest."""
+    honest = network.researcher.request
+
+    def request(party: str) -> bytes | None:
+        frame = honest(party)
+        if frame is None or party != to or (message := decode(frame, limit=10**6)).kind != kind:
+            return frame
+        body = bodies.write_parts(change(bodies.read_parts(message.body, "abc", kind)))
+        return encode(msgspec.structs.replace(message, body=body))
+
+    network.researcher.request = request
+
+
+def test_a_changed_opening_is_refused_and_named_and_no_coin_is_kept_for_it() -> None:
+    network = Network(a_study())
+    until(network, "b", "committed")
+    network.parties["b"]._part = bytes(32)  # what it would rather have
+    network.parties["b"]._checked_commitments = lambda message: bodies.read_parts(message.body, "abc", "")
+    network.finish()
+    assert "coin: b opened another part than it committed to" in str(network.errors[0])
+    assert not network.coins
+
+
+def test_a_party_refuses_an_opening_that_the_researcher_let_pass() -> None:
+    network = Network(a_study())
+    change_relayed(network, "openings", "a", lambda parts: parts | {"b": bytes(32)})
+    network.finish()
+    assert "a refused: coin: b opened another part than it committed to" in str(network.errors[0])
+    assert network.parties["a"].state == "opened"
+    assert "a" not in network.coins
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda parts: parts | {"a": bytes(32)}, "expected the one of a as it was sent"),
+        (lambda parts: {"a": parts["a"]}, "expected 32 bytes of each party"),
+        (lambda parts: parts | {"b": b"short"}, "expected 32 bytes of each party"),
+        (lambda parts: {name: parts[name] for name in "cba"}, "expected 32 bytes of each party"),
+    ],
+)
+def test_a_party_opens_only_when_it_holds_the_commitments_of_all(change: Callable, error: str) -> None:
+    network = Network(a_study())
+    change_relayed(network, "commitments", "a", change)
+    network.finish()
+    assert error in str(network.errors[0])
+    assert network.parties["a"].state == "committed"
+    kinds = [
+        message.kind for message in (decode(frame, limit=10**6) for frame in network.seen) if message.sender == "a"
+    ]
+    assert "opening" not in kinds
+
+
+def test_a_researcher_that_shows_parties_different_coins_is_found_by_their_neighbours() -> None:
+    network = Network(a_study())
+    other = bytes(32)
+
+    def lie(parts: dict) -> dict:
+        return parts | {"b": commitment(network.researcher.plan.digest, network.researcher.session, "b", other)}
+
+    change_relayed(network, "commitments", "a", lie)
+    change_relayed(network, "openings", "a", lambda parts: parts | {"b": other})
+    network.finish()
+    assert network.coins["a"] != network.coins["b"] == network.coins["c"]
+    assert "have different rings: both need the same study file and the same coin" in str(network.errors[0])
+    assert not network.researcher.done
+
+
+def test_no_party_chooses_the_coin() -> None:
+    """With all other parts fixed, each value of one honest part gives another coin."""
+    session, digest = bytes(16), bytes(32)
+    coins = set()
+    for honest in range(256):
+        parts = {"a": bytes(32), "b": honest.to_bytes(32, "big"), "c": bytes(32)}
+        commitments = {name: commitment(digest, session, name, part) for name, part in parts.items()}
+        assert len(set(commitments.values())) == 3  # equal parts of different parties do not show
+        coins.add(coin_of(digest, session, commitments, parts))
+    assert len(coins) == 256
+    with pytest.raises(RemoteProtocolError, match="a part of each party"):
+        coin_of(digest, session, commitments, {"a": parts["a"]})
+
+
+def test_a_coin_that_cannot_be_kept_ends_the_session_before_any_sum() -> None:
+    network = Network(a_study())
+
+    def full(coin: bytes) -> None:
+        raise StudyError("the disk is full")
+
+    network.parties["b"]._keep = full
+    network.finish()
+    assert "b refused: it cannot keep the coin" in str(network.errors[0])
+    assert isinstance(network.parties["b"].error, StudyError)
+
+
+def test_the_coin_is_kept_for_its_owner_alone_and_never_changed(tmp_path: Path) -> None:
+    file = CoinFile(tmp_path / "new" / "state", a_study(), "a")
+    assert file.read() is None
+    file.write(COIN)
+    assert file.read() == COIN
+    assert file.path.stat().st_mode & 0o777 == 0o600
+    assert file.path.parent.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in file.path.parent.iterdir()] == [f"{a_study().digest}-a.json"]
+    with pytest.raises(StudyError, match="another run has kept a coin"):
+        file.write(bytes(32))
+    assert file.read() == COIN
+    assert CoinFile(tmp_path / "new" / "state", a_study(name="other"), "a").read() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", "expected the coin of a study, got something else: copy it from another party"),
+        (b"\xff\xfe", "something else"),
+        (b'{"digest": "00", "coin": "00"}', "something else"),
+        (b'{"digest": "%s", "coin": "%s"}' % (b"0" * 64, b"0" * 64), "got that of 000000000000"),
+    ],
+)
+def test_a_file_that_is_no_coin_of_the_study_is_refused(tmp_path: Path, content: bytes, error: str) -> None:
+    file = CoinFile(tmp_path, a_study(), "a")
+    assert file.read() is None
+    file.path.write_bytes(content)
+    with pytest.raises(StudyError, match=error):
+        file.read()
+
+
+def test_a_state_folder_that_cannot_be_used_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match="no coin can be kept there"):
+        run_party(a_study(), "a", LocalTotals, state=tmp_path / "file", address=ANYWHERE, insecure=True)
+    file = CoinFile(tmp_path, a_study(), "a")
+    file.path.mkdir(parents=True)
+    with pytest.raises(StudyError, match="cannot be read"):
+        file.read()
+    with pytest.raises(StudyError, match="kept"):
+        file.write(COIN)
+
+
+def test_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert state_folder() == Path("/var/state/voxring")
+    monkeypatch.delenv("XDG_STATE_HOME")
+    assert state_folder() == Path.home() / ".local" / "state" / "voxring"
