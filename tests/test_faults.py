@@ -14,13 +14,13 @@ from multiprocessing import get_context
 
 import pytest
 
-from proxy import KINDS, Proxy
 from voxring.errors import PeerError, ProtocolError, VoxringError
 from voxring.net import PrivateKey
 from voxring.session import Account, Heard, Ledger, run_party, run_researcher
 from voxring.session.coins import CoinFile
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
+from wire import KINDS, Proxy
 
 NAMES = "abc"
 TIMEOUT, DEADLINE = 3.0, 25.0

@@ -40,6 +40,8 @@ from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals, pooled
 from wire import Tap
 
+PATIENCE = 20.0  # seconds for a process to start where others are busy; a connection that closes is missed after 3
+
 
 class Meeting:
     """Where parties of one test tell each other their addresses."""
@@ -95,7 +97,7 @@ def party_process(pipe, name: str, die_at: str, hold_at: str) -> None:
             lambda: TOTALS[name],
             state=None,
             address=ANYWHERE,
-            timeout=4,
+            timeout=PATIENCE,
             insecure=True,
             listening=listening,
             notify=notify,
@@ -218,7 +220,7 @@ def test_killing_the_researcher_ends_every_party(phase: str) -> None:
     meeting = Meeting("abc")
     process, pipe = spawn(party_process, FIRST, "", phase)
     with ThreadPoolExecutor(2) as pool:
-        others = [run_in_thread(meeting, pool, name) for name in OTHERS]
+        others = [run_in_thread(meeting, pool, name, timeout=PATIENCE) for name in OTHERS]
         pipe.send(meeting.at(FIRST)(pipe.recv()))
         researcher, _ = spawn(researcher_process, meeting.where)
         assert pipe.recv() == "holding"
