@@ -27,9 +27,9 @@ def against_windows(image, mask, *, flat):
 def against_voxels(powers):
     times = {}
     for power in powers:
-        planes = 2 ** max(0, power - 18)
-        side = 2 ** (min(power, 18) // 2)
-        image = intensities((planes, side, 2 ** min(power, 18) // side), -1024, 3071, np.int16, 3)
+        planes = 2 ** (power // 3)
+        rows = 2 ** ((power - power // 3) // 2)
+        image = intensities((planes, rows, 2**power // planes // rows), -1024, 3071, np.int16, 3)
         mask = ground_truth(image.shape, "dense")
         times[2**power] = interleaved({"run": ours(image, mask, (5, 5, 5))}, rounds=3, budget=20)["run"]
         print(
@@ -51,7 +51,7 @@ def main():
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    image = intensities((64, 512, 512), -1024, 3071, np.int16, 1)
+    image = intensities((256, 512, 512), -1024, 3071, np.int16, 1)
     mask = ground_truth(image.shape, "dense")
     flat, volume = (against_windows(image, mask, flat=flat) for flat in (True, False))
     for name, costs in (("a slice", flat), ("volume", volume)):
@@ -63,7 +63,7 @@ def main():
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot([*flat], [*flat.values()], "o-", label=f"c × c a slice, exponent {exponent(flat):.2f}")
     left.plot([*volume], [*volume.values()], "s-", label=f"c³, exponent {exponent(volume):.2f}")
-    left.set(xlabel="window size c", ylabel="ns a voxel", title="int16 512×512×64, dense, 1 thread", ylim=(0, None))
+    left.set(xlabel="window size c", ylabel="ns a voxel", title="int16 512×512×256, dense, 1 thread", ylim=(0, None))
     left.legend()
     right.loglog([*voxels], [*voxels.values()], "o-", label=f"5³, exponent {exponent(voxels):.3f}")
     right.set(xlabel="voxels", ylabel="seconds", title="int16, dense, 1 thread")

@@ -16,7 +16,7 @@ the class reaches can be stepped over, and what they hold of the image is never 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,15 @@ from .bare import bare, prefetch
 from .boxes import Box
 from .jit import Array, Arrays, Number, Shape, inlined, jit
 from .rows import LANES, PIECE, Room, add, copy, fill, mark, next_row, reduce_stretch, roll_marked, window_row
+
+ONES = np.ones(PIECE, np.int16)
+
+
+class Lanes(NamedTuple):
+    """The types that hold sums over z and x, at most cz · cx, and counts, at most |W|."""
+
+    narrow: type[np.generic]
+    wide: type[np.generic]
 
 
 class Work(NamedTuple):
@@ -38,12 +47,51 @@ class Work(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory for the counts of a few rows, and of those above them that their windows reach."""
+    """Memory of a call."""
 
+    plane: Array  # the sums over z of all rows
+    near: Array  # per block, how many planes of the window hold the class
+    line: Array  # whether a run of rows reaches a block column
+    # For the counts of a few rows, and of those above them that their windows reach:
     strip: Array
     across: Array
     spare: Array
     counts: Array
+
+
+class Memory(NamedTuple):
+    """What a call works in, and its result."""
+
+    scratch: Scratch
+    room: Room
+    result: Array
+
+
+def memory(work: Work, tall: int, height: int, dtype: np.dtype[Any], lanes: Lanes) -> Memory:
+    """What `adjoint` works in, for boxes of up to ``tall`` rows.
+
+    It is made here since numba takes seconds to compile what makes an array.
+    """
+    _, cy, cx = work.window
+    columns = work.shape[2]
+    area = (height + cy + 1) * (columns + 2 * cx + LANES)
+    scratch = Scratch(
+        np.empty((tall + cy) * columns if work.window[0] > 1 else 0, np.uint8),
+        np.empty(work.occupied.shape[1:], np.int32),
+        np.empty(max(1, work.occupied.shape[2]), np.int32),
+        np.zeros(area, np.uint8),  # what lies left and right of the image stays so
+        np.empty(area, lanes.narrow),
+        np.empty(area, lanes.narrow),
+        np.empty(area, lanes.wide),
+    )
+    room = Room(
+        np.empty(height * columns, lanes.wide),
+        np.empty(height * columns, dtype),
+        np.empty(height * columns, np.uint8),
+        np.empty(PIECE, np.int16),
+        ONES,
+    )
+    return Memory(scratch, room, np.empty(5, np.int64))
 
 
 @inlined
@@ -158,12 +206,12 @@ def count_rows(
     stride = (width + cx - 1 + LANES - 1) // LANES * LANES
     first = 1  # rows of ``across`` above this one are there; row y, at (y + cy) · stride, sums along row y0 + y
     if above > 0:
-        copy(across, 0, across, above * stride, cy * stride)
-        copy(counts, 0, counts, above * stride, width)
+        copy(across, np.int64(0), across, above * stride, cy * stride)
+        copy(counts, np.int64(0), counts, above * stride, width)
         first = cy
     new = y0 - cy + first
     lay_rows(scratch.strip, stride, plane, low, labels, value, work, (z, new, y1, x0, x1))
-    window_row(across, first * stride, scratch.strip, 0, cx, (y1 - new - 1) * stride + width, scratch.spare)
+    window_row(across, first * stride, scratch.strip, np.int64(0), cx, (y1 - new - 1) * stride + width, scratch.spare)
     done = 0
     if above == 0:
         copy(counts, stride, across, stride, width)
@@ -278,8 +326,8 @@ def next_run(line: Array, begin: int, wide: int, cx: int) -> tuple[int, int]:
     return begin, end
 
 
-@inlined
-def walk(
+@jit
+def adjoint(
     image: Array,
     labels: Array,
     value: Number,
@@ -287,22 +335,42 @@ def walk(
     work: Work,
     box: Box,
     height: int,
-    plane: Array,
-    near: Array,
-    line: Array,
     scratch: Scratch,
     room: Room,
     result: Array,
 ) -> None:
-    """The loops of `adjoint`, over its arguments and the memory that it holds."""
-    image, labels, plane, near, line, result = (
-        bare(image),
-        bare(labels),
-        bare(plane),
-        bare(near),
-        bare(line),
-        bare(result),
-    )
+    """Set ``result`` to (voxels, Σ S, Σ v, Σ v²) of the class ``value`` in a box of extended places.
+
+    Σ S is over the q in ``work.voxels``; the others over all voxels of the class whose own place is in the box.
+
+    Parameters
+    ----------
+    image : flat array of uint8 or int16
+        uint16 comes as the int16 of the same bits, with ``unsigned`` true.
+    labels : flat array of uint8
+    box : (int, int, int, int)
+        z0, z1, y0, y1; of at most 2^30 places.
+    height : int
+        Rows done at a time.
+    scratch, room, result : Memory
+        Made by `memory`; fit for further calls with the same shape, window, ``height`` and ``occupied``, one at a time.
+        The last number of ``result`` is the kernel's own.
+
+    Notes
+    -----
+    |v| < 2^16 and counts <= |W| < 2^15, so 2^30 places sum to less than 2^62 in each result. Must equal the loop over
+    every voxel of the class and every place of its window in Python integers.
+    """
+    image, labels, result = bare(image), bare(labels), bare(result)
+    plane, near, line = bare(scratch.plane), bare(scratch.near), bare(scratch.line)
+    fill(plane, np.int64(0), plane.size)
+    for i in range(5):
+        result[i] = 0
+    for row in range(near.shape[0]):
+        for b in range(near.shape[1]):
+            near[row, b] = 0
+    for b in range(line.size):
+        line[b] = 0
     z_map, y_map, x_map = work.maps
     work = Work(
         work.shape,
@@ -312,7 +380,9 @@ def walk(
         bare(work.occupied),
         work.block,
     )
-    scratch = Scratch(bare(scratch.strip), bare(scratch.across), bare(scratch.spare), bare(scratch.counts))
+    scratch = Scratch(
+        plane, near, line, bare(scratch.strip), bare(scratch.across), bare(scratch.spare), bare(scratch.counts)
+    )
     room = Room(bare(room.counts), bare(room.values), bare(room.labels), bare(room.kept), bare(room.ones))
     cz, cy, cx = work.window
     _, _, q_y0, q_y1, q_x0, q_x1 = work.voxels
@@ -362,60 +432,3 @@ def walk(
                 above = height if dense and y > y0 else 0
                 stride = count_rows(plane, low, labels, value, work, place, scratch, above)
                 reduce_rows(image, labels, value, unsigned, work, place, scratch.counts, stride, room, result)
-
-
-@jit
-def adjoint(
-    image: Array,
-    labels: Array,
-    value: Number,
-    unsigned: bool,
-    work: Work,
-    box: Box,
-    height: int,
-    narrow: Array,
-    wide: Array,
-) -> tuple[int, int, int, int]:
-    """(voxels, Σ S, Σ v, Σ v²) of the class ``value`` in a box of extended places.
-
-    Σ S is over the q in ``work.voxels``; the others over all voxels of the class whose own place is in the box.
-
-    Parameters
-    ----------
-    image : flat array of uint8 or int16
-        uint16 comes as the int16 of the same bits, with ``unsigned`` true.
-    labels : flat array of uint8
-    box : (int, int, int, int)
-        z0, z1, y0, y1; of at most 2^30 places.
-    height : int
-        Rows done at a time.
-    narrow, wide : arrays
-        Lend their types: the lanes of sums over z and x, at most cz · cx, and of counts, at most |W|.
-
-    Notes
-    -----
-    |v| < 2^16 and counts <= |W| < 2^15, so 2^30 places sum to less than 2^62 in each result. Must equal the loop over
-    every voxel of the class and every place of its window in Python integers.
-    """
-    _, cy, cx = work.window
-    columns = work.shape[2]
-    plane = np.zeros((box[3] - box[2] + cy) * columns if work.window[0] > 1 else 0, np.uint8)
-    area = (height + cy + 1) * (columns + 2 * cx + LANES)
-    scratch = Scratch(
-        np.zeros(area, np.uint8),
-        np.empty(area, narrow.dtype),
-        np.empty(area, narrow.dtype),
-        np.empty(area, wide.dtype),
-    )
-    room = Room(
-        np.empty(height * columns, wide.dtype),
-        np.empty(height * columns, image.dtype),
-        np.empty(height * columns, np.uint8),
-        np.empty(PIECE, np.int16),
-        np.ones(PIECE, np.int16),
-    )
-    near = np.zeros((work.occupied.shape[1], work.occupied.shape[2]), np.int32)
-    line = np.zeros(max(1, work.occupied.shape[2]), np.int32)
-    result = np.zeros(5, np.int64)
-    walk(image, labels, value, unsigned, work, box, height, plane, near, line, scratch, room, result)
-    return result[0], result[1], result[2], result[3]

@@ -39,6 +39,18 @@ def jit(kernel: Kernel) -> Kernel:
     return cast(Kernel, compiled)
 
 
+def compiled(kernel: Callable[..., Any], *arguments: object) -> Callable[..., Any]:
+    """The machine code of a `jit` kernel for arguments like these, which are not looked at again when it is called.
+
+    An array that may not be written, such as a file mapped into memory, counts as one that may: a kernel that only
+    reads it would be compiled twice otherwise.
+    """
+    types = [cast(Any, numba).typeof(argument) for argument in arguments]
+    types = [kind.copy(readonly=False) if isinstance(kind, numba.types.Array) else kind for kind in types]
+    code: Callable[..., Any] = cast(Any, kernel).compile(tuple(types))
+    return code
+
+
 WITHOUT_WRAPPERS: dict[str, Any] = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 

@@ -169,13 +169,14 @@ def window_row(target: Array, to: Number, source: Array, at: Number, size: int, 
     log2(size). Sums over parts of a window are no larger than over all of it: the lane that holds those holds these.
     ``target`` and ``spare`` take n + size − 1 elements, from ``to`` and from 0 on.
     """
+    to, at, none = U(to), U(at), U(0)
     bits = 0
     while size >> bits > 7:
         bits += 1
     done = size >> bits
     to_spare = bits % 2 == 1
     if to_spare:
-        few_taps(spare, 0, source, at, done, n + size - done)
+        few_taps(spare, none, source, at, done, n + size - done)
     else:
         few_taps(target, to, source, at, done, n + size - done)
     while bits > 0:
@@ -184,9 +185,9 @@ def window_row(target: Array, to: Number, source: Array, at: Number, size: int, 
         half = done
         done = 2 * half + odd
         if to_spare:
-            double(target, to, spare, 0, half, source, at, odd, n + size - done)
+            double(target, to, spare, none, half, source, at, odd, n + size - done)
         else:
-            double(spare, 0, target, to, half, source, at, odd, n + size - done)
+            double(spare, none, target, to, half, source, at, odd, n + size - done)
         to_spare = not to_spare
 
 

@@ -8,19 +8,19 @@ road takes the voxels whose windows lie inside; the frame round them is cut out 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from voxring.kernels import Reduction
 from voxring.kernels.axes import axis_map
 
-from .adjoint import Work, adjoint
+from .adjoint import Lanes, Memory, Work, adjoint, memory
 from .bare import bare
 from .boxes import Box, cut, evenly
-from .jit import Array, Number, Shape, jit
+from .jit import Array, Number, Shape, compiled, jit
 from .rows import PIECE, count, fill, mark_any
 from .streamed import groups_streamed
 from .threads import in_threads
@@ -57,11 +57,14 @@ SAMPLE = 32
 """One row in so many is looked at to guess how much of the image a class fills."""
 
 
-class Lanes(NamedTuple):
-    """Empty arrays that lend their types to the counts of a plane, and to those of a window."""
+class Kept(NamedTuple):
+    """`adjoint` compiled for images of one type, and the memory of calls that are over.
 
-    narrow: Array
-    wide: Array
+    Looking up machine code by the types of all arguments, and making ten arrays, takes longer than a small slice does.
+    """
+
+    kernel: Callable[..., None]
+    memory: list[Memory]
 
 
 class Plan(NamedTuple):
@@ -70,7 +73,9 @@ class Plan(NamedTuple):
     work: Work  # where nobody has looked for the class
     lanes: Lanes
     boxes: list[Box]  # of extended places, as the kernel takes them
+    tall: int  # rows of the largest box
     height: int  # rows of a dense image done at a time
+    kept: dict[np.dtype[Any], Kept]  # for each type of image
 
 
 def lanes_for(window: Shape) -> Lanes | None:
@@ -80,10 +85,10 @@ def lanes_for(window: Shape) -> Lanes | None:
         return None
     narrow = np.uint8 if cz * cx <= 255 else np.int16
     wide = np.uint8 if cz * cy * cx <= 255 else np.int16
-    return Lanes(np.zeros(0, narrow), np.zeros(0, wide))
+    return Lanes(narrow, wide)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     """The plan for images of one shape, or None where the adjoint road cannot go."""
     lanes = lanes_for(window)
@@ -100,11 +105,14 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     z_map, y_map, x_map = (axis_map(length, size, border) for length, size in sizes)
     (planes, rows, columns) = ((low, high + size - 1) for (low, high), size in zip(ranges, window, strict=True))
     width = columns[1] - columns[0]
+    boxes = cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers)
     return Plan(
         Work(shape, window, (z_map, y_map, x_map), (z0, z1, y0, y1, x0, x1), UNKNOWN, BLOCK),
         lanes,
-        cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers),
+        boxes,
+        max(y1 - y0 for _, _, y0, y1 in boxes),
         max(1, min(rows[1] - rows[0], max(4 * PIECE // width, window[1]))),
+        {},
     )
 
 
@@ -119,7 +127,7 @@ def adjoint_pays(the: Plan, classes: int) -> bool:
     cz, cy, cx = the.work.window
     extended = (z1 - z0 + cz - 1) * (y1 - y0 + cy - 1) * (x1 - x0 + cx - 1)
     frame_voxels = voxels - (z1 - z0) * (y1 - y0) * (x1 - x0)
-    place = ADJOINT if the.lanes.wide.dtype.itemsize == 1 else ADJOINT_WIDE
+    place = ADJOINT if the.lanes.wide is np.uint8 else ADJOINT_WIDE
     one_class = ADJOINT_CALL + place * extended
     if frame_voxels:
         one_class += 6 * STREAMED_CALL + (STREAMED + STREAMED_CLASS) * 2 * frame_voxels
@@ -185,6 +193,12 @@ def reached_share(occupied: Array, window: Shape) -> float:
     return float(near.mean()) * (1 + (window[2] - 1) / BLOCK[1])
 
 
+def new(flat: Array, labels: Array, value: np.uint8, unsigned: bool, the: Plan) -> Kept:
+    """What is kept for images of a type, when the first of them comes."""
+    parts = memory(the.work, 1, the.height, flat.dtype, the.lanes)
+    return Kept(compiled(adjoint, flat, labels, value, unsigned, the.work, the.boxes[0], the.height, *parts), [])
+
+
 def reduce_adjoint(
     image: Array, labels: Array, value: np.uint8, the: Plan, occupied: Array, workers: int
 ) -> tuple[int, int, int, int]:
@@ -199,8 +213,18 @@ def reduce_adjoint(
     work = the.work if dense else the.work._replace(occupied=occupied)
     height = the.height if dense else BLOCK[0]
 
-    def run(box: Box) -> tuple[int, int, int, int]:
-        return adjoint(flat, labels, value, unsigned, work, box, height, *the.lanes)
+    kept = the.kept.get(flat.dtype) or the.kept.setdefault(flat.dtype, new(flat, labels, value, unsigned, the))
+
+    def run(box: Box) -> list[int]:
+        try:
+            mine = kept.memory.pop() if dense else memory(work, the.tall, height, flat.dtype, the.lanes)
+        except IndexError:
+            mine = memory(work, the.tall, height, flat.dtype, the.lanes)
+        kept.kernel(flat, labels, value, unsigned, work, box, height, *mine)
+        numbers: list[int] = mine.result.tolist()
+        if dense:
+            kept.memory.append(mine)
+        return numbers
 
     voxels = total = moment = squares = 0
     for some in in_threads(run, the.boxes, workers):
