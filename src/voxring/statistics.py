@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from math import isqrt, prod
 
 from voxring.errors import StudyError
@@ -51,20 +52,30 @@ def layout(study: Study) -> tuple[Block, ...]:
     >>> [(block.name, block.size) for block in layout(study)]
     [('powers', 4)]
     """
-    asked, voxels, intensity = study.statistics, study.bounds.voxels_per_party, study.intensity_bound
-    largest = max((feature_bound(feature, study) for feature in study.feature), default=0)
+    asked, voxels = study.statistics, study.bounds.voxels_per_party
     count = len(study.feature)
-    blocks = []
+    shapes: dict[str, tuple[int, ...]] = {}
     if asked.gram:
-        blocks.append(Block("feature_sums", (count,), voxels * largest))
-        blocks.append(Block("gram", (count * (count + 1) // 2,), voxels * largest**2))
+        shapes |= {"feature_sums": (count,), "gram": (count * (count + 1) // 2,)}
     if asked.moments:
-        blocks.append(Block("powers", (asked.moments,), voxels * intensity**asked.moments))
+        shapes["powers"] = (asked.moments,)
     if asked.histogram is not None:
-        blocks.append(Block("histogram", (asked.histogram.bins + 2,), voxels))
+        shapes["histogram"] = (asked.histogram.bins + 2,)
     if asked.glcm is not None:
-        blocks.append(Block("glcm", (asked.glcm.levels, asked.glcm.levels), 2 * DIRECTIONS * voxels))
-    return tuple(blocks)
+        shapes["glcm"] = (asked.glcm.levels, asked.glcm.levels)
+    return tuple(Block(name, shape, voxels * max(_of_one_voxel(name, study))) for name, shape in shapes.items())
+
+
+def _of_one_voxel(block: str, study: Study) -> list[int]:
+    """How much one voxel adds to each number of a block at most; one number for all where that is the same."""
+    features = [feature_bound(feature, study) for feature in study.feature]
+    if block == "feature_sums":
+        return features
+    if block == "gram":
+        return [one * other for i, one in enumerate(features) for other in features[i:]]
+    if block == "powers":
+        return [study.intensity_bound**k for k in range(1, study.statistics.moments + 1)]
+    return [1] if block == "histogram" else [2 * DIRECTIONS]
 
 
 def feature_bound(feature: Feature, study: Study) -> int:
@@ -142,17 +153,20 @@ def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
         n of the class.
     """
     parts = unpack(values, study)
-    for block in layout(study):
-        most = voxels * (block.bound // study.bounds.voxels_per_party)
-        least = 0 if block.name in ("histogram", "glcm") else -most
-        if any(not least <= value <= most for value in parts[block.name]):
-            return block.name
+    for name, values_of in parts.items():
+        most = _of_one_voxel(name, study)
+        signed = name in ("feature_sums", "gram", "powers")
+        for value, one in zip(values_of, most if len(most) > 1 else repeat(most[0]), strict=False):
+            if not (-voxels * one if signed else 0) <= value <= voxels * one:
+                return name
     if "gram" in parts:
         sums, gram = parts["feature_sums"], _square(parts["gram"], len(parts["feature_sums"]))
         if any(value**2 > voxels * gram[i][i] for i, value in enumerate(sums)):  # Cauchy and Schwarz
             return "gram"
-    if "powers" in parts and parts["powers"][0] ** 2 > voxels * parts["powers"][1]:
-        return "powers"
+    if "powers" in parts:
+        first, second, *others = parts["powers"]
+        if first**2 > voxels * second or any(fourth * voxels < second**2 for fourth in others[1:]):
+            return "powers"
     if "histogram" in parts and sum(parts["histogram"]) != voxels:
         return "histogram"
     if "glcm" in parts:
