@@ -1,8 +1,7 @@
 """Additive statistics: where numbers stand, what is refused, and what is derived, against twins and other tools."""
 
 from fractions import Fraction
-from itertools import product
-from math import exp, log2, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from skimage.feature import graycomatrix, graycoprops
 
+import naive_statistics
+from naive_statistics import PHANTOM, additive, pairs
 from voxring.errors import BoundError, StudyError
 from voxring.haralick import NAMES, haralick
 from voxring.statistics import QUANTILES, derived, fault, largest_bound, layout, padded, slots, unpack
@@ -30,27 +31,6 @@ FEATURES = ({"kind": "intensity"}, {"kind": "mean", "window": 3}, {"kind": "std"
 def a_study(statistics=ALL, feature=FEATURES, **tables) -> Study:
     more = {"feature": list(feature)} if statistics.get("gram") else {}
     return Study.of(name="t", classes={"a": 1, "b": 2}, window={"size": 3}, statistics=statistics, **more, **tables)
-
-
-def additive(x, features, counts, study: Study) -> tuple[int, ...]:
-    """The integers of one class by the definitions: of its x, its features (a row each) and its pairs of levels."""
-    asked = study.statistics
-    found = [sum(map(int, f)) for f in features]
-    found += [
-        sum(int(a) * int(b) for a, b in zip(f, g, strict=True)) for i, f in enumerate(features) for g in features[i:]
-    ]
-    found += [sum(int(v) ** k for v in x) for k in range(1, asked.moments + 1)]
-    if asked.histogram is not None:
-        low, high = (Fraction(end) for end in asked.histogram.range)
-        width = (high - low) / asked.histogram.bins
-        bins = [0] * (asked.histogram.bins + 2)
-        for v in x:
-            value = Fraction(int(v), study.unit)
-            inside = low <= value <= high
-            place = min((value - low) // width, asked.histogram.bins - 1) + 1 if inside else 0 if value < low else -1
-            bins[place] += 1
-        found += bins
-    return (*found, *(int(c) for row in counts for c in row))
 
 
 def draw(seed: int, study: Study, n: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -230,54 +210,6 @@ def test_quantiles_of_one_bin_are_even_and_what_is_undefined_is_none() -> None:
 # Texture.
 
 
-def naive_haralick(counts) -> dict[str, float]:
-    """IBSI's formulas, term by term, over all pairs of levels."""
-    size, total = len(counts), sum(map(sum, counts))
-    p = {(i, j): Fraction(int(counts[i - 1][j - 1]), int(total)) for i, j in product(range(1, size + 1), repeat=2)}
-    row = {i: sum(p[i, j] for j in range(1, size + 1)) for i in range(1, size + 1)}
-    plus = {k: sum(v for (i, j), v in p.items() if i + j == k) for k in range(2, 2 * size + 1)}
-    minus = {k: sum(v for (i, j), v in p.items() if abs(i - j) == k) for k in range(size)}
-
-    def bits(of) -> float:
-        return -sum(float(v) * log2(v) for v in of if v)
-
-    mean = sum(i * v for i, v in row.items())
-    variance = sum((i - mean) ** 2 * v for i, v in row.items())
-    plus_mean, minus_mean = sum(k * v for k, v in plus.items()), sum(k * v for k, v in minus.items())
-    hxy, hx = bits(p.values()), bits(row.values())
-    hxy1 = -sum(float(v) * log2(row[i] * row[j]) for (i, j), v in p.items() if v)
-    hxy2 = -sum(float(row[i] * row[j]) * log2(row[i] * row[j]) for i, j in p if row[i] * row[j])
-    return {
-        "joint_maximum": max(p.values()),
-        "joint_average": mean,
-        "joint_variance": variance,
-        "joint_entropy": hxy,
-        "difference_average": minus_mean,
-        "difference_variance": sum((k - minus_mean) ** 2 * v for k, v in minus.items()),
-        "difference_entropy": bits(minus.values()),
-        "sum_average": plus_mean,
-        "sum_variance": sum((k - plus_mean) ** 2 * v for k, v in plus.items()),
-        "sum_entropy": bits(plus.values()),
-        "angular_second_moment": sum(v * v for v in p.values()),
-        "contrast": sum((i - j) ** 2 * v for (i, j), v in p.items()),
-        "dissimilarity": sum(abs(i - j) * v for (i, j), v in p.items()),
-        "inverse_difference": sum(v / (1 + abs(i - j)) for (i, j), v in p.items()),
-        "normalised_inverse_difference": sum(v / (1 + Fraction(abs(i - j), size)) for (i, j), v in p.items()),
-        "inverse_difference_moment": sum(v / (1 + (i - j) ** 2) for (i, j), v in p.items()),
-        "normalised_inverse_difference_moment": sum(
-            v / (1 + Fraction((i - j) ** 2, size**2)) for (i, j), v in p.items()
-        ),
-        "inverse_variance": 2 * sum(v / (i - j) ** 2 for (i, j), v in p.items() if j > i),
-        "correlation": (sum(i * j * v for (i, j), v in p.items()) - mean**2) / variance,
-        "autocorrelation": sum(i * j * v for (i, j), v in p.items()),
-        "cluster_tendency": sum((i + j - 2 * mean) ** 2 * v for (i, j), v in p.items()),
-        "cluster_shade": sum((i + j - 2 * mean) ** 3 * v for (i, j), v in p.items()),
-        "cluster_prominence": sum((i + j - 2 * mean) ** 4 * v for (i, j), v in p.items()),
-        "information_correlation_1": (hxy - hxy1) / hx,
-        "information_correlation_2": sqrt(max(1 - exp(-2 * (hxy2 - hxy)), 0)),
-    }
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_texture_equals_the_formulas(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -286,22 +218,14 @@ def test_texture_equals_the_formulas(seed: int) -> None:
     counts = counts + counts.T
     counts[0, 1] += 1
     counts[1, 0] += 1
-    found, expected = haralick(counts.tolist()), naive_haralick(counts)
+    found, expected = haralick(counts.tolist()), naive_statistics.haralick(counts)
     assert tuple(found) == NAMES == tuple(expected)
     for name in NAMES:
         assert found[name] == pytest.approx(float(expected[name]), rel=1e-9, abs=1e-7), name
 
 
-# The digital phantom of the image biomarker standardisation initiative, 0 where it has no voxel; and what its reference
-# manual gives for it, for matrices merged over all directions in 3D, and over those within planes.
-PHANTOM = np.array(
-    [
-        [[1, 4, 4, 1, 1], [1, 4, 6, 1, 1], [4, 1, 6, 4, 1], [4, 4, 6, 4, 1]],
-        [[1, 4, 4, 1, 1], [1, 1, 6, 1, 1], [0, 1, 3, 1, 1], [4, 4, 6, 1, 1]],
-        [[1, 4, 4, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 6, 1, 1]],
-        [[1, 4, 4, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 6, 1, 1]],
-    ]
-)
+# What the reference manual of the image biomarker standardisation initiative gives for its digital phantom, for
+# matrices merged over all directions in 3D, and over those within planes.
 IBSI_3D = (
     *(0.509, 2.15, 3.13, 2.57, 1.38, 3.21, 1.64, 4.3, 7.41, 2.11, 0.291, 5.12, 1.38),
     *(0.688, 0.856, 0.631, 0.902, 0.0574, 0.183, 5.19, 7.41, 17.4, 147, -0.0288, 0.269),
@@ -310,17 +234,6 @@ IBSI_PLANAR = (
     *(0.492, 2.2, 3.24, 2.61, 1.44, 3.23, 1.67, 4.41, 7.65, 2.14, 0.277, 5.29, 1.44),
     *(0.673, 0.85, 0.613, 0.899, 0.0582, 0.182, 5.45, 7.65, 16.4, 142, -0.0334, 0.291),
 )  # fmt: skip
-
-
-def pairs(levels: np.ndarray, size: int, *, planar: bool) -> np.ndarray:
-    """Co-occurrence by the definition: every voxel with every neighbour, both in the region."""
-    counts = np.zeros((size, size), int)
-    steps = [step for step in product((-1, 0, 1), repeat=3) if any(step) and not (planar and step[0])]
-    for q, step in product(np.ndindex(levels.shape), steps):
-        other = tuple(np.add(q, step))
-        if all(0 <= k < n for k, n in zip(other, levels.shape, strict=True)) and levels[q] and levels[other]:
-            counts[levels[q] - 1, levels[other] - 1] += 1
-    return counts
 
 
 @pytest.mark.parametrize(("planar", "reference"), [(False, IBSI_3D), (True, IBSI_PLANAR)])
