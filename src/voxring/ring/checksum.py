@@ -16,12 +16,11 @@ the checksum fit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
-from voxring.errors import BoundError, RemoteProtocolError
+from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError
 from voxring.ring.protocol import SecureSum
-from voxring.ring.residues import OUT_OF_BOUND
+from voxring.ring.residues import OUT_OF_BOUND, Values, within
 
 
 class CheckedSum(SecureSum):
@@ -41,14 +40,19 @@ class CheckedSum(SecureSum):
     def values(self) -> int:
         return self.residues.slots - 1
 
-    def with_checksum(self, values: Sequence[int]) -> list[int]:
+    def with_checksum(self, values: Values) -> list[int]:
         """Return the values and their checksum."""
         return [*map(int, values), self._checksum(values)]
 
-    def lift(self, values: Sequence[int]) -> Any:
-        if any(abs(int(value)) > self.bound for value in values):
+    def lift(self, values: Values) -> Any:
+        if len(values) != self.values:
+            raise LocalProtocolError(f"a sum of {self.values} values was given {len(values)}")
+        if not within(values, self.bound):
             raise BoundError(OUT_OF_BOUND)
         return self.residues.lift(self.with_checksum(values), self.residues.modulus)
+
+    def lifted(self, values: Values) -> Any:
+        return self.lift(values)
 
     def lower(self, vector: Any) -> list[int]:
         """Return the totals.
@@ -59,15 +63,18 @@ class CheckedSum(SecureSum):
             A total is none that the parties can have, or the checksum is not that of the totals.
         """
         *totals, checksum = self.residues.centred(vector)
-        most = self.parties * self.bound
-        if any(abs(total) > most for total in totals) or (self._checksum(totals) - checksum) % self.residues.modulus:
+        kept = within(totals, self.bound, self.parties)
+        if not kept or (self._checksum(totals) - checksum) % self.residues.modulus:
             raise RemoteProtocolError(
                 f"sum of {self.name!r}: the total and its checksum do not fit: the numbers of a party were changed on "
                 "the way, by faulty memory or a faulty program: run it again, and test the machines if it comes again"
             )
         return totals
 
-    def _checksum(self, values: Sequence[int]) -> int:
+    def totals(self, vector: Any) -> list[int]:
+        return self.lower(vector)
+
+    def _checksum(self, values: Values) -> int:
         width = self.residues.width + 8  # 64 bits more than N needs: uniform mod N for all that matters
         stream = hashlib.shake_256(b"voxring checksum 1|" + self.digest + self.session + self.name.encode())
         digits = stream.digest(width * len(values))

@@ -42,7 +42,7 @@ from voxring.errors import LocalProtocolError, RemoteProtocolError
 from voxring.ring.keystream import Keystream
 from voxring.ring.message import VERSION
 from voxring.ring.protocol import SecureSum
-from voxring.ring.residues import Limbs, Random, Residues, Values, within
+from voxring.ring.residues import Random, Residues, Values
 
 CHUNK_BYTES = 256 * 1024, 512 * 1024
 """Bytes of residues in a chunk, at least and at most: large enough that a frame's own cost is small, small enough to
@@ -64,6 +64,7 @@ class ChunkedSum:
     Examples
     --------
     >>> from voxring.ring.order import Ring
+    >>> from voxring.ring.residues import Limbs
     >>> agreed = SecureSum(bytes(32), bytes(16), "sum", (Ring(("researcher", "a", "b", "c")),), Limbs(1, 70_000), 1000)
     >>> in_chunks = ChunkedSum(agreed)
     >>> in_chunks.count, in_chunks.slots(2)
@@ -175,7 +176,7 @@ class _Shares:
     def __init__(self, plan: ChunkedSum, values: Values | None, random: Random) -> None:
         agreed = plan.agreed
         self._plan = plan
-        self._vector = None if values is None else agreed.residues.lifted(values, agreed.bound)
+        self._vector = None if values is None else agreed.lifted(values)
         self._uniform = [Keystream(random) for _ in agreed.rings[1:]]
 
     def add_to(self, body: memoryview, ring: int, chunk: int) -> None:
@@ -306,18 +307,8 @@ class ChunkMaster:
         LocalProtocolError
             Not every chunk is back.
         RemoteProtocolError
-            A sum is larger than all bounds together allow: somebody's numbers are inconsistent.
+            A sum is larger than all bounds together allow, or does not fit its checksum.
         """
         if not self.done:
             raise LocalProtocolError(f"the total is known when every chunk is back; {self._came.left} are missing")
-        agreed = self._plan.agreed
-        total: npt.NDArray[np.int64] | list[int]
-        if isinstance(agreed.residues, Limbs) and agreed.residues.limbs == 1:
-            total = self._total[0].view(np.int64)
-        else:
-            total = agreed.residues.centred(self._total)
-        if not within(total, agreed.bound, agreed.parties):
-            raise RemoteProtocolError(
-                "chunk: a total that the bounds do not allow: a member's numbers are inconsistent"
-            )
-        return total
+        return self._plan.agreed.totals(self._total)

@@ -222,10 +222,10 @@ class Account(NoAccount):
         Raises
         ------
         LocalProtocolError
-            It holds a share, and nothing was admitted to its session.
+            It holds or announces a share, and nothing was admitted to its session.
         """
         message = decode(frame, limit=len(frame))
-        share = message if message.kind == "share" else None
+        share = message if message.kind in ("share", "stream", "door") else None
         if message.kind == "status" and (handed_over := bodies.read_status(message.body).share):
             share = decode(handed_over, limit=len(handed_over))
         if share is not None:
