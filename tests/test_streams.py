@@ -14,6 +14,7 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
+from voxring.net.streams import _WELCOME as WELCOME
 from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.order import rings_of
@@ -196,6 +197,82 @@ def test_another_key_or_another_number_opens_nothing() -> None:
     for key, number in ((SECRET, 4), (bytes(32), 3)):
         with pytest.raises(RemoteProtocolError):
             AesGcm(key).open(number, sealed, opened)
+
+
+class Numbered(AesGcm):
+    """Notes which numbers frames are sealed and opened under, which are the nonces of GCM."""
+
+    def __init__(self) -> None:
+        super().__init__(SECRET)
+        self.closed: dict[int, bytes] = {}
+        self.opened: list[int] = []
+
+    def close(self, number: int, frame: memoryview, into: memoryview) -> None:
+        assert self.closed.setdefault(number, bytes(frame)) == frame  # never two frames under one nonce
+        super().close(number, frame, into)
+
+    def open(self, number: int, sealed: memoryview, into: memoryview) -> None:
+        self.opened.append(number)
+        super().open(number, sealed, into)
+
+
+def test_each_frame_has_a_number_of_its_own_under_the_seal(streams: Streams) -> None:
+    sends, receives = Numbered(), Numbered()
+    frames = [bytes([i]) * 1000 for i in range(20)]
+    assert carry(streams, streams.addresses[0], frames, (sends, receives)) == frames
+    assert [number for number in sends.closed if number < 2**64] == receives.opened == [*range(20)]
+    assert not set(receives.closed) & set(receives.opened)  # what goes back goes under other numbers
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_the_receiver_ends_when_the_sender_has_heard_that_it_is_done(streams: Streams, back: bool) -> None:
+    listening, dialling = streams.door(0), dialler(streams.addresses[0])
+    incoming = Incoming("sender", dialling if back else listening, KEY, 5, None)
+    outgoing = Outgoing("receiver", listening if back else dialling, KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive_one, incoming)
+        outgoing.send(outgoing.message(4))
+        time.sleep(0.3)
+        assert not received.done()
+        outgoing.finish()
+        received.result(1)
+
+
+def receive_one(incoming: Incoming) -> None:
+    incoming.receive(4).free()
+    incoming.finish()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_whoever_says_something_else_than_that_it_is_done_is_refused(streams: Streams, sealed: bool) -> None:
+    seals = (AesGcm(SECRET), AesGcm(SECRET)) if sealed else (None, None)
+    incoming = Incoming("sender", streams.door(0), KEY, 5, seals[0])
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, seals[1])
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(incoming.receive, 4)
+        outgoing.send(outgoing.message(4))
+        received.result(5).free()
+        incoming._push(incoming._word(WELCOME))
+        with pytest.raises(RemoteProtocolError, match="expected receiver to say that it is done, got something else"):
+            outgoing.finish()
+
+
+def test_what_waits_for_a_receiver_that_went_away_goes_to_nobody_else(streams: Streams) -> None:
+    incoming = Incoming("sender", dialler(streams.addresses[0]), KEY, 5, None)
+    outgoing = Outgoing("receiver", streams.door(0), KEY, 1, None)
+    size = 500_000
+    with outgoing, ThreadPoolExecutor(1) as pool:
+        with incoming:
+            received = pool.submit(incoming.receive, size)
+            outgoing.send(outgoing.message(size))
+            received.result(5).free()
+            with suppress(PeerError):
+                while True:  # until there is no room
+                    outgoing.send(outgoing.message(size))
+        with pynng.Pair0(recv_timeout=700, recv_max_size=MAX_FRAME) as stranger:
+            stranger.dial(streams.addresses[0], block=False)
+            with pytest.raises(pynng.Timeout):
+                stranger.recv()
 
 
 @pytest.mark.parametrize("other", [AesGcm(bytes(32)), None])
