@@ -160,6 +160,36 @@ def test_the_distance_of_a_port_is_read_strictly() -> None:
             bodies.read_door(body)
 
 
+def test_the_researcher_goes_on_when_every_party_has_passed_on_all_chunks() -> None:
+    network = until_step(Network(a_study(), coins=dict.fromkeys("abc", COIN)), "voxels")
+    slow = network.parties["b"]
+    with pytest.raises(LocalProtocolError, match="when every chunk has passed"):
+        slow.carried()
+    slow_carried, slow.carried = slow.carried, lambda: None  # chunks have passed, it has yet to notice
+    while network.researcher.may_start_over:
+        network.ask()
+        network.deliver()
+    network.finish()
+    assert network.researcher.step == "voxels"  # though the total is there
+    slow_carried()
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
+def test_a_seal_is_bound_to_its_stream_beyond_its_key() -> None:
+    network = until_step(Network(a_study(collusion=2), sealed=True), "voxels")
+    streamed = network.researcher.streamed
+    (first, second), key = streamed.agreed.rings, bytes(32)
+    names = [(0, first.master, first.members[1]), (0, first.last, first.master), (1, second.master, second.members[1])]
+    frame, seen = memoryview(bytes(100)), set()
+    for ring, sender, receiver in names:
+        streamed.keys[sender, receiver, ring] = key
+        sealed = memoryview(bytearray(116))
+        chunked.sealed_by(streamed)(sender, receiver, ring).close(0, frame, sealed)
+        seen.add(bytes(sealed))
+    assert len(seen) == 3
+
+
 # Over sockets.
 
 

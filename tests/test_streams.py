@@ -14,6 +14,7 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
+from voxring.net.streams import _HELLO as HELLO
 from voxring.net.streams import _WELCOME as WELCOME
 from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
@@ -255,6 +256,17 @@ def test_whoever_says_something_else_than_that_it_is_done_is_refused(streams: St
         incoming._push(incoming._word(WELCOME))
         with pytest.raises(RemoteProtocolError, match="expected receiver to say that it is done, got something else"):
             outgoing.finish()
+
+
+def test_a_hello_that_was_kept_from_an_earlier_attempt_is_passed_over(streams: Streams) -> None:
+    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            received = pool.submit(incoming.receive, 4)
+            outgoing.send(outgoing.message(4))
+            received.result(5).free()
+            outgoing._push(outgoing._word(HELLO))
 
 
 def test_what_waits_for_a_receiver_that_went_away_goes_to_nobody_else(streams: Streams) -> None:
