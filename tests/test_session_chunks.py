@@ -177,6 +177,21 @@ def test_the_researcher_goes_on_when_every_party_has_passed_on_all_chunks() -> N
     assert network.researcher.answer == TRUTH
 
 
+def test_nothing_starts_over_once_the_total_of_a_slot_is_known() -> None:
+    network = until_step(Network(a_study(collusion=2), coins=dict.fromkeys("abc", COIN)), "voxels")
+    plan, master = network.researcher.streamed.plan, network.researcher.streamed.part
+    for ring, around in enumerate(plan.agreed.rings):
+        assert network.researcher.may_start_over
+        frame = memoryview(bytearray(plan.frame_bytes(0)))
+        master.fill(frame, ring, 0)
+        for name in around.members[1:]:
+            network.parties[name].streamed.part.receive(frame)
+        assert not master.opened
+        master.receive(frame)
+    assert master.opened
+    assert not network.researcher.may_start_over
+
+
 def test_a_seal_is_bound_to_its_stream_beyond_its_key() -> None:
     network = until_step(Network(a_study(collusion=2), sealed=True), "voxels")
     streamed = network.researcher.streamed

@@ -201,6 +201,11 @@ class _Came:
     def left(self) -> int:
         return sum(checks.count(_NOT_YET) for checks in self._checks)
 
+    @property
+    def any_whole(self) -> bool:
+        """Whether some chunk has come round every ring."""
+        return any(_NOT_YET not in checks for checks in zip(*self._checks, strict=True))
+
     def is_repeat(self, ring: int, chunk: int, check: int) -> bool:
         known = self._checks[ring][chunk]
         if known not in (check, _NOT_YET):
@@ -287,6 +292,11 @@ class ChunkMaster:
             residues.gather(self._total, self._plan.slots(chunk), body, blind)
             self._came.note(ring, chunk, check)
         return ring, chunk
+
+    @property
+    def opened(self) -> bool:
+        """Whether the totals of some slots are known: those of a chunk that is back round every ring."""
+        return self._came.any_whole
 
     @property
     def done(self) -> bool:

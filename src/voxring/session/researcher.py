@@ -23,8 +23,8 @@ ring's end. For a long vector it asks first and last for a stream (`streamed`), 
 passed everywhere; `carried` gives it the total. R knows the rings when it knows the coin; if some parties keep a coin
 and others another or none, R ends the session, since the rings of a study must not change.
 
-As long as R has not opened the first sum, nothing is known and a session that failed may be followed by another, with
-fresh blinds and shares (`may_start_over`).
+As long as R has not opened the first sum, or in chunks any slot of it, nothing is known and a session that failed may
+be followed by another, with fresh blinds and shares (`may_start_over`).
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class Researcher:
 
         Who does not come to be greeted, or to start over, is not waited for a second time.
         """
-        return self._worth_while and self.step not in ("gathering", "greeting")
+        opened = self.streamed is not None and self.streamed.part.opened
+        return self._worth_while and not opened and self.step not in ("gathering", "greeting")
 
     @property
     def done(self) -> bool:
