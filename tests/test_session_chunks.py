@@ -16,7 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from sessions import ANYWHERE, COIN, PRIVATE, TOTALS, TRUTH, Network, a_sealed_study, a_study, ask, until_computing
+from sessions import (
+    ANYWHERE,
+    COIN,
+    PRIVATE,
+    TOTALS,
+    TRUTH,
+    Network,
+    a_sealed_study,
+    a_study,
+    ask,
+    until,
+    until_computing,
+)
 from test_session_sockets import Meeting, run_in_thread, spawn
 from voxring.errors import (
     BoundError,
@@ -97,6 +109,7 @@ def test_a_session_that_failed_is_followed_by_one_with_fresh_keys(asked: int) ->
     assert re.match("b (cannot go on|refused)", str(network.errors[0]))
     failed, old = network.researcher.session, list(network.seen)
     network.start_over()
+    assert until(network, "b", "computing").streamed is None
     network.finish()
     assert network.researcher.answer == truth("abcde", network.study)
     streams = [message for message in map(read, network.seen) if message.kind == "stream"]
@@ -173,6 +186,8 @@ def test_the_researcher_goes_on_when_every_party_has_passed_on_all_chunks() -> N
     assert network.researcher.step == "voxels"  # though the total is there
     del slow.carried
     slow.carried()
+    until_step(network, "releasing")
+    assert not network.researcher.may_start_over
     network.finish()
     assert network.researcher.answer == TRUTH
 

@@ -16,7 +16,7 @@ import pytest
 from voxring.errors import PeerError, RemoteProtocolError
 from voxring.net.streams import _HELLO as HELLO
 from voxring.net.streams import _WELCOME as WELCOME
-from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
+from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Message, Outgoing, Seal, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.order import rings_of
 from voxring.ring.protocol import SecureSum
@@ -179,6 +179,26 @@ def test_a_frame_of_another_length_is_refused_and_a_longer_one_than_a_door_allow
         carry(streams, streams.addresses[0], [bytes(MAX_FRAME + 1)])
 
 
+def test_a_frame_that_is_refused_takes_no_memory(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Message] = []
+    free, made = Message.free, Message.__init__
+
+    def make(message: Message, handle: object) -> None:
+        held.append(message)
+        made(message, handle)
+
+    def let_go(message: Message) -> None:
+        held.remove(message)
+        free(message)
+
+    monkeypatch.setattr(Message, "__init__", make)
+    monkeypatch.setattr(Message, "free", let_go)
+    with pytest.raises(RemoteProtocolError, match="expected 99 bytes from sender, got 100"):
+        carry(streams, streams.addresses[0], [bytes(100)], sizes=[99])
+    assert {len(message.body) for message in held} <= {31, 100}  # words, and the frame that the sender gave to nng
+    assert sum(len(message.body) == 100 for message in held) == 1
+
+
 # Seals.
 
 
@@ -333,15 +353,11 @@ def test_a_stranger_who_comes_first_changes_nothing(streams: Streams, back: bool
     door = streams.door
 
     def door_with_a_stranger(number: int) -> Callable:
-        def opened():
-            end = door(number)()
-            stranger.dial(streams.addresses[0], block=True)
-            if says:
-                stranger.send(says)
-            taken.set()
-            return end
-
-        return opened
+        stranger.dial(streams.addresses[0], block=True)
+        if says:
+            stranger.send(says)
+        taken.set()
+        return door(number)
 
     streams.door = door_with_a_stranger
     with pynng.Pair0(
@@ -452,6 +468,36 @@ def test_a_link_that_stalls_ends_the_sum_for_all() -> None:
 
 def test_a_chunk_damaged_on_a_link_ends_the_sum_for_all() -> None:
     check_fault("flip", (PeerError, RemoteProtocolError))
+
+
+def test_no_more_chunks_are_under_way_than_the_window_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, under_way, most = a_plan(3, 4000, chunk=10), 0, 0
+    fill, receive, take_part = ChunkMaster.fill, ChunkMaster.receive, ChunkMember.receive
+    lock = threading.Lock()
+
+    def filled(master: ChunkMaster, *args: object) -> None:
+        nonlocal under_way, most
+        fill(master, *args)
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+
+    def received(master: ChunkMaster, frame: memoryview) -> object:
+        nonlocal under_way
+        with lock:
+            under_way -= 1
+        return receive(master, frame)
+
+    def slowly(member: ChunkMember, frame: memoryview) -> object:
+        time.sleep(0.0005)
+        return take_part(member, frame)
+
+    monkeypatch.setattr(ChunkMaster, "fill", filled)
+    monkeypatch.setattr(ChunkMaster, "receive", received)
+    monkeypatch.setattr(ChunkMember, "receive", slowly)
+    values = values_of(plan)
+    assert list(sum_up(plan, values).total) == sum(values.values()).tolist()
+    assert 1 < most <= plan.window == 8
 
 
 def check_fault(fault: str, error: type | tuple) -> None:

@@ -430,8 +430,7 @@ class Party:
         if self.streamed is None or not self.doors:
             raise RemoteProtocolError("stream: expected a share in one message, got one that comes in chunks")
         door = self.streamed.answer(question)
-        if question.sender == self.plan.rings[question.ring].predecessor(self.name):
-            self.outbox.extend(self.streamed.questions(question.ring))
+        self.outbox.extend(self.streamed.questions(question.ring))
         return self._reply("door", question.sender, self.session, bodies.write_door(self.doors[door]), question)
 
     def _checked_counts(self, counts: dict[str, int]) -> dict[str, int]:
