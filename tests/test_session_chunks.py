@@ -241,7 +241,10 @@ class Run:
         with ThreadPoolExecutor(len(self.names)) as pool:
             parties = {
                 name: run_in_thread(
-                    meeting, pool, name, timeout=self.timeout, key=self.keys.get(name), **study | self.options[name]
+                    meeting,
+                    pool,
+                    name,
+                    **{"timeout": self.timeout, "key": self.keys.get(name)} | study | self.options[name],
                 )
                 for name in self.names
             }
@@ -317,6 +320,19 @@ def test_a_fault_on_a_stream_ends_right_or_starts_over_or_is_named(
             assert answer == TRUTH
             assert all(isinstance(one, Heard) for one in ended.values())
         assert number < 6 or not any("starting over" in said for said in run.said)
+
+
+def test_who_waits_for_a_stream_hears_that_the_session_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Way(6, kind="stall", at=90)
+    monkeypatch.setattr(chunked, "dialler", way)
+    run = Run(timeout=1)
+    run.options = {name: {"timeout": 30} for name in run.names}
+    answer, ended, took = run.go()
+    assert isinstance(answer, PeerError)
+    assert all("researcher" in str(one) for one in ended.values())
+    assert took < 8
+    for proxy in way.proxies:
+        proxy.close()
 
 
 def a_party_that_dies(pipe: Connection, name: str, deadly: int) -> None:

@@ -500,6 +500,19 @@ def test_no_more_chunks_are_under_way_than_the_window_allows(monkeypatch: pytest
     assert 1 < most <= plan.window == 8
 
 
+@pytest.mark.parametrize("peer", ["researcher", "p0", "p1", "p2"])
+def test_nobody_ends_before_the_next_has_said_that_it_is_done(monkeypatch: pytest.MonkeyPatch, peer: str) -> None:
+    finish = Incoming.finish
+
+    def late(incoming: Incoming) -> None:
+        time.sleep(0.3 if incoming.peer == peer else 0)
+        finish(incoming)
+
+    monkeypatch.setattr(Incoming, "finish", late)
+    plan = a_plan(3, 100, chunk=50)
+    sum_up(plan, values_of(plan))
+
+
 def check_fault(fault: str, error: type | tuple) -> None:
     plan = a_plan(3, 30_000, chunk=500)
     proxies: list[Between] = []
