@@ -45,6 +45,7 @@ from voxring.net.streams import End, dialler
 from voxring.ring import chunks
 from voxring.ring.chunks import ChunkedSum, ChunkMember
 from voxring.ring.message import Message, decode, encode
+from voxring.ring.views import describe
 from voxring.session import Account, Heard, Ledger, bodies, chunked, run_party, run_researcher
 from voxring.session import party as parties
 from voxring.session import plan as plans
@@ -87,6 +88,9 @@ def test_answers_are_the_same_to_the_bit_and_each_stream_has_its_own_key(
     network.finish()
     assert network.researcher.answer == truth(names, study)
     assert all(party.heard().withheld == ("rare",) for party in network.parties.values())
+    views = [network.researcher.view, *(party.heard().view for party in network.parties.values())]
+    assert {(view.received, view.in_chunks) for view in views} == {((), ("voxels", "sum", "sdsum"))}
+    assert "saw the chunks of voxels, sum, sdsum, uniform too and not kept; learned" in describe(views[1])
     kinds = {decode(frame, limit=10**6).kind for frame in network.seen}
     assert {"stream", "door"} <= kinds
     assert "share" not in kinds
@@ -426,6 +430,10 @@ def test_the_ledger_has_what_was_given_in_chunks(tmp_path: Path) -> None:
         assert entries[-1]["given"] == ["voxels", "sum", "sdsum"]
         sent = {kind for entry in entries for kind, *_ in entry.get("sent", ())}
         assert "door" in sent
+        chunks = [one[1:4] for entry in entries for one in entry.get("sent", ()) if one[0] == "chunks"]
+        assert [size for _, size, _ in chunks] == [32 + 16 * 7, 32 + 16 * 3, 32 + 24 * 3]
+        assert len({(name, heads) for name, _, heads in chunks}) == 3
+        assert {len(heads) for _, _, heads in chunks} == {64}
     early = Account(Ledger(tmp_path / "a", "a"), run.study)
     door = Message(kind="door", digest=bytes(32), session=bytes(range(16)), sender="a", receiver="b", sum="voxels")
     with pytest.raises(LocalProtocolError, match="admitted"):

@@ -316,7 +316,8 @@ class _Stream:
                     greeted = pipe if self._offered(_HELLO) else greeted
                 elif time.monotonic() > since + _GREETING_SECONDS:
                     self._end.hang_up(pipe)  # so that another one can come
-            self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running?")
+            where = "" if self._end.listens else f", and does it take connections at {self._end.address}"
+            self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running{where}?")
             if not self._end.listens and greeted not in self._end.pipes:
                 time.sleep(0.002)  # nothing comes before the hello is sent
                 continue

@@ -229,11 +229,18 @@ class ChunkMember:
         self._plan, self._me = plan, me
         self._shares = _Shares(plan, values, random)
         self._came = _Came(plan)
+        self._heads = [hashlib.sha256() for _ in plan.agreed.rings]
+        self._bytes = [0 for _ in plan.agreed.rings]
 
     @property
     def done(self) -> bool:
         """Whether every chunk of every ring has passed."""
         return not self._came.left
+
+    @property
+    def passed(self) -> list[tuple[int, str]]:
+        """For each ring the bytes that this member passed on, and the SHA-256 of their heads, which hold the checks."""
+        return [(size, heads.hexdigest()) for size, heads in zip(self._bytes, self._heads, strict=True)]
 
     def receive(self, frame: memoryview) -> tuple[int, int]:
         """Turn a chunk of the predecessor into the one for the successor, in place; return its ring and number.
@@ -245,10 +252,13 @@ class ChunkMember:
         """
         ring, chunk = self._plan.open(frame, self._me)
         (check,) = _CHECK.unpack_from(frame, _HEAD.size)
-        self._came.is_repeat(ring, chunk, check)
+        again = self._came.is_repeat(ring, chunk, check)
         self._shares.add_to(frame[HEAD_BYTES:], ring, chunk)
         self._plan.stamp(frame, ring, self._me, chunk)
         self._came.note(ring, chunk, check)
+        if not again:
+            self._heads[ring].update(frame[:HEAD_BYTES])
+            self._bytes[ring] += len(frame)
         return ring, chunk
 
 

@@ -362,7 +362,12 @@ class _Process:
             passing(plan, part, self.party.name, self.streams, doors, timeout=patience, seal_of=seals) as run,
             self._may_lose(),  # with the streams open: a neighbour that hangs up is taken for lost
         ):
-            run(self._watch)
+            try:
+                run(self._watch)
+            finally:
+                with self.changed:
+                    for ring, (size, heads) in zip(plan.agreed.rings, part.passed, strict=True):
+                        self.account.passed(ring.successor(self.party.name), size, heads)
             with self.changed:
                 self._look()
                 self.party.carried()

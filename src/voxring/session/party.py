@@ -131,6 +131,7 @@ class Party:
         self._handled: dict[tuple[str, str, int, str], tuple[Message, bytes]] = {}
         self.streamed: Streamed[ChunkMember] | None = None
         """The sum that is going round in chunks, if one is."""
+        self._in_chunks: list[str] = []
         self._members: dict[str, Member] = {}
         self._moduli: dict[str, int] = {}
         self._share = b""
@@ -196,6 +197,7 @@ class Party:
             raise LocalProtocolError("a sum in chunks is carried when every chunk has passed")
         self.news.append(f"secure sum: {self.streamed.agreed.name}")
         self._step(f"share {self.streamed.agreed.name}")
+        self._in_chunks.append(self.streamed.agreed.name)
         self.streamed = None
 
     def delivered(self, frame: bytes) -> None:
@@ -241,7 +243,8 @@ class Party:
             learned["n", name] = count
             learned["μ", name] = self._means[name]
         withheld = tuple(name for name in self._study.classes if name not in self._counts)
-        return Heard(self._counts, self._means, withheld, View(self.name, received, learned))
+        view = View(self.name, received, learned, tuple(self._in_chunks))
+        return Heard(self._counts, self._means, withheld, view)
 
     # Frames from outside.
 
@@ -391,7 +394,7 @@ class Party:
     def _start_over(self, session: bytes) -> None:
         self.session, self.state, self._reason = session, "waiting", ""
         self.attempt += 1
-        self._handled, self._members, self._moduli = {}, {}, {}
+        self._handled, self._members, self._moduli, self._in_chunks = {}, {}, {}, []
         self._commitments, self._share, self._counts, self.streamed = {}, b"", {}, None
         self.outbox.clear()
         self.news.clear()

@@ -111,6 +111,7 @@ class Researcher:
         self.streamed: Streamed[ChunkMaster] | None = None
         """The sum that is going round in chunks, if one is."""
         self._total: Sequence[int] | None = None
+        self._in_chunks: list[str] = []
         self._back: set[int] = set()
         self._coins: dict[str, bytes] = {}
         self._commitments: dict[str, bytes] = {}
@@ -156,7 +157,7 @@ class Researcher:
             for name, master in self._masters.items()
             for ring, residues in master.received.items()
         )
-        return View(RESEARCHER, received, dict(self._learned))
+        return View(RESEARCHER, received, dict(self._learned), tuple(self._in_chunks))
 
     # What to ask.
 
@@ -320,6 +321,7 @@ class Researcher:
     def carried(self, total: Sequence[int]) -> None:
         """Take the total of the sum that goes in chunks, after every chunk is back."""
         self._worth_while = False
+        self._in_chunks.append(self.step)
         self._total = total
         self._finish_if_all_carried()
 
