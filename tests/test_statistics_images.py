@@ -8,6 +8,7 @@ from voxring import ClassTotals, LocalTotals, Statistics, Study, local_totals, p
 from voxring.batch import Journal, party_batch
 from voxring.cli import voxring
 from voxring.engine import planes_needed
+from voxring.session.plan import IN_CHUNKS, Plan
 from voxring.simulation import pooled_totals, with_parties
 from voxring.statistics import derived, fault, padded, slots, unpack
 from voxring.study import load_study
@@ -125,7 +126,7 @@ feature = [
 gram = true
 moments = 4
 histogram = { bins = 6, range = [0.0, 1.0] }
-glcm = { levels = 4, range = [0.0, 1.0] }
+glcm = { levels = 96, range = [0.0, 1.0] }
 """
 
 
@@ -144,13 +145,15 @@ def test_a_whole_study_equals_pooled_bit_for_bit(tmp_path, capsys) -> None:
     study.write_text(TOML)
     out = tmp_path / "result.json"
     options = [f"--party={name}={path}" for name, path in manifests.items()]
-    assert load_study(study) == a_study()
+    asking = a_study(statistics=ASKED | {"glcm": {"levels": 96, "range": (0.0, 1.0)}})
+    assert load_study(study) == asking
     arguments = ["simulate", str(study), *options, "--out", str(out), "--pooled", "--quiet"]
     assert voxring(arguments, standalone_mode=False) == 0
     shown = capsys.readouterr().out
     for words in ("equal to pooled, bit for bit: yes", "kurtosis", "correlation"):
         assert words in shown
-    named = with_parties(a_study(), list(manifests))
+    named = with_parties(asking, list(manifests))
+    assert Plan(named).longest > IN_CHUNKS  # goes in chunks
     answer = pooled_totals(named, manifests)
     document = result_document(answer, named)
     assert msgspec.json.decode(out.read_bytes()) == msgspec.json.decode(msgspec.json.encode(document))
