@@ -542,7 +542,7 @@ def test_nobody_ends_before_the_next_has_said_that_it_is_done(monkeypatch: pytes
     monkeypatch.setattr(streams_module, "_GREETING_SECONDS", 30)  # whoever does not hang up is waited for
     plan, start = a_plan(3, 100, chunk=50), time.monotonic()
     sum_up(plan, values_of(plan))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 8  # not the 10 s of a wait in vain
 
 
 def check_fault(fault: str, error: type | tuple) -> None:
