@@ -14,6 +14,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sessions import (
@@ -167,6 +168,16 @@ def test_a_door_that_nobody_asked_for_is_refused() -> None:
     door = Message(kind="door", digest=bytes(32), session=party.session, sender="a", receiver="d", sum="voxels")
     with pytest.raises(RemoteProtocolError, match="expected one that was asked for"):
         party.streamed.take(door)
+    mine = network.researcher.streamed
+    assert not mine.ready
+    for sender, number in ((mine.agreed.rings[0].members[1], 0), (mine.agreed.rings[0].last, 1)):
+        answer = msgspec.structs.replace(door, sender=sender, receiver="researcher", body=bodies.write_door(7))
+        with pytest.raises(RemoteProtocolError, match="expected one that was asked for"):
+            mine.take(msgspec.structs.replace(answer, sum="sdsum"))
+        assert not mine.ready
+        mine.take(answer)
+        assert mine.doors[sender] == {number: 7}
+    assert mine.ready
 
 
 def test_the_distance_of_a_port_is_read_strictly() -> None:

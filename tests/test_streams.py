@@ -14,6 +14,7 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
+from voxring.net import streams as streams_module
 from voxring.net.streams import _HELLO as HELLO
 from voxring.net.streams import _WELCOME as WELCOME
 from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Message, Outgoing, Seal, Streams, dialler
@@ -305,6 +306,35 @@ def test_what_waits_for_a_receiver_that_went_away_goes_to_nobody_else(streams: S
             stranger.dial(streams.addresses[0], block=False)
             with pytest.raises(pynng.Timeout):
                 stranger.recv()
+        broken = outgoing._end
+    assert streams.door(0)() is not broken  # nor to the next stream
+    assert carry(streams, streams.addresses[0], [b"next"], back=True) == [b"next"]
+
+
+def test_a_door_in_which_a_word_may_be_left_is_not_used_again(streams: Streams) -> None:
+    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive_one, incoming)
+        outgoing.send(outgoing.message(4))
+        while incoming._count == 0:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        incoming.stop()  # the sender has not hung up
+        with suppress(PeerError):
+            received.result(5)
+        assert not incoming._end.empty
+
+
+def test_who_hung_up_before_the_door_was_opened_takes_nobodys_place(streams: Streams) -> None:
+    early = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with early:
+        while not early._end.pipes:
+            time.sleep(0.01)
+        assert early._offered(HELLO)
+        time.sleep(0.2)
+    time.sleep(0.1)
+    assert carry(streams, streams.addresses[0], [b"true"]) == [b"true"]
 
 
 @pytest.mark.parametrize("other", [AesGcm(bytes(32)), None])
@@ -509,8 +539,10 @@ def test_nobody_ends_before_the_next_has_said_that_it_is_done(monkeypatch: pytes
         finish(incoming)
 
     monkeypatch.setattr(Incoming, "finish", late)
-    plan = a_plan(3, 100, chunk=50)
+    monkeypatch.setattr(streams_module, "_GREETING_SECONDS", 30)  # whoever does not hang up is waited for
+    plan, start = a_plan(3, 100, chunk=50), time.monotonic()
     sum_up(plan, values_of(plan))
+    assert time.monotonic() - start < 8  # not the 10 s of a wait in vain
 
 
 def check_fault(fault: str, error: type | tuple) -> None:

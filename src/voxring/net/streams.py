@@ -153,17 +153,6 @@ class End:
         if known is not None:
             pynng.lib.nng_pipe_close(known[0].pipe)
 
-    def rest(self) -> None:
-        """Let the next stream have it; who dials meanwhile waits."""
-        for pipe in list(self.pipes):
-            self.hang_up(pipe)
-        self.bound = None
-
-    def wake(self) -> None:
-        """Begin the time in which those who have dialled must say which stream they mean."""
-        for pipe, (handle, _) in list(self.pipes.items()):
-            self.pipes[pipe] = handle, time.monotonic()
-
     def receive(self) -> tuple[Message, int] | None:
         """Return the next message and its connection, or None if there is none for a moment."""
         code = pynng.lib.nng_recvmsg(self._socket.socket, self._message, 0)
@@ -217,7 +206,6 @@ class Streams:
         def opened() -> End:
             if not self._ends[number].empty:
                 self._ends[number] = End(self.addresses[number], listens=True)
-            self._ends[number].wake()
             return self._ends[number]
 
         return opened
@@ -272,7 +260,7 @@ class _Stream:
     def close(self) -> None:
         """Close the stream; no thread may be in it."""
         if self._end.listens and self._end.empty:
-            self._end.rest()
+            self._end.bound = None  # the next stream may have it
         else:
             self._end.close()
 
