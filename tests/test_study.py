@@ -3,12 +3,13 @@
 import hashlib
 import json
 import re
+from fractions import Fraction
 from math import lcm, prod
 
 import pytest
 
 from voxring import Study, StudyError, load_study
-from voxring.study import Party, parse_study
+from voxring.study import Bins, Party, parse_study
 
 CONTRACT = """
 name = "liver lesions, CT"
@@ -170,6 +171,88 @@ def test_a_missing_or_unreadable_study_is_named(tmp_path):
         load_study(tmp_path / "latin.toml")
     with pytest.raises(StudyError, match="cannot be read as a study"):
         load_study(tmp_path)
+
+
+FEATURES = """
+[[feature]]
+kind = "intensity"
+[[feature]]
+kind = "mean"
+window = 7
+[[feature]]
+kind = "std"
+window = [3, 7, 7]
+[[feature]]
+kind = "gradient"
+name = "edge"
+
+[statistics]
+gram = true
+moments = 4
+histogram = { bins = 64, range = [0.0, 1.0] }
+glcm = { levels = 32, range = [0.0, 1.0] }
+
+[privacy]
+"""
+
+
+def test_features_and_statistics_are_read_and_belong_to_the_digest():
+    study = parse_study(CONTRACT.replace("[privacy]", FEATURES))
+    assert [feature.label for feature in study.feature] == ["intensity", "mean-7", "std-3x7x7", "edge"]
+    assert [feature.along(3) for feature in study.feature] == [(1, 1, 1), (7, 7, 7), (3, 7, 7), (1, 1, 1)]
+    assert study.feature[1].along(2) == (1, 7, 7)
+    with pytest.raises(StudyError, match="the window of feature 'std-3x7x7' has 3 numbers, the image has 2 axes"):
+        study.feature[2].along(2)
+    assert study.statistics.glcm.distance == 1
+    assert json.loads(study.canonical())["statistics"]["glcm"]["planar"] is False
+    assert not {"feature", "statistics"} & set(json.loads(parse_study(CONTRACT).canonical()))
+    other = parse_study(CONTRACT.replace("[privacy]", FEATURES.replace("window = 7", "window = 5")))
+    assert len({study.digest, other.digest, parse_study(CONTRACT).digest}) == 3
+
+
+def test_bins_tell_the_integers_apart_at_their_exact_edges():
+    bins = Bins(bins=5, range=(-0.1, 0.2))
+    assert bins.edges[0] == Fraction(-1, 10)
+    assert bins.edges[5] == Fraction(1, 5)
+    starts = bins.starts(16)
+    for x in range(-5, 9):
+        value = Fraction(x, 16)
+        among = [
+            j for j in range(5) if bins.edges[j] <= value < bins.edges[j + 1] or (j == 4 and value == bins.edges[5])
+        ]
+        place = sum(start <= x for start in starts)  # 0: below, 1 … 5, 6: above
+        assert place == (among[0] + 1 if among else 6 * (value > 0))
+    assert Bins(bins=4, range=(0.0, 1.0)).starts(1) == (0, 1, 1, 1, 2)  # bins without an integer, and the right edge
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("window = 7", "", r'feature\.window: kind "mean" needs it, it is missing: write window = 7'),
+        ('kind = "gradient"', 'kind = "gradient"\nwindow = 3', r'feature\.window: kind "gradient" has no window'),
+        ('kind = "mean"', 'kind = "median"', r"feature\[1\]\.kind: invalid enum value 'median'"),
+        ("window = 7", "window = [3]", r"feature\[1\]\.window: expected `array` of length >= 2"),
+        ("window = 7", "window = [2000, 2000, 2000]", r"fewer than 2\^31 voxels"),
+        ("window = 7", "window = [7, 7]", r"no image has as many axes as 'std-3x7x7' and also those of the windows"),
+        ('"edge"', '"mean-7"', "feature: 'mean-7' stands twice: leave one out, or give each a name"),
+        ('"edge"', '"an edge"', r"feature\.name: expected letters, digits, .* got 'an edge'"),
+        ("moments = 4", "moments = 1", r"statistics\.moments: invalid enum value 1"),
+        ("bins = 64", "bins = 0", r"statistics\.histogram\.bins: expected `int` >= 1"),
+        ("range = [0.0, 1.0] }\nglcm", "range = [1, 1] }\nglcm", r"statistics\.histogram\.range: expected rising"),
+        (
+            "levels = 32, range = [0.0, 1.0]",
+            "levels = 32, range = [0, inf]",
+            r"statistics\.glcm\.range: expected finite",
+        ),
+        ("levels = 32", "levels = 1", r"statistics\.glcm\.levels: expected `int` >= 2"),
+        ("levels = 32", "levels = 32, distance = 0", r"statistics\.glcm\.distance: expected `int` >= 1"),
+        (FEATURES[: FEATURES.index("[statistics]")], "", r"statistics\.gram: the study has no feature"),
+    ],
+)
+def test_a_bad_feature_or_statistic_gets_one_clear_error(old, new, message):
+    assert old in FEATURES
+    with pytest.raises(StudyError, match=message):
+        parse_study(CONTRACT.replace("[privacy]", FEATURES.replace(old, new, 1)))
 
 
 def test_parties_can_be_given_later():

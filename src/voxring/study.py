@@ -19,8 +19,19 @@ import msgspec
 from voxring.errors import StudyError
 
 Border = Literal["reflect", "mirror", "nearest", "constant", "clip"]
+Kind = Literal["intensity", "mean", "variance", "std", "gradient", "skewness", "contrast"]
 Axis = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+Size = Axis | Annotated[tuple[Axis, ...], msgspec.Meta(min_length=2, max_length=3)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _along(size: Size, ndim: int, key: str) -> tuple[int, int, int]:
+    sizes = (size,) * ndim if isinstance(size, int) else size
+    if ndim == 2 and len(sizes) == 3 and sizes[0] == 1:
+        sizes = sizes[1:]
+    if len(sizes) != ndim:
+        raise StudyError(f"study: {key} has {len(sizes)} numbers, the image has {ndim} axes: give one number per axis")
+    return (1, *sizes)[-3:]  # type: ignore[return-value]  # 1 + 2 or 1 + 3 numbers, the last 3
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,7 +41,7 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     out. ``fill`` is what lies outside under ``constant``, in standardised units.
     """
 
-    size: Axis | Annotated[tuple[Axis, ...], msgspec.Meta(min_length=2, max_length=3)] = 7
+    size: Size = 7
     border: Border = "reflect"
     fill: float = 0.0
 
@@ -42,14 +53,7 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         StudyError
             The size names axes that the image does not have.
         """
-        sizes = (self.size,) * ndim if isinstance(self.size, int) else self.size
-        if ndim == 2 and len(sizes) == 3 and sizes[0] == 1:
-            sizes = sizes[1:]
-        if len(sizes) != ndim:
-            raise StudyError(
-                f"study: window.size has {len(sizes)} numbers, the image has {ndim} axes: give one number per axis"
-            )
-        return (1, *sizes)[-3:]  # type: ignore[return-value]  # 1 + 2 or 1 + 3 numbers, the last 3
+        return _along(self.size, ndim, "window.size")
 
     @property
     def denominator(self) -> int:
@@ -108,6 +112,89 @@ class Researcher(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     key: str = ""
 
 
+class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One map that is computed from the image, in the order of the file; `voxring.features` defines the kinds.
+
+    ``window`` is its size, as ``window.size``, for the kinds that have one; the border is that of the study's window.
+    """
+
+    kind: Kind
+    window: Size | None = None
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, or kind and window, such as ``mean-7`` or ``mean-3x7x7``."""
+        if self.name or self.window is None:
+            return self.name or self.kind
+        sizes = (self.window,) if isinstance(self.window, int) else self.window
+        return f"{self.kind}-{'x'.join(map(str, sizes))}"
+
+    def along(self, ndim: int) -> tuple[int, int, int]:
+        """Return the window's size along (planes, rows, columns) of an image with ndim axes; ones without a window.
+
+        Raises
+        ------
+        StudyError
+            The size names axes that the image does not have.
+        """
+        return (1, 1, 1) if self.window is None else _along(self.window, ndim, f"the window of feature {self.label!r}")
+
+
+class Bins(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Public bins of equal width over a range of standardised values."""
+
+    bins: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+    range: tuple[float, float]
+
+    @property
+    def edges(self) -> tuple[Fraction, ...]:
+        """The bins + 1 edges. Bin j holds edges[j] <= value < edges[j + 1], the last one its right edge too."""
+        low, high = (Fraction(repr(end)) for end in self.range)
+        return tuple(low + (high - low) * j / self.bins for j in range(self.bins + 1))
+
+    def starts(self, unit: int) -> tuple[int, ...]:
+        """The least standardised integer x of each bin, and of what lies above all: bins + 1 numbers that never fall.
+
+        Examples
+        --------
+        >>> Bins(bins=2, range=(0.0, 0.5)).starts(10)
+        (0, 3, 6)
+        """
+        *lower, last = (edge * unit for edge in self.edges)
+        return (*(-(-edge.numerator // edge.denominator) for edge in lower), last.numerator // last.denominator + 1)
+
+
+class Cooccurrence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A grey-level co-occurrence matrix: levels are public bins; values beyond the range go to the first or last level.
+
+    Pairs lie ``distance`` voxels apart along each of the 13 directions of a volume (4 of an image with 2 axes, or
+    within the planes of a volume when ``planar``), as the Chebyshev distance of IBSI.
+    """
+
+    levels: Annotated[int, msgspec.Meta(ge=2, le=256)]
+    range: tuple[float, float]
+    distance: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    planar: bool = False
+
+    @property
+    def bins(self) -> Bins:
+        """The levels as bins."""
+        return Bins(bins=self.levels, range=self.range)
+
+
+class Additive(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Further statistics of each class that are sums over voxels, and so go round the ring as one vector.
+
+    ``gram``: Σf and Σf fᵀ of the features; ``moments``: power sums of the intensity up to this order, or 0.
+    """
+
+    gram: bool = False
+    moments: Literal[0, 2, 3, 4] = 0
+    histogram: Bins | None = None
+    glcm: Cooccurrence | None = None
+
+
 _INTENSITY = {"none": 2**32, "rescale": 2, "zscore": 2**10, "percentile": 2, "nyul": 2**10}
 
 
@@ -130,6 +217,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     party: tuple[Party, ...] = ()
     researcher: Researcher = Researcher()
     relay: str = ""
+    feature: tuple[Feature, ...] = ()
+    statistics: Additive = Additive()
 
     @classmethod
     def of(cls, **tables: object) -> Study:
@@ -190,6 +279,10 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             del tables["researcher"]
         if not self.relay:
             del tables["relay"]
+        if not self.feature:
+            del tables["feature"]
+        if self.statistics == Additive():
+            del tables["statistics"]
         return msgspec.json.encode(tables, order="sorted")
 
     def with_parties(self, parties: Sequence[Party]) -> Study:
@@ -273,6 +366,8 @@ def _faults(study: Study) -> Iterator[tuple[str, str]]:
     yield from _standardise_faults(study.standardise)
     if study.intensity_bound >= 2**62:
         yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
+    yield from _feature_faults(study)
+    yield from _statistics_faults(study)
     yield from _party_faults(study)
     yield from _key_faults(study)
     if study.relay and not _address_ok(study.relay):
@@ -303,6 +398,55 @@ def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
         yield "standardise.percentiles", f"expected two, the ones mapped to 0 and 1, got {count}"
     if method == "nyul" and (count < 2 or count != len(standardise.landmarks or ())):
         yield "standardise.landmarks", "expected at least two, one for each percentile"
+
+
+def _feature_faults(study: Study) -> Iterator[tuple[str, str]]:
+    labels = [feature.label for feature in study.feature]
+    axes = _fitting(study.window.size)
+    for feature in study.feature:
+        if feature.window is None and feature.kind not in _WITHOUT_WINDOW:
+            yield "feature.window", f'kind "{feature.kind}" needs it, it is missing: write window = 7'
+        if feature.window is not None and feature.kind in _WITHOUT_WINDOW:
+            yield "feature.window", f'kind "{feature.kind}" has no window: leave it out'
+        if feature.name and not _NAME.fullmatch(feature.name):
+            yield "feature.name", f"expected letters, digits, '.', '_' and '-', at most 64, got {feature.name!r}"
+        if labels.count(feature.label) > 1:
+            yield "feature", f"{feature.label!r} stands twice: leave one out, or give each a name of its own"
+        if feature.window is None:
+            continue
+        sizes = feature.window if isinstance(feature.window, tuple) else (feature.window,) * 3
+        if prod(sizes) >= 2**31:
+            yield "feature.window", "a window must hold fewer than 2^31 voxels: make it smaller"
+        axes &= _fitting(feature.window)
+        if not axes:
+            yield (
+                "feature.window",
+                f"no image has as many axes as {feature.label!r} and also those of the windows before it: "
+                "give all windows one number, or one per axis of the images",
+            )
+
+
+_WITHOUT_WINDOW = ("intensity", "gradient")
+
+
+def _fitting(size: Size) -> set[int]:
+    """How many axes an image may have for a window of this size."""
+    if isinstance(size, int):
+        return {2, 3}
+    return {2, 3} if len(size) == 3 and size[0] == 1 else {len(size)}
+
+
+def _statistics_faults(study: Study) -> Iterator[tuple[str, str]]:
+    asked = study.statistics
+    if asked.gram and not study.feature:
+        yield "statistics.gram", "the study has no feature: write [[feature]] tables, or leave gram out"
+    for key, table in (("histogram", asked.histogram), ("glcm", asked.glcm)):
+        if table is None:
+            continue
+        if not all(isfinite(end) for end in table.range):
+            yield f"statistics.{key}.range", "expected finite numbers"
+        elif table.range[0] >= table.range[1]:
+            yield f"statistics.{key}.range", f"expected rising numbers, got {list(table.range)}"
 
 
 def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
