@@ -9,7 +9,9 @@ import click
 
 # name: (module, attribute, one line of help); the line stands here so that help imports nothing.
 _COMMANDS = {
+    "classify": ("classify", "classify", "Give every voxel of new images a class, with a trained model."),
     "demo": ("demo", "demo", "Three hospitals on this machine compute the statistics of a real CT."),
+    "evaluate": ("evaluate", "evaluate", "Count how a model's classes meet a ground truth: Dice, ROC, calibration."),
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "ledger": ("ledger", "ledger", "Look at what a party approved, took part in and sent; check that it is whole."),
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),

@@ -65,9 +65,8 @@ def map_writer(
     Raises
     ------
     ImageError
-        There is a file and ``force`` is not set, the disk is full or may not be written to, or planes do not fit.
-    ImportError
-        A DICOM SEG is asked for and highdicom is not installed.
+        There is a file and ``force`` is not set, the disk is full or may not be written to, or planes do not fit; or
+        the map is a DICOM SEG, and highdicom is not installed or the series lacks what a SEG repeats.
 
     Examples
     --------
