@@ -168,7 +168,9 @@ def evaluate_image(
     threads: int | None = None,
     bins: int = BINS,
 ) -> Counts:
-    """Classify an image and count how it meets its ground truth.
+    """Classify an image and count how it meets its ground truth, for all classes of the model's study.
+
+    A class that the model was not trained on, since it was withheld, is never given: its voxels count as missed.
 
     Parameters
     ----------
@@ -177,7 +179,7 @@ def evaluate_image(
     model : Model
         A classifier.
     classes : mapping of class name to label value or segment name, optional
-        How this ground truth marks the model's classes, when not as the model's study does.
+        How this ground truth marks the classes of the model's study, when not as that study does.
     threads : int, optional
         Threads of this call.
     bins : int
@@ -188,7 +190,7 @@ def evaluate_image(
     ImageError
         As for `slabs`; the two lie on different grids; or classes overlap.
     StudyError
-        ``classes`` lacks a class of the model.
+        ``classes`` lacks a class of the model's study.
     ModelError
         The classifier has no probabilities.
     """
@@ -200,13 +202,16 @@ def evaluate_image(
             f"{Path(ground_truth).name} does not lie on the grid of {Path(path).name}: {difference}: "
             "resample the ground truth onto the image"
         )
-    indices = _indices(truth, model.classes, model.study.classes if classes is None else classes)
+    names = tuple(model.study.classes)
+    indices = _indices(truth, names, model.study.classes if classes is None else classes)
     of_value = np.zeros(max(model.values) + 1, np.intp)
-    of_value[list(model.values)] = range(1, len(model.values) + 1)
-    counts = Counts.none(model.classes, bins)
+    of_value[list(model.values)] = [names.index(name) + 1 for name in model.classes]
+    counts = Counts.none(names, bins)
     for slab in slabs(image, model, probabilities=True, threads=threads):
         here = indices[slab.first : slab.stop] if indices.ndim == 3 else indices
-        counts += Counts.of(model.classes, here, of_value[slab.labels], slab.probabilities, bins)
+        never = np.zeros(here.shape, np.float32)
+        chances = dict(zip(model.classes, slab.probabilities, strict=True))
+        counts += Counts.of(names, here, of_value[slab.labels], [chances.get(name, never) for name in names], bins)
     return counts
 
 
@@ -215,10 +220,10 @@ def _indices(truth: GroundTruth, names: Sequence[str], classes: Mapping[str, int
     indices = np.zeros(truth.grid.shape, np.uint8 if len(names) < 256 else np.uint16)
     for index, name in enumerate(names, 1):
         if name not in classes:
-            raise StudyError(f"the study has no class {name!r}, the model has: name it in the study's classes")
+            raise StudyError(f"the study has no class {name!r}, the model's has: name it in the study's classes")
         layer, label = truth.find(classes[name])
         mask = truth.layers[layer] == label
-        if len(truth.layers) > 1 and indices[mask].any():
+        if indices[mask].any():
             raise ImageError(
                 f"{Path(truth.source).name}: class {name!r} overlaps another, and a voxel is given one class: "
                 "evaluate with a ground truth without overlaps"

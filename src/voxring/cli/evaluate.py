@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--study",
     type=click.Path(path_type=Path),
-    help="A study file whose classes say how this ground truth marks the model's, when not as its own study does.",
+    help="A study file whose classes say how this ground truth marks those of the model's study, when otherwise.",
 )
 @click.option(
     "--everywhere", is_flag=True, help="Count the voxels without a class, too; else those of the model's classes alone."
@@ -54,7 +54,7 @@ def evaluate(
     read, rows = Model.load(model), read_manifest(manifest)
     classes = None if study is None else load_study(study).classes
     check_writable(out)
-    counts = Counts.none(read.classes)
+    counts = Counts.none(tuple(read.study.classes))
     with Progress(quiet=quiet) as progress:
         for number, row in enumerate(rows, 1):
             progress("evaluate", f"image {number} of {len(rows)}")
