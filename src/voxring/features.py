@@ -1,0 +1,161 @@
+"""Feature maps of an image: exact integers, the same on every device, for any slab of it.
+
+``[[feature]]`` of a study asks for maps of the standardised integers x, which stand for x / unit. W is the window at a
+voxel, |W| its number of places, and sums go over them; the border of the study says what is read outside. Each value is
+rounded once, half to even, to an integer that stands for value / unit:
+
+==========  ==========================================================================================
+intensity   x
+mean        Σx / |W|
+variance    V / (|W|² unit), V = |W| Σx² − (Σx)²
+std         √V / |W|
+skewness    unit · T / V^(3/2), T = |W|² Σx³ − 3 |W| Σx Σx² + 2 (Σx)³; 0 where V = 0
+contrast    unit · √(V / (|W| Σx²)); 0 where V = 0
+gradient    √(Σ d²) / 2, d over the axes the difference of the two neighbours
+==========  ==========================================================================================
+
+Variance, std and skewness are those of the window's values, divided by |W|. The contrast is the deviation over the
+root mean square: σ / √(σ² + μ²), between 0 and 1, whatever the range of the image. Under ``clip`` a voxel at the edge
+has one neighbour, and d is twice the difference to it: the gradient of `numpy.gradient`.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxring.errors import ImageError
+from voxring.standardise import check_shapes, standardised, volume
+from voxring.study import Study
+
+Array = npt.NDArray[Any]
+
+
+def feature_maps(
+    image: Array,
+    study: Study,
+    *,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
+    threads: int | None = None,
+    planes: tuple[int, int] | None = None,
+) -> list[npt.NDArray[np.int64]]:
+    """Compute the maps that ``study.feature`` asks for.
+
+    Parameters
+    ----------
+    image : (rows, cols) or (planes, rows, cols) array
+        Stored intensities: integers of 8, 16 or 32 bits, or floats.
+    study : Study
+        Features, border, standardisation and bounds.
+    slope, intercept : float or Fraction
+        The intensity that a stored v stands for is slope·v + intercept.
+    threads : int, optional
+        Threads of this call. The maps do not depend on it.
+    planes : (int, int), optional
+        First plane and stop: only these planes of a volume are computed, as they are in the whole. Who goes through a
+        volume slab by slab keeps a `FeatureStack`.
+
+    Returns
+    -------
+    list of int64 arrays
+        One per feature, in units of 1 / study.unit.
+
+    Raises
+    ------
+    ImageError
+        A voxel is not finite, a value leaves the range that the study declares, or a feature could be wider than is
+        exact.
+    StudyError
+        A window names axes that the image lacks.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="example",
+    ...     classes={"lesion": 1},
+    ...     feature=[{"kind": "mean", "window": [1, 3]}, {"kind": "gradient"}],
+    ...     standardise={"fraction_bits": 0},
+    ... )
+    >>> mean, gradient = feature_maps(np.array([[1, 2, 9, 4]], np.int16), study)
+    >>> mean, gradient
+    (array([[1, 4, 5, 6]]), array([[0, 4, 1, 2]]))
+    """
+    return FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads).maps(planes)
+
+
+class FeatureStack:
+    """An image that is standardised once, and whose feature maps are computed slab by slab.
+
+    Parameters and errors are those of `feature_maps`.
+    """
+
+    def __init__(
+        self,
+        image: Array,
+        study: Study,
+        *,
+        slope: float | Fraction = 1.0,
+        intercept: float | Fraction = 0.0,
+        threads: int | None = None,
+    ) -> None:
+        check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
+        self._study, self._shape = study, image.shape
+        self._windows = [feature.along(image.ndim) for feature in study.feature]
+        voxels, (a, b) = standardised(image, Fraction(slope), Fraction(intercept), study)
+        fill = study.fill
+        if study.window.border == "constant" and (a, b) != (1, 0):  # the fill is a standardised integer
+            fill, rest = divmod(fill - b, a)
+            if rest or abs(fill) >= 1 << 31:
+                voxels, a, b, fill = voxels.astype(np.int64) * a + b, 1, 0, study.fill
+        from voxring.kernels.checks import magnitude_in, magnitude_of
+        from voxring.kernels.cpu.threads import thread_count  # numba takes a second to import
+
+        outside = abs(fill) if study.window.border == "constant" else 0
+        narrow = voxels.dtype.itemsize == 1 or voxels.dtype == np.int16
+        self._magnitude = max(magnitude_of(voxels.dtype), outside) if narrow else magnitude_in(voxels, outside)
+        # Kernels for two types: compiling them takes longer than narrowing or widening images of the others.
+        self._voxels = volume(voxels.astype("int16" if self._magnitude <= 1 << 15 else "int64", copy=False))
+        self._a, self._b = a, b
+        self._fill = fill if study.window.border == "constant" else 0
+        self._workers = thread_count(threads, image.size)
+
+    def maps(self, planes: tuple[int, int] | None = None) -> list[npt.NDArray[np.int64]]:
+        """Compute the maps of some planes, or of all."""
+        from voxring.kernels.cpu import features as kernels
+
+        count = len(self._voxels)
+        first, stop = planes if planes is not None else (0, count)
+        if not 0 <= first < stop <= count:
+            raise ImageError(f"planes: expected a first plane and a stop within the {count} of the image, got {planes}")
+        features, border = self._study.feature, self._study.window.border
+        common: dict[str, Any] = {
+            "a": self._a,
+            "fill": self._fill,
+            "magnitude": self._magnitude,
+            "planes": (first, stop),
+            "workers": self._workers,
+        }
+        made: dict[tuple[str, tuple[int, int, int]], Array] = {}
+        try:
+            for window in dict.fromkeys(self._windows):
+                alike = [f.kind for f, own in zip(features, self._windows, strict=True) if own == window]
+                kinds = tuple(kind for kind in kernels.WINDOWED if kind in alike)
+                if kinds:
+                    some = kernels.window_features(
+                        self._voxels, window, border, kinds, b=self._b, unit=self._study.unit, **common
+                    )
+                    made |= {(kind, window): array for kind, array in some.items()}
+            for kind in {feature.kind for feature in features} & {"gradient", "intensity"}:
+                made[kind, (1, 1, 1)] = (
+                    kernels.gradient_map(self._voxels, border, **common)
+                    if kind == "gradient"
+                    else kernels.scaled(self._voxels[first:stop], self._a, self._b)
+                )
+        except OverflowError as error:
+            raise ImageError(f"{error}: use a smaller window, fewer fraction_bits or another standardisation") from None
+        shape = (stop - first, *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        return [made[f.kind, window].reshape(shape) for f, window in zip(features, self._windows, strict=True)]
