@@ -34,8 +34,8 @@ class _FromSums(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
     classes_ : (K,) array
         The labels that are predicted.
     n_features_in_ : int
-    feature_names_in_ : array of str
-        Of `from_statistics`, or where ``fit`` was given a data frame.
+    feature_names_ : tuple of str
+        Those of the sums. scikit-learn's ``feature_names_in_`` is there where ``fit`` was given a data frame.
     discriminant_ : Discriminant
         The rounded numbers.
     """
@@ -75,12 +75,12 @@ class _FromSums(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         """
         fitted = cls(**settings)
         fitted.n_features_in_ = len(moments.features)
-        fitted.feature_names_in_ = np.array(moments.features, dtype=object)
         fitted._made(moments, np.array(moments.labels))
         return fitted
 
     def _made(self, moments: Moments, classes: Array) -> None:
         self.classes_ = classes
+        self.feature_names_ = moments.features
         self.discriminant_ = self._discriminant(moments)
 
     def _discriminant(self, moments: Moments) -> Discriminant:
