@@ -31,6 +31,7 @@ from voxring.ring.residues import Integers, Limbs, Residues, residues_mod
 from voxring.ring.sheet import Section, moduli, sheet
 from voxring.ring.views import Received, View, describe, simulate_master, simulate_member
 from voxring.session.plan import Plan
+from voxring.statistics import layout
 from voxring.study import Study
 
 VECTORS = Path(__file__).parent / "vectors" / "ring.json"
@@ -633,12 +634,51 @@ def section(study: Study, title: str) -> Section:
 
 
 def test_the_sheet_has_a_row_for_every_kind_of_message_and_every_sum() -> None:
-    rows = [row[0] for row in section(a_study(), "Every message").rows]
+    asking = Study.of(**msgspec.to_builtins(a_study()) | {"statistics": {"moments": 2}})
+    rows = [row[0] for row in section(asking, "Every message").rows]
     kinds = {kind for kind in get_args(Kind) if kind != "share"} | {f"share of {name}" for name in get_args(SumName)}
     assert set(rows) == kinds
     assert len(rows) == len(kinds)
     assert set(MESSAGES) == set(get_args(Kind))
-    assert set(SUMS) == set(get_args(SumName)) == set(moduli(a_study()))
+    assert set(SUMS) == set(get_args(SumName)) == set(moduli(asking))
+    assert set(moduli(a_study())) == set(SUMS) - {"statistics"}
+    assert "share of statistics" not in [row[0] for row in section(a_study(), "Every message").rows]
+
+
+def test_the_sheet_lists_additive_statistics_with_what_they_reveal() -> None:
+    assert "Additive statistics" not in [one.title for one in sheet(a_study()).sections]
+    tables = {
+        "feature": [{"kind": "intensity"}, {"kind": "mean", "window": 3}],
+        "statistics": {
+            "gram": True,
+            "moments": 3,
+            "histogram": {"bins": 8, "range": (0.0, 1.0)},
+            "glcm": {"levels": 4, "range": (0.0, 1.0)},
+        },
+    }
+    privacy = {"min_voxels": 50, "min_patients": 5}
+    study = Study.of(**msgspec.to_builtins(a_study(**privacy)) | tables)
+    found = section(study, "Additive")
+    assert [(row[0], row[1]) for row in found.rows] == [(block.name, str(block.size)) for block in layout(study)]
+    assert "also learns 34 numbers" in found.sentences[0]
+    assert not any("aise privacy" in sentence for sentence in found.sentences)
+    for changed, warning in (
+        ({"min_voxels": 3}, "A class of 3 voxels may be released and its powers tell the intensity of each"),
+        ({"min_voxels": 33}, "A class of 33 voxels may be released with 34 numbers"),
+        ({"min_patients": 1}, "All of them may come from one patient"),
+    ):
+        less = Study.of(**msgspec.to_builtins(a_study(**privacy | changed)) | tables)
+        (sentence,) = (one for one in section(less, "Additive").sentences if "raise privacy" in one)
+        assert sentence.startswith(warning)
+    assert "sdsum and additive statistics of the one party left" in section(study, "colluders").rows[-1][2]
+    assert "each of the four sums" in " ".join(section(study, "Every message").sentences)
+    assert "each of the three sums" in " ".join(section(a_study(), "Every message").sentences)
+    (said,) = (one for one in disclosure(study) if "also learns" in one)
+    for words in ("sum of each feature (2 numbers)", "two features (3 numbers)", "histogram of the intensities (10 "):
+        assert words in said
+    plan = Plan(study, DIGEST)
+    agreed = plan.statistics(SESSION, ["liver"])
+    assert moduli(study)["statistics"] == (agreed.bound, agreed.residues.modulus)
 
 
 @pytest.mark.parametrize(("k", "collusion"), [(3, 1), (3, 2), (5, 1), (5, 3), (5, 4), (6, 2), (6, 5)])

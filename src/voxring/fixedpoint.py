@@ -2,7 +2,7 @@
 
 A standardised voxel is an integer x that stands for x / 2^p. Every method maps the stored integer v by x = a·v + b,
 piece by piece, with integer a and b, so the kernels may sum v and apply a and b to the sums. Rounding, half to even,
-happens where a and b are made. Float stops here.
+happens where a and b are made. Float stops here, and starts again at `square_root`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from fractions import Fraction
 from itertools import pairwise
 from math import isqrt
@@ -182,3 +183,10 @@ def modulus(parties: int, bound: int) -> int:
     """
     bits = (2 * parties * bound).bit_length() + 64
     return 1 << (-(-bits // 64) * 64)
+
+
+def square_root(value: Fraction) -> float:
+    """Square root of an exact fraction, correct to 50 digits before the one rounding to float."""
+    context = Context(prec=60)
+    quotient = context.divide(Decimal(value.numerator), Decimal(value.denominator))
+    return float(context.sqrt(quotient))

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Context, Decimal
 from fractions import Fraction
 
 from voxring.errors import BoundError
+from voxring.fixedpoint import square_root
+from voxring.statistics import derived, fault, layout, padded
 from voxring.study import Study
 
 
 @dataclass(frozen=True, slots=True)
 class ClassTotals:
-    """Integers of one class: voxel count n, Σ of local means over ``study.denominator``, Σx, Σx², patients seen."""
+    """Integers of one class: voxel count n, Σ of local means over ``study.denominator``, Σx, Σx², patients seen.
+
+    ``statistics`` are the additive statistics that the study asks for, in the order of `voxring.statistics.layout`, or
+    none where no voxel was seen.
+    """
 
     voxels: int = 0
     sum: int = 0
     total: int = 0
     squares: int = 0
     patients: int = 0
+    statistics: tuple[int, ...] = ()
 
     def __add__(self, other: ClassTotals) -> ClassTotals:
         return ClassTotals(
@@ -33,6 +39,7 @@ class ClassTotals:
             self.total + other.total,
             self.squares + other.squares,
             self.patients + other.patients,
+            _added(self.statistics, other.statistics),
         )
 
     def sdsum(self, mean: Fraction, unit: int) -> int:
@@ -43,6 +50,12 @@ class ClassTotals:
             - 2 * self.total * numerator * denominator
             + self.voxels * numerator * numerator
         )
+
+
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    if not (one and other):
+        return one or other
+    return tuple(mine + theirs for mine, theirs in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +82,15 @@ class LocalTotals:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The exact answer for one class: n, sum, μ = sum / n, sdsum, σ² = sdsum / (n − 1)."""
+    """The exact answer for one class: n, sum, μ = sum / n, sdsum, σ² = sdsum / (n − 1); and what else was asked for.
+
+    ``additive`` are the integers of `voxring.statistics.layout`.
+    """
 
     voxels: int
     sum: Fraction
     sdsum: Fraction
+    additive: tuple[int, ...] = ()
 
     @property
     def mean(self) -> Fraction:
@@ -89,13 +106,6 @@ class Statistics:
     def std(self) -> float:
         """σ (line 27): the one number that is rounded, to the nearest float."""
         return square_root(self.variance)
-
-
-def square_root(value: Fraction) -> float:
-    """Square root of an exact fraction, correct to 50 digits before the one rounding to float."""
-    context = Context(prec=60)
-    quotient = context.divide(Decimal(value.numerator), Decimal(value.denominator))
-    return float(context.sqrt(quotient))
 
 
 def mean_of(voxels: int, total: int, study: Study) -> Fraction:
@@ -124,7 +134,8 @@ def pooled(totals: LocalTotals, study: Study) -> dict[str, Statistics | str]:
             continue
         mean = mean_of(mine.voxels, mine.sum, study)
         sdsum = Fraction(mine.sdsum(mean, study.unit), (mean.denominator * study.unit) ** 2)
-        answer[name] = Statistics(mine.voxels, Fraction(mine.sum, study.denominator), sdsum)
+        additive = padded(mine.statistics, mine.voxels, study)
+        answer[name] = Statistics(mine.voxels, Fraction(mine.sum, study.denominator), sdsum, additive)
     return answer
 
 
@@ -137,7 +148,7 @@ def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dic
     def entry(one: Statistics | str) -> dict[str, object]:
         if isinstance(one, str):
             return {"withheld": one}
-        return {
+        found: dict[str, object] = {
             "voxels": one.voxels,
             "sum": pair(one.sum),
             "mean": pair(one.mean),
@@ -146,11 +157,15 @@ def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dic
             "mean_float": float(one.mean),
             "std_float": one.std,
         }
+        return found | {"statistics": derived(one.additive, one.voxels, study)} if asked else found
 
+    asked = bool(layout(study))
+    features = {"features": [feature.label for feature in study.feature]} if study.feature else {}
     return {
         "study": study.name,
         "digest": study.digest,
         "parties": len(study.party),
+        **features,
         "classes": {name: entry(one) for name, one in answer.items()},
     }
 
@@ -189,3 +204,6 @@ def check_bounds(totals: LocalTotals, study: Study) -> None:
             raise BoundError(
                 f"class {name!r}: a sum leaves what voxels_per_party and intensity in bounds allow; nothing was sent"
             )
+        block = fault(padded(mine.statistics, mine.voxels, study), mine.voxels, study)
+        if block is not None:
+            raise BoundError(f"class {name!r}: {block} is none that its voxels here can have; nothing was sent")

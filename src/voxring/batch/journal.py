@@ -42,20 +42,23 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Line(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A row that is done: of each class the voxels, sum, total and squares, in decimal."""
+    """A row that is done: of each class the voxels, sum, total and squares, and its additive statistics, in decimal."""
 
     image: tuple[Recorded, ...]
     ground_truth: tuple[Recorded, ...]
     totals: dict[str, tuple[str, str, str, str]]
+    statistics: dict[str, tuple[str, ...]] = {}
 
 
 def totals_digest(study: Study) -> str:
-    """SHA-256 of what totals depend on: classes, window, standardisation, the bound on intensities, and this version.
+    """SHA-256 of what totals depend on: classes, window, standardisation, the bound on intensities, features, additive
+    statistics, and this version.
 
     Parties, keys and what is released may change without an image being read again.
     """
-    tables = msgspec.to_builtins(study)
-    kept = {name: tables[name] for name in ("classes", "window", "standardise")}
+    tables = msgspec.json.decode(study.canonical())  # without what the study does not use
+    depends_on = ("classes", "window", "standardise", "feature", "statistics")
+    kept = {name: tables[name] for name in depends_on if name in tables}
     return hashlib.sha256(
         msgspec.json.encode({**kept, "intensity": study.intensity_bound, "version": VERSION}, order="sorted")
     ).hexdigest()
@@ -137,7 +140,10 @@ class Journal:
             name: (str(of.voxels), str(of.sum), str(of.total), str(of.squares))
             for name, of in answer.totals.classes.items()
         }
-        line = _Line(answer.image, answer.ground_truth, totals)
+        statistics = {
+            name: tuple(map(str, of.statistics)) for name, of in answer.totals.classes.items() if of.statistics
+        }
+        line = _Line(answer.image, answer.ground_truth, totals, statistics)
         self._note(line)
         try:
             _append(self._file, msgspec.json.encode(line))
@@ -204,5 +210,6 @@ def _totals(line: _Line) -> LocalTotals:
     classes = {}
     for name, texts in line.totals.items():
         voxels, total, intensities, squares = map(int, texts)
-        classes[name] = ClassTotals(voxels, total, intensities, squares, int(voxels > 0))
+        statistics = tuple(map(int, line.statistics.get(name, ())))
+        classes[name] = ClassTotals(voxels, total, intensities, squares, int(voxels > 0), statistics)
     return LocalTotals(classes)

@@ -11,7 +11,8 @@ import msgspec
 from voxring.cli.report import check_writable, write_whole
 from voxring.cli.sheet import FORMATS
 from voxring.ring.disclosure import disclosure
-from voxring.ring.sheet import moduli, sheet
+from voxring.ring.sheet import additive_warnings, moduli, sheet
+from voxring.statistics import layout
 from voxring.study import Study, load_study
 
 
@@ -28,6 +29,7 @@ def check(file: Path, as_json: bool) -> None:
     checked = load_study(file)
     sizes = {name: modulus.bit_length() - 1 for name, (_, modulus) in moduli(checked).items()}
     warnings = list(_warnings(checked))
+    blocks = {block.name: block.size for block in layout(checked)}
     if as_json:
         click.echo(
             msgspec.json.encode(
@@ -37,6 +39,8 @@ def check(file: Path, as_json: bool) -> None:
                     "parties": checked.parties,
                     "denominator": str(checked.denominator),
                     "modulus_bits": sizes,
+                    "features": [feature.label for feature in checked.feature],
+                    "statistics": blocks,
                     "warnings": warnings,
                     "disclosure": disclosure(checked),
                 }
@@ -51,6 +55,12 @@ def check(file: Path, as_json: bool) -> None:
     click.echo(f"classes  {', '.join(f'{name} = {label}' for name, label in checked.classes.items())}")
     click.echo(f"sums     integers over {checked.denominator}")
     click.echo(f"moduli   {', '.join(f'{name} {bits} bits' for name, bits in sizes.items())}")
+    if checked.feature:
+        click.echo(f"features {', '.join(feature.label for feature in checked.feature)}")
+    if blocks:
+        size = -(-sum(blocks.values()) * sizes["statistics"] // 8 // 1000)
+        listed = ", ".join(f"{name} {count}" for name, count in blocks.items())
+        click.echo(f"vector   {sum(blocks.values())} numbers of each class, {size} kB: {listed}")
     for warning in warnings:
         click.echo(f"warning  {warning}")
     click.echo("\nWho learns what")
@@ -95,4 +105,5 @@ def _warnings(checked: Study) -> list[str]:
         found.append(
             "privacy: min_voxels and min_patients are at their least: a class that one patient alone has is released"
         )
+    found += [f"statistics: {warning}" for warning in additive_warnings(checked)]
     return found

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.order import RESEARCHER, Ring, connectivity, rings_of
+from voxring.statistics import layout
 from voxring.study import Study
 
 
@@ -86,6 +87,7 @@ def disclosure(study: Study) -> list[str]:
         "The researcher learns, for each released class, the voxel count n, how many patients have it, sum and sdsum "
         "over all parties together; for a withheld class only n and the patient count, which the decision needs.",
         "Each party learns n and the mean μ of each released class, and which classes are withheld.",
+        *_additive_sentences(study),
         "Every ring message is uniform in [0, N) whatever the images hold: by itself it tells its receiver nothing.",
     ]
     sentences += _ring_sentences(study) if study.party else ["The study names no parties yet: no ring can be checked."]
@@ -113,6 +115,23 @@ def disclosure(study: Study) -> list[str]:
         )
     sentences.append("All of this holds as long as every process follows the protocol (semi-honest model).")
     return sentences
+
+
+def _additive_sentences(study: Study) -> list[str]:
+    blocks = layout(study)
+    if not blocks:
+        return []
+    listed = ", ".join(f"{_WORDS[block.name]} ({_count(block.size, 'number')})" for block in blocks)
+    return [f"The researcher also learns, of each released class over all parties together: {listed}."]
+
+
+_WORDS = {
+    "feature_sums": "the sum of each feature",
+    "gram": "the sum of each product of two features",
+    "powers": "sums of powers of the intensities",
+    "histogram": "the histogram of the intensities",
+    "glcm": "counts of neighbours' grey levels",
+}
 
 
 def _ring_sentences(study: Study) -> list[str]:

@@ -25,7 +25,7 @@ _MAGIC = b"VXR"
 _HASH = 16
 _HEAD = len(_MAGIC) + 1 + _HASH
 
-SumName = Literal["voxels", "sum", "sdsum"]
+SumName = Literal["voxels", "sum", "sdsum", "statistics"]
 Kind = Literal[
     "again",
     "hello",
@@ -124,6 +124,7 @@ SUMS: dict[SumName, str] = {
     "voxels": "n and the patient count of every class of the study",
     "sum": "the sum of local means of every released class",
     "sdsum": "the sum of squared deviations from μ of every released class",
+    "statistics": "the additive statistics that the study asks for, of every released class",
 }
 """What each secure sum adds up."""
 

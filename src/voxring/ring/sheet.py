@@ -16,6 +16,7 @@ from voxring.ring.coin import COIN_BYTES
 from voxring.ring.disclosure import disclosure, leaking_coalition
 from voxring.ring.message import MESSAGES, SUMS, SumName
 from voxring.ring.order import connectivity, rings_of
+from voxring.statistics import largest_bound, layout, slots
 from voxring.study import Study
 from voxring.totals import count_bound, sdsum_bound, sum_bound
 
@@ -59,8 +60,9 @@ def sheet(study: Study) -> Sheet:
         study.privacy.collusion,
         (
             Section("Who learns what", tuple(disclosure(study))),
-            _messages(),
+            _messages(study),
             _colluders(study),
+            *_additive(study),
             _implied(study),
             _modulus(study),
             _limits(study),
@@ -80,6 +82,8 @@ def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
         "sum": sum_bound(study),
         "sdsum": sdsum_bound(study, finest),
     }
+    if layout(study):
+        bounds["statistics"] = largest_bound(study)
     return {name: (bound, modulus(parties, bound)) for name, bound in bounds.items()}
 
 
@@ -87,26 +91,27 @@ def _parties(study: Study) -> int:
     return len(study.party) or study.privacy.min_parties
 
 
-def _messages() -> Section:
+def _messages(study: Study) -> Section:
+    sums = "four" if layout(study) else "three"
     return Section(
         "Every message",
         (
             "What each kind of message holds, and how that is distributed given the results that its receiver is meant "
             "to learn. Besides, every message holds the digest of the study, the name of the session and the names of "
-            "its sender and receiver. A share goes round each ring once for each of the three sums.",
+            f"its sender and receiver. A share goes round each ring once for each of the {sums} sums.",
         ),
         ("message", "from", "to", "holds", "distribution"),
-        tuple(_message_rows()),
+        tuple(_message_rows(study)),
     )
 
 
-def _message_rows() -> Iterator[Row]:
+def _message_rows(study: Study) -> Iterator[Row]:
     for kind, told in MESSAGES.items():
         if kind != "share":
             yield (kind, told.sender, told.receiver, told.holds, told.distribution)
             continue
-        for name, what in SUMS.items():
-            yield (f"share of {name}", told.sender, told.receiver, f"{told.holds}: {what}", told.distribution)
+        for name in moduli(study):
+            yield (f"share of {name}", told.sender, told.receiver, f"{told.holds}: {SUMS[name]}", told.distribution)
 
 
 def _colluders(study: Study) -> Section:
@@ -133,23 +138,103 @@ def _colluders(study: Study) -> Section:
                 str(size),
                 "nothing"
                 if (found := leaking_coalition(rings, size)) is None
-                else f"n, patient count, sum and sdsum of one party, whose {kappa} neighbours are among them"
+                else f"{_numbers(study)} of one party, whose {kappa} neighbours are among them"
                 + ("; also of every other part into which they part the rest" if len(found[0]) > kappa else ""),
-                _from_results(size, parties),
+                _from_results(size, study),
             )
             for size in range(1, parties + 1)
         ),
     )
 
 
-def _from_results(size: int, parties: int) -> str:
+def _numbers(study: Study) -> str:
+    return "n, patient count, sum" + (", sdsum and additive statistics" if layout(study) else " and sdsum")
+
+
+def _from_results(size: int, study: Study) -> str:
+    parties = len(study.party)
+
     def left(count: int) -> str:
         return "the one party left" if count == 1 else f"the {count} other parties together"
 
-    with_researcher = f"with the researcher among them, n, patient count, sum and sdsum of {left(parties - size + 1)}"
+    with_researcher = f"with the researcher among them, {_numbers(study)} of {left(parties - size + 1)}"
     if size == parties:
         return with_researcher
     return f"n and sum (n·μ) of {left(parties - size)}; {with_researcher}"
+
+
+def _additive(study: Study) -> Iterator[Section]:
+    blocks = layout(study)
+    if not blocks:
+        return
+    numbers, privacy = slots(study), study.privacy
+    yield Section(
+        "Additive statistics",
+        (
+            f"Of each released class the researcher also learns {numbers} number{'s' * (numbers > 1)} over all parties "
+            "together, which go round the rings as one vector in a sum of their own. Parties learn none of them.",
+            "The more numbers there are for a voxel, the more they tell of single voxels: a class is released from "
+            f"privacy.min_voxels = {privacy.min_voxels} voxels and privacy.min_patients = {privacy.min_patients} "
+            f"patient{'s' * (privacy.min_patients > 1)} on. No single number of it is withheld, however small a count "
+            "is.",
+            *(f"{warning[0].upper()}{warning[1:]}." for warning in additive_warnings(study)),
+        ),
+        ("block", "numbers", "what they are", "what they reveal"),
+        tuple((block.name, str(block.size), *_REVEALS[block.name]) for block in blocks),
+    )
+
+
+_REVEALS = {
+    "feature_sums": ("Σf of each feature f", "the mean of each feature"),
+    "gram": (
+        "Σ f·g of each two features",
+        "variances and covariances of the features, exactly; of a class of few voxels, their feature values up to a "
+        "rotation",
+    ),
+    "powers": (
+        "Σx, Σx², … of the intensities",
+        "mean, variance, skewness and kurtosis of the intensities themselves; a class of no more voxels than there are "
+        "powers is told voxel by voxel",
+    ),
+    "histogram": (
+        "how many voxels lie in each bin, below and above",
+        "the distribution of intensities; a bin with a count of 1 tells the intensity of one voxel, and the outermost "
+        "occupied bins the least and the largest intensity, as finely as bins are wide",
+    ),
+    "glcm": (
+        "how often neighbours have each two levels",
+        "texture; a small count tells of a few pairs of neighbours, and how many pairs there are in all tells how "
+        "compact the regions are",
+    ),
+}
+
+
+def additive_warnings(study: Study) -> list[str]:
+    """Say where a study asks for more than its privacy thresholds may protect.
+
+    Examples
+    --------
+    >>> study = Study.of(name="t", classes={"a": 1}, statistics={"moments": 4}, privacy={"min_voxels": 4})
+    >>> for warning in additive_warnings(study):
+    ...     print(warning)
+    a class of 4 voxels may be released and its powers tell the intensity of each: raise privacy.min_voxels
+    all of them may come from one patient: raise privacy.min_patients
+    """
+    blocks = {block.name: block.size for block in layout(study)}
+    least, found = study.privacy.min_voxels, []
+    if least <= blocks.get("powers", 0):
+        found.append(
+            f"a class of {least} voxels may be released and its powers tell the intensity of each: raise "
+            "privacy.min_voxels"
+        )
+    elif least < slots(study):
+        found.append(
+            f"a class of {least} voxels may be released with {slots(study)} numbers, more than it has voxels: raise "
+            "privacy.min_voxels, or ask for fewer bins and levels"
+        )
+    if blocks and study.privacy.min_patients <= 1:
+        found.append("all of them may come from one patient: raise privacy.min_patients")
+    return found
 
 
 def _implied(study: Study) -> Section:

@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TypeAlias
 
 import numpy as np
 
 from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Random, Residues
+
+Number: TypeAlias = int | Fraction | tuple[int, ...]
+"""What is learned of a class; several integers where a block of additive statistics is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class View:
 
     name: str
     received: tuple[Received, ...] = ()
-    learned: Mapping[tuple[str, str], int | Fraction] = field(default_factory=dict)
+    learned: Mapping[tuple[str, str], Number] = field(default_factory=dict)
 
 
 def simulate_member(sum_name: str, residues: Residues[list[int]], rings: int, random: Random) -> tuple[Received, ...]:
@@ -165,6 +169,8 @@ def _short(residue: int) -> str:
     return digits if len(digits) <= 14 else f"…{digits[-10:]}"
 
 
-def _number(number: int | Fraction) -> str:
+def _number(number: Number) -> str:
+    if isinstance(number, tuple):
+        return "one number" if len(number) == 1 else f"{len(number)} numbers"
     exact = str(number)
     return exact if len(exact) <= 12 else f"{float(number):.6g}"

@@ -13,17 +13,21 @@ has the class, `Brought` holds a hash of n, and one of all four, keyed with the 
 *differs by d patients* from another if d is the larger of the numbers of hashes that only the one and only the other
 has: a patient whose images or ground truth changed stands on both sides and is one.
 
+Of additive statistics there is a hash more for each patient and *block* (`voxring.statistics.layout`). Blocks of two
+studies are the same if all is equal that their numbers depend on: for a histogram the standardisation and the bins.
+
 A class of the earlier run and one of the new run are *comparable* if both
 
 1. have the same label in the ground truth; or one has a number, the other a segment's name, which may be the same;
 2. are asked about the same images, which is so when at least half of the patients of the smaller have their n in the
-   other too; or, for equal labels, are asked the same question, which is so when window and standardise are equal.
+   other too; or, for equal labels, are asked the same question, which is so when window and standardise are equal, or
+   when both have the same block of additive statistics.
 
 The new run is refused if fewer hospitals than ``min_parties`` took part in only one of the two runs, and for any two
 comparable classes
 
 - *patients*: n differs by at least one and fewer than ``min_patients`` patients; or all four do, which tells something
-  where the question is the same; or
+  where window and standardise are the same; or a block does that both have; or
 - *hospitals*: at least one hospital took part in only one of the runs, and the classes are asked about the same
   images, or the question is the same and this party has neither class.
 
@@ -49,16 +53,21 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from voxring.statistics import layout, padded, unpack
 from voxring.study import Study
 from voxring.totals import LocalTotals
 
 
 class BroughtClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a party has of one class: its label, and two hashes for each patient that has it, sorted."""
+    """What a party has of one class: its label, and hashes for each patient that has it, sorted.
+
+    ``blocks`` are those of additive statistics, by what their numbers depend on.
+    """
 
     label: int | str
     counts: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    blocks: dict[str, tuple[str, ...]] = {}
 
 
 class Brought(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,15 +104,22 @@ def brought(study: Study, patients: Iterable[LocalTotals], token: Callable[..., 
     """
     parts = tuple(patients)
 
+    questions = _block_questions(study)
+
     def of_class(name: str, label: int | str) -> BroughtClass:
         having = [one[name] for one in parts if one[name].voxels]
+        additive = [unpack(padded(one.statistics, one.voxels, study), study) for one in having]
         return BroughtClass(
             label,
             tuple(sorted(token("n", one.voxels) for one in having)),
             tuple(sorted(token("numbers", one.voxels, one.sum, one.total, one.squares) for one in having)),
+            {
+                question: tuple(sorted(token(block, list(map(str, mine[block]))) for mine in additive))
+                for block, question in questions.items()
+            },
         )
 
-    question = hashlib.sha256(msgspec.json.encode([study.window, study.standardise])).hexdigest()
+    question = _hash(study.window, study.standardise)
     return Brought(
         study.name,
         study.digest,
@@ -113,6 +129,24 @@ def brought(study: Study, patients: Iterable[LocalTotals], token: Callable[..., 
         question,
         {name: of_class(name, label) for name, label in study.classes.items()},
     )
+
+
+def _block_questions(study: Study) -> dict[str, str]:
+    """For each block of a study a hash of all that its numbers depend on but the images."""
+    asked = study.statistics
+    features: list[object] = [study.feature, study.window.border, study.window.fill, study.standardise]
+    of: dict[str, list[object]] = {
+        "feature_sums": features,
+        "gram": features,
+        "powers": [asked.moments, study.standardise],
+        "histogram": [asked.histogram, study.standardise],
+        "glcm": [asked.glcm, study.standardise],
+    }
+    return {block.name: _hash(block.name, *of[block.name]) for block in layout(study)}
+
+
+def _hash(*of: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(of)).hexdigest()
 
 
 def objection(earlier: Brought, new: Brought) -> str | None:
@@ -134,15 +168,18 @@ def objection(earlier: Brought, new: Brought) -> str | None:
     hospitals = sorted(set(earlier.participants) ^ set(new.participants))
     if len(hospitals) >= min_parties:
         return None
-    same_question = earlier.question == new.question
+    same_numbers = earlier.question == new.question
     for old in earlier.classes.values():
         for name, one in new.classes.items():
             same_images = _same_images(old.counts, one.counts)
+            same_blocks = old.blocks.keys() & one.blocks.keys()
+            same_question = same_numbers or bool(same_blocks)
             if not (old.label == one.label and same_question) and not (_may_be_one(old, one) and same_images):
                 continue
             differ = [_difference(old.counts, one.counts)]
-            if same_question:
+            if same_numbers:
                 differ.append(_difference(old.numbers, one.numbers))
+            differ += [_difference(old.blocks[block], one.blocks[block]) for block in same_blocks]
             if any(0 < patients < min_patients for patients in differ):
                 return (
                     f"class {name!r}: images of fewer than privacy.min_patients = {min_patients} patients here are "

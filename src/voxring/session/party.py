@@ -9,6 +9,7 @@ ring (`outbox`). Its own totals come in through `supply`, which holds them again
     computing -- own totals --> ready -- shares of "voxels" --> counted
     counted -- released (n) --> released -- shares of "sum" --> summed -- means (μ) --> averaged
     averaged -- shares of "sdsum" --> spread -- done --> done
+    averaged -- shares of "sdsum" --> deviated -- shares of "statistics" --> spread, if the study asks for more
 
 A party that keeps the coin of an earlier run tells it instead of a commitment, and "hello" leads straight to
 "computing"; it never takes part in drawing another for the same study. A new coin goes to ``keep`` before the party
@@ -41,7 +42,7 @@ from voxring.ring.message import Kind, Message, decode, encode
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Member, SecureSum
 from voxring.ring.residues import Random
-from voxring.ring.views import Received, View
+from voxring.ring.views import Number, Received, View
 from voxring.session import bodies
 from voxring.session.plan import SESSION_BYTES, Plan
 from voxring.study import Study
@@ -49,7 +50,7 @@ from voxring.totals import LocalTotals, check_bounds, count_bound
 
 NOBODY = bytes(SESSION_BYTES)
 ENDED = ("done", "failed", "aborted")
-FIRM = ("released", "summed", "averaged", "spread", *ENDED)
+FIRM = ("released", "summed", "averaged", "deviated", "spread", *ENDED)
 """States from which nothing starts over."""
 
 # (state, event) -> state.
@@ -65,6 +66,8 @@ TRANSITIONS = {
     ("released", "share sum"): "summed",
     ("summed", "means"): "averaged",
     ("averaged", "share sdsum"): "spread",
+    ("averaged", "share sdsum of four"): "deviated",
+    ("deviated", "share statistics"): "spread",
     ("spread", "done"): "done",
 }
 
@@ -210,7 +213,7 @@ class Party:
             for name, member in self._members.items()
             for ring, residues in member.received.items()
         )
-        learned: dict[tuple[str, str], int | Fraction] = {}
+        learned: dict[tuple[str, str], Number] = {}
         for name, count in self._counts.items():
             learned["n", name] = count
             learned["μ", name] = self._means[name]
@@ -323,6 +326,8 @@ class Party:
         event = f"share {message.sum}" if message.kind == "share" else message.kind
         if message.kind == "hello" and self.plan.coin is not None:
             event = "hello again"
+        if event == "share sdsum" and self.plan.more:
+            event = "share sdsum of four"
         if (self.state, event) not in TRANSITIONS:
             raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
         reply = self._ok(message)
@@ -352,6 +357,10 @@ class Party:
             self._means = self._checked_means(bodies.read_means(message.body))
             values = self.plan.sdsum_values(self._totals, self._means)
             self._join(self.plan.sdsums(self.session, self._means), values)
+            if self.plan.more:
+                released = list(self._counts)
+                values = self.plan.statistics_values(self._totals, released)
+                self._join(self.plan.statistics(self.session, released), values)
             self.news.append("μ received")
         self._step(event)
         return reply

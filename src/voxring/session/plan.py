@@ -15,6 +15,7 @@ from voxring.ring.message import OVERHEAD, SumName
 from voxring.ring.order import Ring, check_parties, rings_of
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import residues_mod
+from voxring.statistics import largest_bound, padded, slots
 from voxring.study import Study
 from voxring.totals import LocalTotals, count_bound, sdsum_bound, sum_bound
 
@@ -23,7 +24,7 @@ SESSION_BYTES = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """The three secure sums of a study; the rings are known once the coin is.
+    """The secure sums of a study, three, or four if it asks for more; the rings are known once the coin is.
 
     Raises
     ------
@@ -77,10 +78,11 @@ class Plan:
         finest = Fraction(1, study.denominator * most)  # no μ has a larger denominator
         width = (self._modulus(sdsum_bound(study, finest)).bit_length() + 7) // 8
         names = sum(len(name.encode()) for name in study.classes)
-        # A share has up to two slots a class and a checksum, the message of μ two integers and a name a class, that of
-        # the coin's parts a name and a part for each party.
+        more = (self._modulus(largest_bound(study)).bit_length() + 7) // 8 * (1 + slots(study) * classes)
+        # A share has up to two slots a class and a checksum, or all additive statistics; the message of μ two integers
+        # and a name a class, that of the coin's parts a name and a part for each party.
         parts = sum(len(name) + COIN_BYTES + 16 for name in study.parties)
-        return 2 * OVERHEAD + parts + names + width + classes * (2 * width + 64)
+        return 2 * OVERHEAD + parts + names + max(width + classes * (2 * width + 64), more)
 
     def voxels(self, session: bytes) -> SecureSum:
         """Line 14: n, and how many patients, of each class."""
@@ -94,6 +96,15 @@ class Plan:
         """Line 26: sdsum, of the released classes; each over its own ``(μ.denominator · unit)²``."""
         bound = max(sdsum_bound(self.study, mean) for mean in means.values())
         return self._sum(session, "sdsum", len(means), bound)
+
+    @cached_property
+    def more(self) -> bool:
+        """Whether the study asks for additive statistics."""
+        return slots(self.study) > 0
+
+    def statistics(self, session: bytes, released: Sequence[str]) -> SecureSum:
+        """What the study asks for beside, of the released classes; a party's slots keep bounds of their own."""
+        return self._sum(session, "statistics", slots(self.study) * len(released), largest_bound(self.study))
 
     def _sum(self, session: bytes, name: SumName, slots: int, bound: int) -> SecureSum:
         residues = residues_mod(self._modulus(bound), slots + 1)
@@ -114,3 +125,8 @@ class Plan:
     def sdsum_values(self, totals: LocalTotals, means: Mapping[str, Fraction]) -> list[int]:
         """A party's slots of the third sum."""
         return [totals[name].sdsum(mean, self.study.unit) for name, mean in means.items()]
+
+    def statistics_values(self, totals: LocalTotals, released: Sequence[str]) -> list[int]:
+        """A party's slots of the fourth sum, class by class in the order of `voxring.statistics.layout`."""
+        mine = [totals[name] for name in released]
+        return [value for one in mine for value in padded(one.statistics, one.voxels, self.study)]

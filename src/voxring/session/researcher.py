@@ -15,7 +15,8 @@ when every party it needs has answered, so no message can be early anywhere:
     releasing   released classes and n to all   -> sum, or closing if there are none
     sum         ring; R learns sum              -> averaging
     averaging   μ to all                        -> sdsum
-    sdsum       ring; R learns sdsum            -> closing
+    sdsum       ring; R learns sdsum            -> closing, or statistics if the study asks for more
+    statistics  ring; R learns what it asks for -> closing
     closing     done to all that are there      -> done
 
 In a ring step R sends a blinded share to the first party of each ring and polls the last until that hands over the
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError
@@ -38,10 +40,11 @@ from voxring.ring.message import Kind, Message, decode, encode
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Master, SecureSum
 from voxring.ring.residues import Random
-from voxring.ring.views import Received, View
+from voxring.ring.views import Number, Received, View
 from voxring.session import bodies
 from voxring.session.party import ENDED
 from voxring.session.plan import SESSION_BYTES, Plan
+from voxring.statistics import fault, slots, unpack
 from voxring.study import Study
 from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
 
@@ -55,7 +58,7 @@ BROADCAST: dict[str, Kind] = {
     "averaging": "means",
     "closing": "done",
 }
-BEFORE_RING = {"voxels": "ready", "sum": "released", "sdsum": "averaged"}
+BEFORE_RING = {"voxels": "ready", "sum": "released", "sdsum": "averaged", "statistics": "deviated"}
 NEXT = {
     "gathering": "greeting",
     "committing": "opening",
@@ -66,6 +69,7 @@ NEXT = {
     "sum": "averaging",
     "averaging": "sdsum",
     "sdsum": "closing",
+    "statistics": "closing",
     "closing": "done",
 }
 PHASES = {
@@ -79,6 +83,7 @@ PHASES = {
     "sum": "in the secure sum of local means",
     "averaging": "while μ was sent",
     "sdsum": "in the secure sum of squared deviations",
+    "statistics": "in the secure sum of additive statistics",
     "closing": "while the session was closed",
     "done": "when the session was done",
 }
@@ -108,8 +113,9 @@ class Researcher:
         self._coins: dict[str, bytes] = {}
         self._commitments: dict[str, bytes] = {}
         self._parts: dict[str, bytes] = {}
-        self._answer: dict[str, Statistics | str] = {}
-        self._learned: dict[tuple[str, str], int | Fraction] = {}
+        self._withheld: dict[str, str] = {}
+        self._found: dict[str, Statistics] = {}
+        self._learned: dict[tuple[str, str], Number] = {}
         self._counts: dict[str, int] = {}
         self._sums: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
@@ -138,7 +144,7 @@ class Researcher:
         """
         if not self.done:
             raise LocalProtocolError(f"the answer is there when the session is done; this one is at {self.step!r}")
-        return {name: self._answer[name] for name in self._study.classes}
+        return {name: self._found.get(name) or self._withheld[name] for name in self._study.classes}
 
     @property
     def view(self) -> View:
@@ -318,6 +324,8 @@ class Researcher:
             self.news.append("μ sent")
         elif step == "sdsum":
             self._open(self.plan.sdsums(self.session, self._means))
+        elif step == "statistics":
+            self._open(self.plan.statistics(self.session, list(self._counts)))
         elif step == "done":
             self.news.append("done")
 
@@ -338,9 +346,12 @@ class Researcher:
             self._finish_voxels(total)
         elif self.step == "sum":
             self._finish_sum(total)
-        else:
+        elif self.step == "sdsum":
             self._finish_sdsum(total)
-        self._enter(NEXT[self.step])
+        else:
+            self._finish_statistics(total)
+        more = self.step == "sdsum" and self.plan.more
+        self._enter("statistics" if more else NEXT[self.step])
 
     def _finish_voxels(self, total: Sequence[int]) -> None:
         classes = list(self._study.classes)
@@ -352,7 +363,7 @@ class Researcher:
             if reason is None:
                 self._counts[name] = voxels
             else:
-                self._answer[name] = reason
+                self._withheld[name] = reason
 
     def _finish_sum(self, total: Sequence[int]) -> None:
         most = self._study.intensity_bound * self._study.window.denominator
@@ -370,7 +381,20 @@ class Researcher:
                 raise RemoteProtocolError(f"class {name!r}: an sdsum that cannot be: numbers are inconsistent")
             sdsum = Fraction(value, (mean.denominator * self._study.unit) ** 2)
             self._learned["sdsum", name] = sdsum
-            self._answer[name] = Statistics(voxels, Fraction(self._sums[name], self._study.denominator), sdsum)
+            self._found[name] = Statistics(voxels, Fraction(self._sums[name], self._study.denominator), sdsum)
+
+    def _finish_statistics(self, total: Sequence[int]) -> None:
+        size = slots(self._study)
+        for number, (name, voxels) in enumerate(self._counts.items()):
+            mine = tuple(total[number * size : (number + 1) * size])
+            block = fault(mine, voxels, self._study)
+            if block is not None:
+                raise RemoteProtocolError(
+                    f"class {name!r}: {block} that n voxels cannot have: numbers are inconsistent"
+                )
+            self._found[name] = replace(self._found[name], additive=mine)
+            for kind, values in unpack(mine, self._study).items():
+                self._learned[kind, name] = values
 
 
 def _different_coins(coins: Mapping[str, bytes]) -> str:

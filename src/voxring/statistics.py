@@ -1,0 +1,349 @@
+"""Additive statistics: what a study asks for beside n, sum and sdsum, where each number stands, and what follows.
+
+Whatever is a sum over voxels goes round the ring as it is: sums of features and of their products, powers of the
+intensity, histograms and co-occurrence counts. `layout` says which integers these are, in which order, and how large
+one party's may be; they are counted in `voxring.features`. `derived` makes of the totals what is read: exact rationals
+first, and floats that are rounded once.
+
+An integer of a feature f stands for f / unit, one of a product for it over unit², one of xᵏ over unitᵏ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import repeat
+from math import isqrt, prod
+
+from voxring.errors import StudyError
+from voxring.fixedpoint import square_root
+from voxring.haralick import entropy, haralick
+from voxring.study import Bins, Feature, Study
+
+QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+DIRECTIONS = 13
+"""Of neighbours in a volume, each with its opposite; in an image of one plane there are 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Numbers of one kind that stand together; ``bound`` is the largest size of one party's."""
+
+    name: str
+    shape: tuple[int, ...]
+    bound: int
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return prod(self.shape)
+
+
+def layout(study: Study) -> tuple[Block, ...]:
+    """Return the blocks of additive integers that a study asks for, in their order; none if it asks for none.
+
+    ``feature_sums`` are Σf of each feature; ``gram`` the upper triangle of Σ f fᵀ, row by row; ``powers`` Σx, Σx², …;
+    ``histogram`` the voxels below the range, in each bin, and above; ``glcm`` the rows of the co-occurrence matrix.
+
+    Examples
+    --------
+    >>> study = Study.of(name="t", classes={"lesion": 1}, statistics={"moments": 4})
+    >>> [(block.name, block.size) for block in layout(study)]
+    [('powers', 4)]
+    """
+    asked, voxels = study.statistics, study.bounds.voxels_per_party
+    count = len(study.feature)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if asked.gram:
+        shapes |= {"feature_sums": (count,), "gram": (count * (count + 1) // 2,)}
+    if asked.moments:
+        shapes["powers"] = (asked.moments,)
+    if asked.histogram is not None:
+        shapes["histogram"] = (asked.histogram.bins + 2,)
+    if asked.glcm is not None:
+        shapes["glcm"] = (asked.glcm.levels, asked.glcm.levels)
+    return tuple(Block(name, shape, voxels * max(_of_one_voxel(name, study))) for name, shape in shapes.items())
+
+
+def _of_one_voxel(block: str, study: Study) -> list[int]:
+    """How much one voxel adds to each number of a block at most; one number for all where that is the same."""
+    features = [feature_bound(feature, study) for feature in study.feature]
+    if block == "feature_sums":
+        return features
+    if block == "gram":
+        return [one * other for i, one in enumerate(features) for other in features[i:]]
+    if block == "powers":
+        return [study.intensity_bound**k for k in range(1, study.statistics.moments + 1)]
+    return [1] if block == "histogram" else [2 * DIRECTIONS]
+
+
+def feature_bound(feature: Feature, study: Study) -> int:
+    """Largest size of a feature's integers, whatever the image (`voxring.features` defines them).
+
+    A mean and a deviation are no larger than intensities can be, a variance than their square, a skewness of n voxels
+    than √n, a contrast than 1. Each of three differences of a gradient is at most twice an intensity over twice a step,
+    or over one step at an edge under ``clip``.
+    """
+    intensity = study.intensity_bound
+    if feature.kind == "variance":
+        return intensity**2 // study.unit + 1
+    if feature.kind == "gradient":
+        return isqrt((12 if study.window.border == "clip" else 3) * intensity**2) + 1
+    if feature.kind == "skewness":
+        sizes = feature.window if isinstance(feature.window, tuple) else (feature.window or 1,) * 3
+        return (isqrt(prod(sizes)) + 1) * study.unit
+    return study.unit if feature.kind == "contrast" else intensity
+
+
+def slots(study: Study) -> int:
+    """How many additive integers a study asks for, of each class."""
+    return sum(block.size for block in layout(study))
+
+
+def largest_bound(study: Study) -> int:
+    """Largest size of any of one party's additive integers."""
+    return max((block.bound for block in layout(study)), default=0)
+
+
+def padded(values: Sequence[int], voxels: int, study: Study) -> tuple[int, ...]:
+    """Return a class's integers: zeros where nobody has seen a voxel of it.
+
+    Raises
+    ------
+    StudyError
+        They are not as many as the study asks for: the totals are of another study.
+    """
+    expected = slots(study)
+    if not values and not voxels:
+        return (0,) * expected
+    if len(values) != expected:
+        raise StudyError(
+            f"expected totals with {expected} additive statistics of each class, got {len(values)}: they were made for "
+            "another study; compute them again"
+        )
+    return tuple(values)
+
+
+def unpack(values: Sequence[int], study: Study) -> dict[str, tuple[int, ...]]:
+    """Take a class's integers apart, by name of their block.
+
+    Examples
+    --------
+    >>> study = Study.of(name="t", classes={"lesion": 1}, statistics={"moments": 2})
+    >>> unpack((5, 13), study)
+    {'powers': (5, 13)}
+    """
+    if len(values) != slots(study):
+        raise ValueError(f"the study has {slots(study)} additive statistics, got {len(values)}")
+    parts, start = {}, 0
+    for block in layout(study):
+        parts[block.name] = tuple(values[start : start + block.size])
+        start += block.size
+    return parts
+
+
+def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
+    """Name the block of a class's integers that no images with so many voxels of it can have, or None.
+
+    Parameters
+    ----------
+    values : sequence of int
+        Of one party, or of all together.
+    voxels : int
+        n of the class.
+    """
+    parts = unpack(values, study)
+    for name, values_of in parts.items():
+        most = _of_one_voxel(name, study)
+        signed = name in ("feature_sums", "gram", "powers")
+        for value, one in zip(values_of, most if len(most) > 1 else repeat(most[0]), strict=False):
+            if not (-voxels * one if signed else 0) <= value <= voxels * one:
+                return name
+    if "gram" in parts:
+        sums, gram = parts["feature_sums"], _square(parts["gram"], len(parts["feature_sums"]))
+        if any(value**2 > voxels * gram[i][i] for i, value in enumerate(sums)):  # Cauchy and Schwarz
+            return "gram"
+    if "powers" in parts:
+        first, second, *others = parts["powers"]
+        if first**2 > voxels * second or any(fourth * voxels < second**2 for fourth in others[1:]):
+            return "powers"
+    if "histogram" in parts and sum(parts["histogram"]) != voxels:
+        return "histogram"
+    if "glcm" in parts:
+        rows = _rows(parts["glcm"])
+        if sum(parts["glcm"]) > 2 * DIRECTIONS * voxels or rows != [list(column) for column in zip(*rows, strict=True)]:
+            return "glcm"
+    return None
+
+
+Pair = list[str]
+
+
+def derived(values: Sequence[int], voxels: int, study: Study) -> dict[str, object]:
+    """Return what a class's integers say, as it stands in the result file (docs/statistics.md).
+
+    Parameters
+    ----------
+    values : sequence of int
+        In the order of `layout`.
+    voxels : int
+        n of the class, at least 2.
+
+    Examples
+    --------
+    >>> study = Study.of(name="t", classes={"lesion": 1}, statistics={"moments": 4})
+    >>> x = [1, 2, 2, 5]
+    >>> sums = [sum((v * study.unit) ** k for v in x) for k in (1, 2, 3, 4)]
+    >>> moments = derived(sums, len(x), study)["moments"]
+    >>> moments["mean"], moments["variance"], moments["powers"][1]
+    (2.5, 2.25, ['34', '1'])
+    """
+    parts, asked, unit = unpack(values, study), study.statistics, study.unit
+    found: dict[str, object] = {}
+    if "feature_sums" in parts:
+        sums = [Fraction(value, unit) for value in parts["feature_sums"]]
+        found["feature_sums"] = [_pair(value) for value in sums]
+        found["feature_means"] = [float(value / voxels) for value in sums]
+        gram = [[Fraction(g, unit**2) for g in row] for row in _square(parts["gram"], len(sums))]
+        found["gram"] = [[_pair(value) for value in row] for row in gram]
+        found["covariance"] = _covariance(sums, gram, voxels)
+    first_order: dict[str, object] = {}
+    if "powers" in parts:
+        powers = [Fraction(value, unit**k) for k, value in enumerate(parts["powers"], 1)]
+        found["moments"] = {**_moments(powers, voxels), "powers": [_pair(value) for value in powers]}
+        first_order |= _of_powers(powers, voxels)
+    if asked.histogram is not None:
+        found["histogram"] = _histogram(parts["histogram"], asked.histogram)
+        first_order |= _of_histogram(parts["histogram"], asked.histogram)
+    if asked.glcm is not None:
+        rows = _rows(parts["glcm"])
+        found["glcm"] = {"levels": len(rows), "counts": rows, "haralick": haralick(rows)}
+    if first_order:
+        found["first_order"] = first_order
+    return found
+
+
+def _pair(value: Fraction) -> Pair:
+    return [str(value.numerator), str(value.denominator)]
+
+
+# Features.
+
+
+def _square(triangle: Sequence[int], size: int) -> list[list[int]]:
+    """The full symmetric matrix of an upper triangle that stands row by row."""
+    full = [[0] * size for _ in range(size)]
+    places = ((row, column) for row in range(size) for column in range(row, size))
+    for (row, column), value in zip(places, triangle, strict=True):
+        full[row][column] = full[column][row] = value
+    return full
+
+
+def _rows(cells: Sequence[int]) -> list[list[int]]:
+    """A square matrix that stands row by row."""
+    size = isqrt(len(cells))
+    return [list(cells[start : start + size]) for start in range(0, len(cells), size)]
+
+
+def _covariance(sums: Sequence[Fraction], gram: Sequence[Sequence[Fraction]], voxels: int) -> list[list[float]]:
+    """(Σ f gᵀ − Σf Σg / n) / (n − 1)."""
+    return [
+        [float((gram[i][j] - sums[i] * sums[j] / voxels) / (voxels - 1)) for j in range(len(sums))]
+        for i in range(len(sums))
+    ]
+
+
+# Moments.
+
+
+def _central(powers: Sequence[Fraction], voxels: int) -> list[Fraction]:
+    """Central moments of order 2 and up, about the mean, over n."""
+    raw = [Fraction(1), *(power / voxels for power in powers)]
+    mean = raw[1]
+    second = raw[2] - mean**2
+    central = [second]
+    if len(raw) > 3:
+        central.append(raw[3] - 3 * mean * raw[2] + 2 * mean**3)
+    if len(raw) > 4:
+        central.append(raw[4] - 4 * mean * raw[3] + 6 * mean**2 * raw[2] - 3 * mean**4)
+    return central
+
+
+def _moments(powers: Sequence[Fraction], voxels: int) -> dict[str, object]:
+    """Mean, variance over n, and as far as the powers go skewness and excess kurtosis; None for one value alone."""
+    second, *higher = _central(powers, voxels)
+    found: dict[str, object] = {"mean": float(powers[0] / voxels), "variance": float(second)}
+    if higher:
+        found["skewness"] = None
+        if second:
+            size = square_root(higher[0] ** 2 / second**3)
+            found["skewness"] = -size if higher[0] < 0 else size
+    if len(higher) > 1:
+        found["kurtosis"] = float(higher[1] / second**2 - 3) if second else None
+    return found
+
+
+def _of_powers(powers: Sequence[Fraction], voxels: int) -> dict[str, object]:
+    mean, second = powers[0] / voxels, powers[1] / voxels
+    return {
+        **_moments(powers, voxels),
+        "energy": float(powers[1]),
+        "root_mean_square": square_root(second),
+        "coefficient_of_variation": square_root(second - mean**2) / float(mean) if mean else None,
+    }
+
+
+# Histograms.
+
+
+def _quantile(counts: Sequence[int], bins: Bins, q: Fraction) -> float | None:
+    """Where q·n voxels lie below, as if those of a bin were spread evenly over it; None outside of the range.
+
+    Of a bin, exactly: the least value v at which the count below v, linear within bins, reaches q·n. The true quantile
+    (the value of rank ⌈q·n⌉) lies in the same bin.
+    """
+    wanted = q * sum(counts)
+    places = bins.edges
+    before = counts[0]
+    if wanted <= before and before:
+        return None
+    for k, count in enumerate(counts[1:-1]):
+        if count and wanted <= before + count:
+            return float(places[k] + (places[k + 1] - places[k]) * max(wanted - before, Fraction(0)) / count)
+        before += count
+    return None
+
+
+def _histogram(counts: Sequence[int], bins: Bins) -> dict[str, object]:
+    return {
+        "edges": [float(edge) for edge in bins.edges],
+        "below": counts[0],
+        "counts": list(counts[1:-1]),
+        "above": counts[-1],
+        "quantiles": {str(q): _quantile(counts, bins, Fraction(str(q))) for q in QUANTILES},
+    }
+
+
+def _of_histogram(counts: Sequence[int], bins: Bins) -> dict[str, object]:
+    """First-order features of the discretised intensities: those below and above the range are two levels more."""
+    total = sum(counts)
+    quartile = {q: _quantile(counts, bins, Fraction(str(q))) for q in (0.1, 0.25, 0.5, 0.75, 0.9)}
+    low, high = quartile[0.25], quartile[0.75]
+    between = None if low is None or high is None else high - low
+    middle = None if low is None or high is None else high + low
+    places = [None, *map(float, bins.edges), None]
+    ranges = [[places[k], places[k + 1]] for k in range(len(counts))]
+    occupied = [k for k, count in enumerate(counts) if count]
+    return {
+        "entropy": entropy(counts),
+        "uniformity": float(Fraction(sum(count * count for count in counts), total * total)),
+        "median": quartile[0.5],
+        "percentile_10": quartile[0.1],
+        "percentile_90": quartile[0.9],
+        "interquartile_range": between,
+        "quartile_coefficient_of_dispersion": between / middle if between is not None and middle else None,
+        "mode_bin": ranges[max(occupied, key=lambda k: (counts[k], -k))],
+        "minimum_bin": ranges[occupied[0]],
+        "maximum_bin": ranges[occupied[-1]],
+    }
