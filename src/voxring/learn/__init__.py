@@ -7,13 +7,34 @@ from typing import TYPE_CHECKING
 
 _HOMES = {
     "Discriminant": "discriminant",
+    "GaussianNaiveBayes": "estimators",
+    "LinearDiscriminant": "estimators",
     "Model": "model",
     "Moments": "moments",
+    "NewtonLogistic": "estimators",
+    "QuadraticDiscriminant": "estimators",
+    "RidgeDiscriminant": "estimators",
 }
-__all__ = ["Discriminant", "Model", "Moments"]
+__all__ = [
+    "Discriminant",
+    "GaussianNaiveBayes",
+    "LinearDiscriminant",
+    "Model",
+    "Moments",
+    "NewtonLogistic",
+    "QuadraticDiscriminant",
+    "RidgeDiscriminant",
+]
 
 if TYPE_CHECKING:
     from voxring.learn.discriminant import Discriminant
+    from voxring.learn.estimators import (
+        GaussianNaiveBayes,
+        LinearDiscriminant,
+        NewtonLogistic,
+        QuadraticDiscriminant,
+        RidgeDiscriminant,
+    )
     from voxring.learn.model import Model
     from voxring.learn.moments import Moments
 

@@ -34,7 +34,7 @@ class Factor:
     def of(cls, matrix: Sequence[Sequence[Fraction]]) -> Factor:
         """Factor a symmetric matrix.
 
-        Bareiss' elimination of (S | 1): integers alone, each a minor of S, so that none grows beyond what it must.
+        Bareiss' elimination of (S | 1): integers alone, each a minor of (S | 1), so none grows beyond what it must.
 
         Raises
         ------
@@ -49,22 +49,22 @@ class Factor:
         >>> [[str(x) for x in row] for row in factor.rows]
         [['1'], ['-1/2', '1']]
         """
-        size = len(matrix)
         scale = lcm(*(x.denominator for row in matrix for x in row))
-        rest = [
-            [x.numerator * (scale // x.denominator) for x in row] + [int(i == j) for j in range(size)]
-            for i, row in enumerate(matrix)
-        ]
+        # Of S what is right of the diagonal, of what began as 1 what is left of it: the rest follows, or is 0.
+        upper = [[x.numerator * (scale // x.denominator) for x in row[i:]] for i, row in enumerate(matrix)]
+        lower: list[list[int]] = [[] for _ in matrix]
         rows, pivots, before = [], [], 1
-        for k in range(size):
-            pivot = rest[k][k]
+        for k, (mine, done) in enumerate(zip(upper, lower, strict=True)):
+            pivot = mine[0]
             if pivot <= 0:
                 raise SingularError(k)
-            rows.append(tuple(Fraction(x, before) for x in rest[k][size : size + k + 1]))
+            done.append(before)
+            rows.append(tuple(Fraction(x, before) for x in done))
             pivots.append(Fraction(pivot, before * scale))
-            for i in range(k + 1, size):
-                lead = rest[i][k]
-                rest[i] = [(pivot * x - lead * y) // before for x, y in zip(rest[i], rest[k], strict=True)]
+            for i in range(k + 1, len(matrix)):
+                lead = mine[i - k]
+                upper[i] = [(pivot * x - lead * y) // before for x, y in zip(upper[i], mine[i - k :], strict=True)]
+                lower[i] = [(pivot * x - lead * y) // before for x, y in zip([*lower[i], 0], done, strict=True)]
             before = pivot
         return cls(tuple(rows), tuple(pivots))
 
