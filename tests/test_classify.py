@@ -157,6 +157,23 @@ def test_another_hospitals_labels_are_told_by_its_study(tmp_path, model):
         evaluate_image(tmp_path / "ct.nii", tmp_path / "truth.nii", model, classes={"fat": 3, "liver / left": 5})
 
 
+def test_a_class_that_was_withheld_counts_as_missed(tmp_path):
+    of = study()
+    image, truth = hospital(1)
+    maps = np.stack(feature_maps(image, of), -1)[truth > 3] / of.unit
+    moments = Moments.of_arrays(maps, truth[truth > 3], names=[feature.label for feature in of.feature])
+    made = Model.of(of, moments, "lda")
+    write(tmp_path, image)
+    write(tmp_path, truth, "truth.nii")
+    got = evaluate_image(tmp_path / "ct.nii", tmp_path / "truth.nii", made)
+    assert got.classes == ("liver / left", "bone", "fat")
+    assert got.voxels == (truth > 0).sum()
+    assert got.outcomes("fat").fn == (truth == 3).sum()
+    assert got.outcomes("fat").dice == 0
+    assert got.outcomes("bone").fp > 0
+    assert got.histograms[2].sum() == got.histograms[2, :, 0].sum() == truth.size
+
+
 def test_what_cannot_be_evaluated_is_refused(tmp_path, model):
     image, truth = hospital(6)
     write(tmp_path, image)

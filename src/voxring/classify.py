@@ -202,10 +202,10 @@ def evaluate_image(
             f"{Path(ground_truth).name} does not lie on the grid of {Path(path).name}: {difference}: "
             "resample the ground truth onto the image"
         )
-    names = tuple(model.study.classes)
+    names = class_names(model)
     indices = _indices(truth, names, model.study.classes if classes is None else classes)
     of_value = np.zeros(max(model.values) + 1, np.intp)
-    of_value[list(model.values)] = [names.index(name) + 1 for name in model.classes]
+    of_value[list(model.values)] = range(1, len(model.values) + 1)
     counts = Counts.none(names, bins)
     for slab in slabs(image, model, probabilities=True, threads=threads):
         here = indices[slab.first : slab.stop] if indices.ndim == 3 else indices
@@ -213,6 +213,11 @@ def evaluate_image(
         chances = dict(zip(model.classes, slab.probabilities, strict=True))
         counts += Counts.of(names, here, of_value[slab.labels], [chances.get(name, never) for name in names], bins)
     return counts
+
+
+def class_names(model: Model) -> tuple[str, ...]:
+    """The classes of a model's study: first those that it was trained on, in its order."""
+    return (*model.classes, *(name for name in model.study.classes if name not in model.classes))
 
 
 def _indices(truth: GroundTruth, names: Sequence[str], classes: Mapping[str, int | str]) -> Array:

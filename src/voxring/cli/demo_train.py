@@ -173,11 +173,11 @@ def _model(answer: Mapping[str, Statistics | str], study: Study, classifier: str
 
 def _evaluated(model: Model, manifest: Path) -> Counts:
     from voxring.batch import read_manifest
-    from voxring.classify import evaluate_image
+    from voxring.classify import class_names, evaluate_image
     from voxring.evaluate import Counts
 
     of_each = (evaluate_image(row.image, row.ground_truth, model) for row in read_manifest(manifest))
-    return sum(of_each, Counts.none(tuple(model.study.classes)))
+    return sum(of_each, Counts.none(class_names(model)))
 
 
 def _scores(counts: Counts | None, study: Study) -> dict[str, float | None]:

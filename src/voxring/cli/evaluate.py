@@ -46,7 +46,7 @@ def evaluate(
     import msgspec
 
     from voxring.batch import read_manifest
-    from voxring.classify import evaluate_image
+    from voxring.classify import class_names, evaluate_image
     from voxring.evaluate import Counts, document
     from voxring.learn import Model
     from voxring.study import load_study
@@ -54,7 +54,7 @@ def evaluate(
     read, rows = Model.load(model), read_manifest(manifest)
     classes = None if study is None else load_study(study).classes
     check_writable(out)
-    counts = Counts.none(tuple(read.study.classes))
+    counts = Counts.none(class_names(read))
     with Progress(quiet=quiet) as progress:
         for number, row in enumerate(rows, 1):
             progress("evaluate", f"image {number} of {len(rows)}")
