@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from voxring.errors import DeviceError, ImageError
 from voxring.kernels import Reduction
-from voxring.standardise import OF_ALL_VOXELS, check_shapes, fits, standardised, volume
+from voxring.standardise import OF_ALL_VOXELS, check_shapes, fits, label_values, standardised, volume
 from voxring.study import Border, Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -81,7 +81,7 @@ def local_totals(
     (1, True)
     """
     on_gpu = takes_gpu(device)
-    named = labels if labels is not None else _label_values(study)
+    named = labels if labels is not None else label_values(study)
     check_shapes(image, ground_truth)
     window = study.window.along(image.ndim)
     voxels, mapping = standardised(image, Fraction(slope), Fraction(intercept), study)
@@ -208,17 +208,6 @@ def device_name(device: Device) -> str:
     from voxring.kernels import cuda
 
     return f"GPU ({cuda.name()})" if takes_gpu(device) else "CPU"
-
-
-def _label_values(study: Study) -> dict[str, int]:
-    values: dict[str, int] = {}
-    for name, label in study.classes.items():
-        if not isinstance(label, int):
-            raise ImageError(
-                f"class {name!r} names the segment {label!r}, a label map has numbers only: give its number in labels="
-            )
-        values[name] = label
-    return values
 
 
 def _reduce(

@@ -21,6 +21,7 @@ has one neighbour, and d is twice the difference to it: the gradient of `numpy.g
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -28,10 +29,14 @@ import numpy as np
 import numpy.typing as npt
 
 from voxring.errors import ImageError
-from voxring.standardise import check_shapes, standardised, volume
+from voxring.standardise import check_shapes, label_values, standardised, volume
+from voxring.statistics import layout
 from voxring.study import Study
 
 Array = npt.NDArray[Any]
+
+SLAB = 1 << 22
+"""Values of all features that are in hand at a time, of a class or of whole planes."""
 
 
 def feature_maps(
@@ -103,7 +108,7 @@ class FeatureStack:
         threads: int | None = None,
     ) -> None:
         check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
-        self._study, self._shape = study, image.shape
+        self.study, self._shape = study, image.shape
         self._windows = [feature.along(image.ndim) for feature in study.feature]
         voxels, (a, b) = standardised(image, Fraction(slope), Fraction(intercept), study)
         fill = study.fill
@@ -121,7 +126,7 @@ class FeatureStack:
         self._voxels = volume(voxels.astype("int16" if self._magnitude <= 1 << 15 else "int64", copy=False))
         self._a, self._b = a, b
         self._fill = fill if study.window.border == "constant" else 0
-        self._workers = thread_count(threads, image.size)
+        self.workers = thread_count(threads, image.size)
 
     def maps(self, planes: tuple[int, int] | None = None) -> list[npt.NDArray[np.int64]]:
         """Compute the maps of some planes, or of all."""
@@ -131,13 +136,13 @@ class FeatureStack:
         first, stop = planes if planes is not None else (0, count)
         if not 0 <= first < stop <= count:
             raise ImageError(f"planes: expected a first plane and a stop within the {count} of the image, got {planes}")
-        features, border = self._study.feature, self._study.window.border
+        features, border = self.study.feature, self.study.window.border
         common: dict[str, Any] = {
             "a": self._a,
             "fill": self._fill,
             "magnitude": self._magnitude,
             "planes": (first, stop),
-            "workers": self._workers,
+            "workers": self.workers,
         }
         made: dict[tuple[str, tuple[int, int, int]], Array] = {}
         try:
@@ -146,16 +151,169 @@ class FeatureStack:
                 kinds = tuple(kind for kind in kernels.WINDOWED if kind in alike)
                 if kinds:
                     some = kernels.window_features(
-                        self._voxels, window, border, kinds, b=self._b, unit=self._study.unit, **common
+                        self._voxels, window, border, kinds, b=self._b, unit=self.study.unit, **common
                     )
                     made |= {(kind, window): array for kind, array in some.items()}
             for kind in {feature.kind for feature in features} & {"gradient", "intensity"}:
                 made[kind, (1, 1, 1)] = (
                     kernels.gradient_map(self._voxels, border, **common)
                     if kind == "gradient"
-                    else kernels.scaled(self._voxels[first:stop], self._a, self._b)
+                    else self.intensity((first, stop))
                 )
         except OverflowError as error:
             raise ImageError(f"{error}: use a smaller window, fewer fraction_bits or another standardisation") from None
         shape = (stop - first, *self._shape[1:]) if len(self._shape) == 3 else self._shape
         return [made[f.kind, window].reshape(shape) for f, window in zip(features, self._windows, strict=True)]
+
+    def intensity(self, planes: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """The standardised integers of some planes."""
+        from voxring.kernels.cpu import features as kernels
+
+        return kernels.scaled(self._voxels[slice(*planes)], self._a, self._b)
+
+    def pairs(
+        self, numbers: Array, classes: int, starts: tuple[int, ...], steps: list[tuple[int, int, int]]
+    ) -> npt.NDArray[np.int64]:
+        """Co-occurrence counts of each class, as `voxring.kernels.cpu.additive.pairs`."""
+        from voxring.kernels.cpu import additive
+
+        return additive.pairs(self._voxels, numbers, classes, self._a, self._b, starts, steps, self.workers)
+
+
+def class_statistics(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    *,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
+    labels: Mapping[str, int] | None = None,
+    threads: int | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Sum up what ``study.statistics`` asks for, over the voxels of each class.
+
+    Feature maps are made slab by slab, of the planes that hold a class, and summed at once.
+
+    Parameters
+    ----------
+    image, slope, intercept
+        As for `feature_maps`.
+    ground_truth : array of integers, same shape
+        Label map.
+    study : Study
+        Features, statistics, border, standardisation and bounds.
+    labels : mapping of class name to label value, optional
+        The classes that this label map holds, when not those of the study file.
+    threads : int, optional
+        Threads of this call. The sums do not depend on it.
+
+    Returns
+    -------
+    dict of class name to tuple of int
+        In the order of `voxring.statistics.layout`; zeros for a class without voxels.
+
+    Raises
+    ------
+    ImageError
+        As for `feature_maps`; or the shapes differ, or a class of the study has no number.
+    StudyError
+        A window names axes that the image lacks.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="example",
+    ...     classes={"lesion": 1},
+    ...     standardise={"fraction_bits": 0},
+    ...     statistics={"moments": 2, "histogram": {"bins": 2, "range": [0, 8]}},
+    ... )
+    >>> image = np.array([[1, 2, 9, 4]], np.int16)
+    >>> class_statistics(image, np.array([[1, 1, 1, 0]]), study)
+    {'lesion': (12, 86, 0, 2, 0, 1)}
+    """
+    check_shapes(image, ground_truth)
+    named = labels if labels is not None else label_values(study)
+    stack = FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads)
+    sums = _Sums(stack, ground_truth, tuple(dict.fromkeys(named.values())))
+    return {name: sums.of(label) for name, label in named.items()}
+
+
+class _Sums:
+    """The additive integers of the classes of one image, block by block."""
+
+    def __init__(self, stack: FeatureStack, ground_truth: Array, values: tuple[int, ...]) -> None:
+        from voxring.kernels.checks import holdable
+        from voxring.kernels.cpu.labels import class_numbers
+
+        truth = volume(ground_truth)
+        self._stack, self._study = stack, stack.study
+        self._present = holdable(values, truth.dtype)
+        self._numbers = class_numbers(truth, self._present).reshape(truth.shape)
+        self._blocks = layout(self._study)
+        self._sums = [{block.name: [0] * block.size for block in self._blocks} for _ in self._present]
+        self._add_voxels()
+        if self._study.statistics.glcm is not None and self._present:
+            self._add_pairs()
+
+    def of(self, label: int) -> tuple[int, ...]:
+        """All integers of one class."""
+        if label not in self._present:
+            return (0,) * sum(block.size for block in self._blocks)
+        mine = self._sums[self._present.index(label)]
+        return tuple(number for block in self._blocks for number in mine[block.name])
+
+    def _add_voxels(self) -> None:
+        from voxring.kernels.cpu import additive
+
+        asked, workers = self._study.statistics, self._stack.workers
+        if not (asked.gram or asked.moments or asked.histogram):
+            return
+        for first, stop in self._slabs():
+            numbers = self._numbers[first:stop].reshape(-1)
+            maps = self._stack.maps((first, stop)) if asked.gram else []
+            intensity = self._stack.intensity((first, stop)).reshape(-1)
+            for number, mine in enumerate(self._sums, start=1):
+                places = np.flatnonzero(numbers == number)
+                x = intensity[places]
+                if asked.gram:
+                    values = np.ones((len(maps) + 1, len(places)), np.int64)
+                    for row, made in zip(values[1:], maps, strict=True):
+                        np.take(made.reshape(-1), places, out=row)
+                    _, *found = additive.gram(values, workers)  # of (1, f): the first is the number of voxels
+                    _add(mine["feature_sums"], found[: len(maps)])
+                    _add(mine["gram"], found[len(maps) :])
+                if asked.moments:
+                    _add(mine["powers"], additive.powers(x, workers)[: asked.moments])
+                if asked.histogram is not None:
+                    _add(mine["histogram"], additive.bin_counts(x, asked.histogram.starts(self._study.unit)))
+
+    def _slabs(self) -> Iterator[tuple[int, int]]:
+        """Runs of planes that hold a class, cut into slabs."""
+        count = len(self._numbers)
+        deep = max(1, SLAB // (self._numbers[0].size * max(1, len(self._study.feature))))
+        held = [bool(plane.any()) for plane in self._numbers]
+        first = 0
+        while first < count:
+            stop = first + 1
+            while held[first] and stop < min(count, first + deep) and held[stop]:
+                stop += 1
+            if held[first]:
+                yield first, stop
+            first = stop
+
+    def _add_pairs(self) -> None:
+        from voxring.kernels.cpu import additive
+
+        asked = self._study.statistics.glcm
+        if asked is None:
+            return
+        steps = additive.directions(asked.distance, planar=asked.planar or len(self._numbers) == 1)
+        counted = self._stack.pairs(
+            self._numbers.reshape(-1), len(self._present), asked.bins.starts(self._study.unit), steps
+        )
+        for mine, table in zip(self._sums, counted, strict=True):
+            mine["glcm"] = table.reshape(-1).tolist()
+
+
+def _add(to: list[int], more: list[int]) -> None:
+    to[:] = [one + other for one, other in zip(to, more, strict=True)]

@@ -22,6 +22,17 @@ Array = npt.NDArray[Any]
 OF_ALL_VOXELS = ("zscore", "percentile", "nyul")
 
 
+def label_values(study: Study) -> dict[str, int]:
+    values: dict[str, int] = {}
+    for name, label in study.classes.items():
+        if not isinstance(label, int):
+            raise ImageError(
+                f"class {name!r} names the segment {label!r}, a label map has numbers only: give its number in labels="
+            )
+        values[name] = label
+    return values
+
+
 def check_shapes(image: Array, ground_truth: Array) -> None:
     if image.ndim not in (2, 3):
         raise ImageError(f"expected an image with 2 or 3 axes, got {image.ndim}: pass one volume at a time")
