@@ -226,6 +226,9 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
     with (tmp_path / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "ground_truth"), *rows])
     images = [tmp_path / image for image, _ in rows]
+    counts = sum(  # compiles what the commands need
+        (evaluate_image(tmp_path / image, tmp_path / truth, model) for image, truth in rows), Counts.none(model.classes)
+    )
     done = run("classify", tmp_path / "model.json", *images, "--out", tmp_path / "out", "--probabilities", check=0)
     assert len(done.stdout.splitlines()) == 8
     assert np.array_equal(
@@ -242,9 +245,6 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
     assert "cannot be made" in refused.stderr
 
     done = run("evaluate", tmp_path / "model.json", tmp_path / "manifest.csv", "--out", tmp_path / "eval.json", check=0)
-    counts = sum(
-        (evaluate_image(tmp_path / image, tmp_path / truth, model) for image, truth in rows), Counts.none(model.classes)
-    )
     expected = {"model": model.digest, "classifier": "lda", "images": 2, **document(counts)}
     assert json.loads((tmp_path / "eval.json").read_text()) == expected
     assert f"{float(counts.outcomes('bone').dice):.4f}" in done.stdout

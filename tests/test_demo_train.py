@@ -68,21 +68,20 @@ def dice(answer, study, rows):
 
 def test_alone_and_together_as_computed_in_the_open(own, tmp_path):
     folder, study, manifests, held_out = own
+    totals = {name: party_totals(path, study) for name, path in manifests.items()}
+    answers = {name: pooled(mine, study) for name, mine in totals.items()}
+    answers["together"] = pooled(sum(totals.values(), LocalTotals()), study)
+    lines = held_out.read_text().splitlines()[1:]
+    rows = [[held_out.parent / cell for cell in line.split(",")] for line in lines]
+    scores = {name: dice(answer, study, rows) for name, answer in answers.items()}  # compiles what the command needs
     done = run(
         "demo", "--train", "--keep", tmp_path, "--plot", tmp_path / "dice.svg", "--study", folder / "study.toml",
         *(f"--data={name}={path}" for name, path in manifests.items()), "--held-out", held_out, "--json", check=0,
     )  # fmt: skip
     document = json.loads(done.stdout)
-    totals = {name: party_totals(path, study) for name, path in manifests.items()}
-    answers = {name: pooled(mine, study) for name, mine in totals.items()}
-    answers["together"] = pooled(sum(totals.values(), LocalTotals()), study)
-    rows = [
-        (held_out.parent / image, held_out.parent / truth) for image, truth in list(csv.reader(held_out.open()))[1:]
-    ]
     assert document["equal"] is True
     assert list(document["held_out"]) == [*manifests, "together"]
-    for name, answer in answers.items():
-        expected = dice(answer, study, rows)
+    for name, expected in scores.items():
         got = document["held_out"][name]
         assert {key: got[key] for key in expected} == expected
         assert got["mean"] == pytest.approx(np.mean(list(expected.values())))
