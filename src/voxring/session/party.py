@@ -323,11 +323,9 @@ class Party:
 
     def _first(self, message: Message) -> bytes:
         """Handle a message of its kind for the first time."""
-        event = f"share {message.sum}" if message.kind == "share" else message.kind
+        event = self.plan.share_event(message.sum) if message.kind == "share" else message.kind
         if message.kind == "hello" and self.plan.coin is not None:
             event = "hello again"
-        if event == "share sdsum" and self.plan.more:
-            event = "share sdsum of four"
         if (self.state, event) not in TRANSITIONS:
             raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
         reply = self._ok(message)
@@ -357,10 +355,6 @@ class Party:
             self._means = self._checked_means(bodies.read_means(message.body))
             values = self.plan.sdsum_values(self._totals, self._means)
             self._join(self.plan.sdsums(self.session, self._means), values)
-            if self.plan.more:
-                released = list(self._counts)
-                values = self.plan.statistics_values(self._totals, released)
-                self._join(self.plan.statistics(self.session, released), values)
             self.news.append("μ received")
         self._step(event)
         return reply
@@ -435,6 +429,10 @@ class Party:
 
     def _step(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
+        if self.state == "deviated":
+            released = list(self._counts)
+            values = self.plan.statistics_values(self._totals, released)
+            self._join(self.plan.statistics(self.session, released), values)
 
     # Replies.
 

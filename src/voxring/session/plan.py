@@ -102,6 +102,10 @@ class Plan:
         """Whether the study asks for additive statistics."""
         return slots(self.study) > 0
 
+    def share_event(self, name: str) -> str:
+        """What a party's state machine calls a share of a sum: what comes after sdsum depends on the study."""
+        return "share sdsum of four" if name == "sdsum" and self.more else f"share {name}"
+
     def statistics(self, session: bytes, released: Sequence[str]) -> SecureSum:
         """What the study asks for beside, of the released classes; a party's slots keep bounds of their own."""
         return self._sum(session, "statistics", slots(self.study) * len(released), largest_bound(self.study))
