@@ -1,8 +1,9 @@
 """Additive statistics: where numbers stand, what is refused, and what is derived, against twins and other tools."""
 
 from fractions import Fraction
-from math import sqrt
+from math import isqrt, sqrt
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,6 +107,37 @@ def test_numbers_that_no_images_have_are_named_by_their_block(place: int, value:
     assert fault(values, 40, study) == block
     with pytest.raises(BoundError, match=f"class 'a': {block} .* nothing was sent"):
         check_bounds(LocalTotals({"a": ClassTotals(40, 0, 0, 0, 1, tuple(values))}), study)
+
+
+def test_a_voxel_has_no_more_neighbours_than_there_are() -> None:
+    study = a_study({"glcm": {"levels": 3, "range": (-1.0, 1.0)}})
+    for values, found in (((26, 0, 0, 0, 26, 0, 0, 0, 0), None), ((26, 0, 0, 0, 26, 0, 0, 0, 1), "glcm")):
+        assert fault(values, 2, study) == found
+
+
+@pytest.mark.parametrize(
+    ("feature", "border", "bound"),
+    [
+        ({"kind": "intensity"}, "reflect", 2 * UNIT),
+        ({"kind": "mean", "window": 3}, "clip", 2 * UNIT),
+        ({"kind": "std", "window": 3}, "reflect", 2 * UNIT),
+        ({"kind": "variance", "window": 3}, "reflect", 4 * UNIT + 1),
+        ({"kind": "contrast", "window": 3}, "reflect", UNIT),
+        ({"kind": "skewness", "window": (2, 3, 7)}, "reflect", 7 * UNIT),
+        ({"kind": "skewness", "window": 3}, "reflect", 6 * UNIT),
+        ({"kind": "gradient"}, "reflect", isqrt(3 * (2 * UNIT) ** 2) + 1),
+        ({"kind": "gradient"}, "clip", isqrt(12 * (2 * UNIT) ** 2) + 1),
+    ],
+)
+def test_the_bound_of_a_feature_follows_from_that_of_intensities(feature: dict, border: str, bound: int) -> None:
+    study = a_study(
+        {"gram": True},
+        [feature],
+        standardise={"method": "rescale", "range": (0.0, 1.0)},
+        bounds={"voxels_per_party": 3},
+    )
+    study = Study.of(**msgspec.to_builtins(study) | {"window": {"size": 1, "border": border}})
+    assert [block.bound for block in layout(study)] == [3 * bound, 3 * bound**2]
 
 
 def test_totals_of_another_study_are_refused_and_a_class_without_a_voxel_is_zeros() -> None:

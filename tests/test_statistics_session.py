@@ -267,9 +267,12 @@ def test_blocks_are_held_against_those_of_studies_that_ask_the_same_of_them_alon
     assert not judged((study, then), (asking(study, other_bins), finer))
     assert not judged((study, then), (other_window, same))
     assert judged((study, then), (other_window, now))  # the histogram does not depend on the window
+    assert not judged((study, then[:2]), (asking(study, other_bins), finer[:2]))
     # Without patients in common, the same block is the same question.
+    then = [LocalTotals({"liver": one["liver"]}) for one in then]
+    without = [LocalTotals({"liver": TOTALS[name]["liver"]}) for name in "abcdef"]
+    assert len({one["liver"].voxels for one in then[:2]}) == 2
     assert judged((study, then[:1]), (other_window, then[1:2]))
-    without = [TOTALS[name] for name in "abcdef"]
     assert not judged((study, then[:1]), (asking(other_window, {"statistics": {}}), without[1:2]))
     assert not judged((study, then), (asking(study, {"statistics": {}}), without))
 

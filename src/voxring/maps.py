@@ -9,8 +9,9 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import Device, check_shapes, on_grid, takes_gpu, volume
+from voxring.engine import Device, takes_gpu
 from voxring.errors import ImageError
+from voxring.standardise import check_shapes, on_grid, volume
 from voxring.study import Border, Study
 
 Array = npt.NDArray[Any]

@@ -32,7 +32,7 @@ def run_researcher(
     retries: int = 0,
     notify: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, Statistics | str], View]:
-    """Run a study as its researcher: greet the parties, start the three secure sums, work out the answer.
+    """Run a study as its researcher: greet the parties, start the secure sums, work out the answer.
 
     A session that fails before anything was opened, since a party vanished or a message was damaged, may be followed
     by another, in which all blinds and shares are fresh; a party that was started again is waited for.

@@ -386,7 +386,7 @@ class Researcher:
     def _finish_statistics(self, total: Sequence[int]) -> None:
         size = slots(self._study)
         for number, (name, voxels) in enumerate(self._counts.items()):
-            mine = tuple(total[number * size : (number + 1) * size])
+            mine = tuple(map(int, total[number * size : (number + 1) * size]))
             block = fault(mine, voxels, self._study)
             if block is not None:
                 raise RemoteProtocolError(

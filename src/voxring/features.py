@@ -1,0 +1,319 @@
+"""Feature maps of an image: exact integers, the same on every device, for any slab of it.
+
+``[[feature]]`` of a study asks for maps of the standardised integers x, which stand for x / unit. W is the window at a
+voxel, |W| its number of places, and sums go over them; the border of the study says what is read outside. Each value is
+rounded once, half to even, to an integer that stands for value / unit:
+
+==========  ==========================================================================================
+intensity   x
+mean        Σx / |W|
+variance    V / (|W|² unit), V = |W| Σx² − (Σx)²
+std         √V / |W|
+skewness    unit · T / V^(3/2), T = |W|² Σx³ − 3 |W| Σx Σx² + 2 (Σx)³; 0 where V = 0
+contrast    unit · √(V / (|W| Σx²)); 0 where V = 0
+gradient    √(Σ d²) / 2, d over the axes the difference of the two neighbours
+==========  ==========================================================================================
+
+Variance, std and skewness are those of the window's values, divided by |W|. The contrast is the deviation over the
+root mean square: σ / √(σ² + μ²), between 0 and 1, whatever the range of the image. Under ``clip`` a voxel at the edge
+has one neighbour, and d is twice the difference to it: the gradient of `numpy.gradient`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxring.errors import ImageError
+from voxring.standardise import check_shapes, label_values, standardised, volume
+from voxring.statistics import layout
+from voxring.study import Study
+
+Array = npt.NDArray[Any]
+
+SLAB = 1 << 22
+"""Values of all features that are in hand at a time, of a class or of whole planes."""
+
+
+def feature_maps(
+    image: Array,
+    study: Study,
+    *,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
+    threads: int | None = None,
+    planes: tuple[int, int] | None = None,
+) -> list[npt.NDArray[np.int64]]:
+    """Compute the maps that ``study.feature`` asks for.
+
+    Parameters
+    ----------
+    image : (rows, cols) or (planes, rows, cols) array
+        Stored intensities: integers of 8, 16 or 32 bits, or floats.
+    study : Study
+        Features, border, standardisation and bounds.
+    slope, intercept : float or Fraction
+        The intensity that a stored v stands for is slope·v + intercept.
+    threads : int, optional
+        Threads of this call. The maps do not depend on it.
+    planes : (int, int), optional
+        First plane and stop: only these planes of a volume are computed, as they are in the whole. Who goes through a
+        volume slab by slab keeps a `FeatureStack`.
+
+    Returns
+    -------
+    list of int64 arrays
+        One per feature, in units of 1 / study.unit.
+
+    Raises
+    ------
+    ImageError
+        A voxel is not finite, a value leaves the range that the study declares, or a feature could be wider than is
+        exact.
+    StudyError
+        A window names axes that the image lacks.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="example",
+    ...     classes={"lesion": 1},
+    ...     feature=[{"kind": "mean", "window": [1, 3]}, {"kind": "gradient"}],
+    ...     standardise={"fraction_bits": 0},
+    ... )
+    >>> mean, gradient = feature_maps(np.array([[1, 2, 9, 4]], np.int16), study)
+    >>> mean, gradient
+    (array([[1, 4, 5, 6]]), array([[0, 4, 1, 2]]))
+    """
+    return FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads).maps(planes)
+
+
+class FeatureStack:
+    """An image that is standardised once, and whose feature maps are computed slab by slab.
+
+    Parameters and errors are those of `feature_maps`.
+    """
+
+    def __init__(
+        self,
+        image: Array,
+        study: Study,
+        *,
+        slope: float | Fraction = 1.0,
+        intercept: float | Fraction = 0.0,
+        threads: int | None = None,
+    ) -> None:
+        check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
+        self.study, self._shape = study, image.shape
+        self._windows = [feature.along(image.ndim) for feature in study.feature]
+        voxels, (a, b) = standardised(image, Fraction(slope), Fraction(intercept), study)
+        fill = study.fill
+        if study.window.border == "constant" and (a, b) != (1, 0):  # the fill is a standardised integer
+            fill, rest = divmod(fill - b, a)
+            if rest or abs(fill) >= 1 << 31:
+                voxels, a, b, fill = voxels.astype(np.int64) * a + b, 1, 0, study.fill
+        from voxring.kernels.checks import magnitude_in, magnitude_of
+        from voxring.kernels.cpu.threads import thread_count  # numba takes a second to import
+
+        outside = abs(fill) if study.window.border == "constant" else 0
+        narrow = voxels.dtype.itemsize == 1 or voxels.dtype == np.int16
+        self._magnitude = max(magnitude_of(voxels.dtype), outside) if narrow else magnitude_in(voxels, outside)
+        # Kernels for two types: compiling them takes longer than narrowing or widening images of the others.
+        self._voxels = volume(voxels.astype("int16" if self._magnitude <= 1 << 15 else "int64", copy=False))
+        self._a, self._b = a, b
+        self._fill = fill if study.window.border == "constant" else 0
+        self.workers = thread_count(threads, image.size)
+
+    def maps(self, planes: tuple[int, int] | None = None) -> list[npt.NDArray[np.int64]]:
+        """Compute the maps of some planes, or of all."""
+        from voxring.kernels.cpu import features as kernels
+
+        count = len(self._voxels)
+        first, stop = planes if planes is not None else (0, count)
+        if not 0 <= first < stop <= count:
+            raise ImageError(f"planes: expected a first plane and a stop within the {count} of the image, got {planes}")
+        features, border = self.study.feature, self.study.window.border
+        common: dict[str, Any] = {
+            "a": self._a,
+            "fill": self._fill,
+            "magnitude": self._magnitude,
+            "planes": (first, stop),
+            "workers": self.workers,
+        }
+        made: dict[tuple[str, tuple[int, int, int]], Array] = {}
+        try:
+            for window in dict.fromkeys(self._windows):
+                alike = [f.kind for f, own in zip(features, self._windows, strict=True) if own == window]
+                kinds = tuple(kind for kind in kernels.WINDOWED if kind in alike)
+                if kinds:
+                    some = kernels.window_features(
+                        self._voxels, window, border, kinds, b=self._b, unit=self.study.unit, **common
+                    )
+                    made |= {(kind, window): array for kind, array in some.items()}
+            for kind in {feature.kind for feature in features} & {"gradient", "intensity"}:
+                made[kind, (1, 1, 1)] = (
+                    kernels.gradient_map(self._voxels, border, **common)
+                    if kind == "gradient"
+                    else self.intensity((first, stop))
+                )
+        except OverflowError as error:
+            raise ImageError(f"{error}: use a smaller window, fewer fraction_bits or another standardisation") from None
+        shape = (stop - first, *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        return [made[f.kind, window].reshape(shape) for f, window in zip(features, self._windows, strict=True)]
+
+    def intensity(self, planes: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """The standardised integers of some planes."""
+        from voxring.kernels.cpu import features as kernels
+
+        return kernels.scaled(self._voxels[slice(*planes)], self._a, self._b)
+
+    def pairs(
+        self, numbers: Array, classes: int, starts: tuple[int, ...], steps: list[tuple[int, int, int]]
+    ) -> npt.NDArray[np.int64]:
+        """Co-occurrence counts of each class, as `voxring.kernels.cpu.additive.pairs`."""
+        from voxring.kernels.cpu import additive
+
+        return additive.pairs(self._voxels, numbers, classes, self._a, self._b, starts, steps, self.workers)
+
+
+def class_statistics(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    *,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
+    labels: Mapping[str, int] | None = None,
+    threads: int | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Sum up what ``study.statistics`` asks for, over the voxels of each class.
+
+    Feature maps are made slab by slab, of the planes that hold a class, and summed at once.
+
+    Parameters
+    ----------
+    image, slope, intercept
+        As for `feature_maps`.
+    ground_truth : array of integers, same shape
+        Label map.
+    study : Study
+        Features, statistics, border, standardisation and bounds.
+    labels : mapping of class name to label value, optional
+        The classes that this label map holds, when not those of the study file.
+    threads : int, optional
+        Threads of this call. The sums do not depend on it.
+
+    Returns
+    -------
+    dict of class name to tuple of int
+        In the order of `voxring.statistics.layout`; zeros for a class without voxels.
+
+    Raises
+    ------
+    ImageError
+        As for `feature_maps`; or the shapes differ, or a class of the study has no number.
+    StudyError
+        A window names axes that the image lacks.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="example",
+    ...     classes={"lesion": 1},
+    ...     standardise={"fraction_bits": 0},
+    ...     statistics={"moments": 2, "histogram": {"bins": 2, "range": [0, 8]}},
+    ... )
+    >>> image = np.array([[1, 2, 9, 4]], np.int16)
+    >>> class_statistics(image, np.array([[1, 1, 1, 0]]), study)
+    {'lesion': (12, 86, 0, 2, 0, 1)}
+    """
+    check_shapes(image, ground_truth)
+    named = labels if labels is not None else label_values(study)
+    stack = FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads)
+    sums = _Sums(stack, ground_truth, tuple(dict.fromkeys(named.values())))
+    return {name: sums.of(label) for name, label in named.items()}
+
+
+class _Sums:
+    """The additive integers of the classes of one image, block by block."""
+
+    def __init__(self, stack: FeatureStack, ground_truth: Array, values: tuple[int, ...]) -> None:
+        from voxring.kernels.checks import holdable
+        from voxring.kernels.cpu.labels import class_numbers
+
+        truth = volume(ground_truth)
+        self._stack, self._study = stack, stack.study
+        self._present = holdable(values, truth.dtype)
+        self._numbers = class_numbers(truth, self._present).reshape(truth.shape)
+        self._blocks = layout(self._study)
+        self._sums = [{block.name: [0] * block.size for block in self._blocks} for _ in self._present]
+        self._add_voxels()
+        if self._study.statistics.glcm is not None and self._present:
+            self._add_pairs()
+
+    def of(self, label: int) -> tuple[int, ...]:
+        """All integers of one class."""
+        if label not in self._present:
+            return (0,) * sum(block.size for block in self._blocks)
+        mine = self._sums[self._present.index(label)]
+        return tuple(number for block in self._blocks for number in mine[block.name])
+
+    def _add_voxels(self) -> None:
+        from voxring.kernels.cpu import additive
+
+        asked, workers = self._study.statistics, self._stack.workers
+        if not (asked.gram or asked.moments or asked.histogram):
+            return
+        for first, stop in self._slabs():
+            numbers = self._numbers[first:stop].reshape(-1)
+            maps = self._stack.maps((first, stop)) if asked.gram else []
+            intensity = self._stack.intensity((first, stop)).reshape(-1)
+            for number, mine in enumerate(self._sums, start=1):
+                places = np.flatnonzero(numbers == number)
+                x = intensity[places]
+                if asked.gram:
+                    values = np.ones((len(maps) + 1, len(places)), np.int64)
+                    for row, made in zip(values[1:], maps, strict=True):
+                        np.take(made.reshape(-1), places, out=row)
+                    _, *found = additive.gram(values, workers)  # of (1, f): the first is the number of voxels
+                    _add(mine["feature_sums"], found[: len(maps)])
+                    _add(mine["gram"], found[len(maps) :])
+                if asked.moments:
+                    _add(mine["powers"], additive.powers(x, workers)[: asked.moments])
+                if asked.histogram is not None:
+                    _add(mine["histogram"], additive.bin_counts(x, asked.histogram.starts(self._study.unit)))
+
+    def _slabs(self) -> Iterator[tuple[int, int]]:
+        """Runs of planes that hold a class, cut into slabs."""
+        count = len(self._numbers)
+        deep = max(1, SLAB // (self._numbers[0].size * max(1, len(self._study.feature))))
+        held = [bool(plane.any()) for plane in self._numbers]
+        first = 0
+        while first < count:
+            stop = first + 1
+            while held[first] and stop < min(count, first + deep) and held[stop]:
+                stop += 1
+            if held[first]:
+                yield first, stop
+            first = stop
+
+    def _add_pairs(self) -> None:
+        from voxring.kernels.cpu import additive
+
+        asked = self._study.statistics.glcm
+        if asked is None:
+            return
+        steps = additive.directions(asked.distance, planar=asked.planar or len(self._numbers) == 1)
+        counted = self._stack.pairs(
+            self._numbers.reshape(-1), len(self._present), asked.bins.starts(self._study.unit), steps
+        )
+        for mine, table in zip(self._sums, counted, strict=True):
+            mine["glcm"] = table.reshape(-1).tolist()
+
+
+def _add(to: list[int], more: list[int]) -> None:
+    to[:] = [one + other for one, other in zip(to, more, strict=True)]

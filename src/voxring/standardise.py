@@ -1,0 +1,217 @@
+"""From stored voxels to standardised integers (Algorithm 1, line 1): which map an image gets, and what is refused.
+
+The map is x = a·v + b with integers a and b. Where one piece of it holds the whole image the voxels are left as they
+are stored, for whoever sums them first and applies a and b to the sums.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxring import fixedpoint
+from voxring.errors import ImageError
+from voxring.fixedpoint import STANDARDISED_LIMIT, AffineMap
+from voxring.study import Study
+
+Array = npt.NDArray[Any]
+
+OF_ALL_VOXELS = ("zscore", "percentile", "nyul")
+
+
+def label_values(study: Study) -> dict[str, int]:
+    values: dict[str, int] = {}
+    for name, label in study.classes.items():
+        if not isinstance(label, int):
+            raise ImageError(
+                f"class {name!r} names the segment {label!r}, a label map has numbers only: give its number in labels="
+            )
+        values[name] = label
+    return values
+
+
+def check_shapes(image: Array, ground_truth: Array) -> None:
+    if image.ndim not in (2, 3):
+        raise ImageError(f"expected an image with 2 or 3 axes, got {image.ndim}: pass one volume at a time")
+    if image.shape != ground_truth.shape:
+        raise ImageError(
+            f"the ground truth has shape {ground_truth.shape}, the image {image.shape}: they must cover the same voxels"
+        )
+    if 0 in image.shape:
+        raise ImageError(f"expected at least one voxel, got shape {image.shape}")
+    if ground_truth.dtype.kind not in "iub":
+        raise ImageError(f"expected a ground truth of integers, got {ground_truth.dtype}: convert it to a label map")
+    if image.dtype.kind == "b" or (image.dtype.kind not in "iu" and image.dtype not in (np.float32, np.float64)):
+        raise ImageError(f"expected an image of integers or of 32 or 64-bit floats, got {image.dtype}: convert it")
+    if image.dtype.itemsize == 8 and image.dtype.kind in "iu":
+        raise ImageError(f"expected integers of at most 32 bits, got {image.dtype}: convert the image first")
+
+
+def volume(array: Array) -> Array:
+    """Give a 2D image its one plane, in C order and native bytes."""
+    if array.dtype.kind == "b":
+        array = array.view(np.uint8)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return np.ascontiguousarray(array.reshape(1, *array.shape) if array.ndim == 2 else array)
+
+
+def standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, tuple[int, int]]:
+    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+    shift = 0
+    if image.dtype.kind == "f":
+        image, slope, intercept = on_grid(image, slope, intercept, study)
+        shift = fixedpoint.FLOAT_SHIFT
+    if slope == 0:
+        raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
+    try:
+        counted = _Counted.of(image) if study.standardise.method in OF_ALL_VOXELS else None
+        if counted is not None:
+            low, high = int(counted.values[0]), int(counted.values[-1])
+        else:
+            low, high = _range(image, slope, intercept, study)
+        mapping = _mapping(counted, slope, intercept, study, shift)
+        least, largest = mapping.ends(low, high)
+        single = mapping.single(low, high)
+        limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
+        if least < -limit or largest > limit:
+            raise ImageError(
+                f"standardised values run from {least / study.unit:.6g} to {largest / study.unit:.6g}, "
+                f"the study allows {limit / study.unit:.6g} either way: "
+                "use a larger bounds.intensity, fewer fraction_bits or another method"
+            )
+        if single is not None:
+            return _narrowed(image, low, high), single
+        return mapping.apply(image).astype(_narrowest(least, largest)), (1, 0)
+    except (ValueError, OverflowError) as error:
+        raise ImageError(str(error)) from None
+
+
+def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:
+    """Put a float image on the grid 2^-p, its slope and intercept applied in binary64."""
+    values = image.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError("expected finite voxels, got NaN or infinity: replace them before the study")
+    if slope != 1 or intercept != 0:
+        values = values * float(slope) + float(intercept)
+    try:
+        integers = fixedpoint.grid(values, study.standardise.fraction_bits)
+    except OverflowError as error:
+        raise ImageError(f"{error}: use fewer fraction_bits") from None
+    return integers, Fraction(1, study.unit), Fraction(0)
+
+
+def _range(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
+    """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
+    if study.standardise.method == "none" and image.dtype.itemsize <= 2 and fits(image.dtype, slope, intercept, study):
+        info = np.iinfo(image.dtype)
+        return int(info.min), int(info.max)
+    return int(image.min()), int(image.max())
+
+
+def _narrowed(image: Array, low: int, high: int) -> Array:
+    """A CT stored in 32 bits fits 16: one pass to narrow it costs less than summing wide lanes."""
+    narrow = np.dtype(_narrowest(low, high))
+    return image.astype(narrow) if narrow.itemsize < image.dtype.itemsize and image.dtype.itemsize == 4 else image
+
+
+def _narrowest(least: int, largest: int) -> npt.DTypeLike:
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= least and largest <= np.iinfo(dtype).max:
+            return dtype
+    return np.int64
+
+
+def fits(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+    """Whether the study allows all that a type can hold, under ``none``."""
+    info = np.iinfo(dtype)
+    try:
+        ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
+    except (ValueError, OverflowError):
+        return False  # said where the image is standardised
+    return max(-ends[0], ends[1]) <= study.intensity_bound
+
+
+def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
+    """The integer map of one image under the study's method."""
+    options, bits = study.standardise, study.standardise.fraction_bits
+    if options.method == "none":
+        return fixedpoint.plain(slope, intercept, bits)
+    if counted is None:  # rescale
+        low, high = options.range or (0.0, 1.0)
+        values = [Fraction(repr(low)), Fraction(repr(high))]
+        return fixedpoint.through(_rising(values, [0, 1], slope, intercept), bits, shift=shift)
+    foreground = counted.foreground(options.foreground, slope, intercept)
+    if options.method == "zscore":
+        return foreground.zscore(bits, shift, negative=slope < 0)
+    percentiles = [Fraction(repr(q)) for q in options.percentiles or ()]
+    targets = [Fraction(repr(t)) for t in options.landmarks or (0.0, 1.0)]
+    stored = [foreground.percentile(q if slope > 0 else 100 - q) for q in percentiles]
+    knots = [(Fraction(v), x) for v, x in zip(stored, targets, strict=True)]
+    return fixedpoint.through(knots if slope > 0 else knots[::-1], bits, shift=shift)
+
+
+def _rising(
+    values: list[Fraction], targets: list[int], slope: Fraction, intercept: Fraction
+) -> list[tuple[Fraction, Fraction]]:
+    """Knots (stored, standardised) with the stored values rising, whatever the sign of the slope."""
+    knots = [((value - intercept) / slope, Fraction(target)) for value, target in zip(values, targets, strict=True)]
+    return knots if slope > 0 else knots[::-1]
+
+
+class _Counted:
+    """An image as its distinct stored integers, rising, and how often each occurs: all its statistics are exact."""
+
+    def __init__(self, values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
+        self.values, self.counts = values, counts
+
+    @classmethod
+    def of(cls, image: Array) -> _Counted:
+        if image.dtype.itemsize > 2:
+            values, counts = np.unique(image, return_counts=True)
+            return cls(values.astype(np.int64), counts.astype(np.int64))
+        from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
+
+        low = int(np.iinfo(image.dtype).min)
+        counts = histogram(image)
+        present = np.flatnonzero(counts)
+        return cls(present + low, counts[present])
+
+    def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
+        """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""
+        if which == "all":
+            return self
+        if which == "nonzero":
+            zero = -intercept / slope
+            keep = self.values != (zero.numerator if zero.denominator == 1 else np.iinfo(np.int64).min)
+        else:
+            mean = Fraction(_dot(self.values, self.counts), int(self.counts.sum()))
+            above = self.values > mean.numerator // mean.denominator
+            below = self.values < -(-mean.numerator // mean.denominator)
+            keep = above if slope > 0 else below
+        return _Counted(self.values[keep], self.counts[keep])
+
+    def zscore(self, bits: int, shift: int, *, negative: bool) -> AffineMap:
+        values, counts = self.values, self.counts
+        high, low = values >> 24, values & 0xFFFFFF
+        squares = (_dot(high * high, counts) << 48) + (_dot(high * low, counts) << 25) + _dot(low * low, counts)
+        made = fixedpoint.zscore(int(counts.sum()), _dot(values, counts), squares, bits, shift=shift)
+        if negative:  # round half to even is symmetric
+            return AffineMap((-made.a[0],), (-made.b[0],), shift=shift)
+        return made
+
+    def percentile(self, percentile: Fraction) -> int:
+        """The value of rank ⌈q·n/100⌉ (nearest rank), the least value for q = 0."""
+        if not self.counts.size:
+            raise ValueError("the foreground is empty: use another standardise.foreground")
+        ranks = np.cumsum(self.counts)
+        rank = max(1, -(-percentile * int(ranks[-1]) // 100))
+        return int(self.values[np.searchsorted(ranks, rank)])
+
+
+def _dot(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:
+    """Σ values·counts, exact: values below 2^48 in size go in two limbs of 24 bits, counts add up to less than 2^38."""
+    return (int(((values >> 24) * counts).sum()) << 24) + int(((values & 0xFFFFFF) * counts).sum())
