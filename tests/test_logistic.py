@@ -1,5 +1,6 @@
 """Logistic regression by Newton steps: any split of the voxels gives the same bits, and the end is the optimum."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from math import exp
@@ -75,6 +76,18 @@ def test_a_step_sums_gradient_and_hessian_as_defined(classes):
         assert abs(Fraction(value, ONE) - wanted) <= Fraction(int(largest) * len(places), ONE)
 
 
+def test_probabilities_are_rounded_for_each_voxel():
+    integers, places = voxels(2, count=40, features=1)
+    weights = Weights((UNIT,), (200_000,), ((0.25, -1.5),))
+    apart = []
+    for row, place in zip(integers, places, strict=True):
+        p = 1 / (1 + exp(-(0.25 - 1.5 * (int(row[0]) - 200_000) / UNIT)))
+        found = local_step(row[None], np.array([place]), weights)
+        apart += [found[0] - (p - place) * ONE, found[2] - p * (1 - p) * ONE]
+        assert found[1] == found[0] * (int(row[0]) - 200_000)
+    assert max(map(abs, apart)) < 0.51  # of a step of 2^-40, in which 2^-53 is 10^-4
+
+
 SETS = {
     "iris": load_iris(return_X_y=True),
     "wine, as it is": load_wine(return_X_y=True),
@@ -107,18 +120,19 @@ def test_weights_of_a_session_make_an_estimator():
 
 
 def test_a_step_that_overshoots_is_halved():
-    """Nearly separable, hardly penalised: full Newton steps from 0 would go wrong on the way."""
+    """From weights at which hardly a voxel is in doubt, full Newton steps never come back."""
     integers, places = voxels(2, count=60)
-    integers[:, 0] += places * 6 * UNIT
-    states = solved([(integers, places)], Newton(start(integers, 2), strength=1e4))
-    halved = [b for a, b in pairwise(states[1:]) if b.base == a.base]
-    expected = LogisticRegression(C=1e4, tol=1e-10, solver="newton-cholesky", max_iter=1000)
+    weights = replace(start(integers, 2), rows=((3.0, -6.0, 4.0, 5.0),))
+    states = solved([(integers, places)], Newton(weights, strength=100.0))
+    halved = [(before, after) for before, after in pairwise(states[1:]) if after.base == before.base]
+    assert halved
+    for before, after in halved:
+        ends = [state.weights.rows[0] for state in (before, after)]
+        assert ends[1] == tuple((a + b) / 2 for a, b in zip(before.base, ends[0], strict=True))
+    expected = LogisticRegression(C=100.0, tol=1e-10, solver="newton-cholesky", max_iter=1000)
     expected.fit(integers / UNIT, places)
-    found = np.array(states[-1].weights.rows[0][1:])
-    assert np.abs(found - expected.coef_).max() < 1e-5 * np.abs(expected.coef_).max()
+    assert np.allclose(states[-1].weights.rows[0][1:], expected.coef_, rtol=1e-6)
     assert states[-1].steps == len(states) - 1
-    for state in halved:
-        assert state.direction == states[states.index(state) - 1].direction
 
 
 def test_impossible_sums_are_refused():

@@ -53,17 +53,16 @@ def scikit_learn(model: Model) -> Any:
         made.means_, made.priors_ = means, priors
         made.scalings_, made.rotations_ = [values for values, _ in found], [vectors for _, vectors in found]
     else:
-        made = LinearDiscriminantAnalysis(solver="lsqr") if model.classifier == "lda" else RidgeClassifier()
+        made = LinearDiscriminantAnalysis(solver="lsqr")
+        if model.classifier == "ridge":  # fitted to nothing, so that it knows its labels in the way of its version
+            made = RidgeClassifier().fit(np.zeros((len(places), len(means[0]))), model.values)
+            made.set_params(**model.settings)
         made.coef_ = of.linear
         made.intercept_ = of.constants - (of.linear * of.centres).sum(axis=1)
         if len(places) == 2:
             made.coef_ = made.coef_[1:] - made.coef_[:1]
             made.intercept_ = made.intercept_[1:] - made.intercept_[:1]
-    if model.classifier == "ridge":
-        from sklearn.preprocessing import LabelBinarizer
-
-        made._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(model.values)
-    else:
+    if model.classifier != "ridge":
         made.classes_ = np.array(model.values)
     made.n_features_in_ = len(moments.features)
     return made

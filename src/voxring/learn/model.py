@@ -109,8 +109,10 @@ class Model:
                 f"expected sums of the study's features {', '.join(features)}, got {', '.join(moments.features)}"
             )
         names = {label: name for name, label in predicted_labels(study).items()}
-        if not set(moments.labels) <= set(names):
-            raise ModelError(f"expected sums of the study's classes {', '.join(names.values())}: others came")
+        if not set(moments.labels) <= set(names) or list(moments.labels) != sorted(moments.labels):
+            raise ModelError(
+                f"expected sums of the study's classes {', '.join(names.values())} in the order of their labels"
+            )
         moments = replace(moments, classes=tuple(names[label] for label in moments.labels))
         kept = {key: value for key, value in msgspec.to_builtins(study).items() if key in _TABLES}
         model = cls(Study.of(**kept), moments, classifier, given)
@@ -181,7 +183,7 @@ class Model:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the probability maps."""
+        """Names of the classes, in the order of the probability maps, which is that of their labels."""
         return self.moments.classes
 
     @property

@@ -24,7 +24,7 @@ class Moments:
     Attributes
     ----------
     classes : tuple of str
-        Their names.
+        Their names, in the order of the labels.
     labels : tuple
         What is predicted for each: label values of a ground truth, or what stood in ``y``.
     features : tuple of str
@@ -53,7 +53,7 @@ class Moments:
 
     @classmethod
     def of_result(cls, document: Mapping[str, Any], study: Study) -> Moments:
-        """Take them from a result file; classes that were withheld are left out.
+        """Take them from a result file, in the order of the labels; classes that were withheld are left out.
 
         A class is predicted as its label value where all the study's are integers from 1 to 65,535, else by its place
         in the study, from 1.
@@ -79,6 +79,7 @@ class Moments:
             raise ModelError("result: its classes are not those of the study: give the study that it was made with")
         labels = predicted_labels(study)
         kept = [name for name in study.classes if not (isinstance(entries[name], dict) and "withheld" in entries[name])]
+        kept.sort(key=labels.__getitem__)
         found = [_entry(name, entries[name], len(features)) for name in kept]
         return cls(
             tuple(kept),
