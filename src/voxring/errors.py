@@ -53,3 +53,9 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """A peer sent a message that the state does not allow."""
+
+
+class ModelError(VoxringError):
+    """A result or a model that no classifier can be made from: malformed, of another study, or singular."""
+
+    exit_code = 3

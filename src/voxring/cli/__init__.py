@@ -9,7 +9,9 @@ import click
 
 # name: (module, attribute, one line of help); the line stands here so that help imports nothing.
 _COMMANDS = {
+    "classify": ("classify", "classify", "Give every voxel of new images a class, with a trained model."),
     "demo": ("demo", "demo", "Three hospitals on this machine compute the statistics of a real CT."),
+    "evaluate": ("evaluate", "evaluate", "Count how a model's classes meet a ground truth: Dice, ROC, calibration."),
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "ledger": ("ledger", "ledger", "Look at what a party approved, took part in and sent; check that it is whole."),
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
@@ -18,6 +20,7 @@ _COMMANDS = {
     "scan": ("scan", "scan", "Make a manifest of a folder's images and ground truths."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),
     "study": ("study", "study", "Check a study file, and say who would learn what."),
+    "train": ("train", "train", "Make a classifier from the sums in a result."),
     "warm": ("warm", "warm", "Compile the kernels ahead, for batch jobs and containers."),
 }
 
@@ -26,7 +29,8 @@ Exit codes:
   0    done
   1    an unexpected failure, or the ring's answer differs from the pooled one
   2    wrong usage of the command
-  3    the study or a manifest is wrong, is not approved, or a ledger is broken or does not allow the run
+  3    the study, a manifest, a result or a model is wrong, the study is not approved, or a ledger is broken or does
+       not allow the run
   4    an image, a ground truth or a device is wrong, or a value leaves the study's bounds
   5    a peer did not answer, went away or ended the study
   6    a message broke the protocol

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import tempfile
 import time
+from contextlib import nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.report import Progress, print_table, write_result
+from voxring.cli.report import Progress, check_writable, print_table, write_result
+from voxring.cli.simulate import manifests_of
 from voxring.errors import StudyError
 
 if TYPE_CHECKING:
@@ -30,18 +32,56 @@ of a hospital that put theirs side by side would learn its value. That is collus
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the study, the hospitals' images and manifests, and the result in this folder.",
 )
+@click.option("--train", is_flag=True, help="Is more data better? Train a classifier alone and together; see below.")
+@click.option("--classifier", type=click.Choice(["lda", "qda", "gnb"]), default="qda", show_default=True)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="With --train: draw the Dice, as SVG.")
+@click.option(
+    "--data",
+    "manifests",
+    multiple=True,
+    callback=manifests_of,
+    metavar="NAME=MANIFEST",
+    help="With --train: your own images instead of made-up ones, a manifest for each hospital; at least three.",
+)
+@click.option("--held-out", type=click.Path(path_type=Path), help="With --data: a manifest of images to be classified.")
+@click.option("--study", type=click.Path(path_type=Path), help="With --data: a study with features and gram = true.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-def demo(keep: Path | None, as_json: bool) -> int:
+def demo(
+    keep: Path | None,
+    train: bool,
+    classifier: str,
+    plot: Path | None,
+    manifests: dict[str, Path],
+    held_out: Path | None,
+    study: Path | None,
+    as_json: bool,
+) -> int:
     """Three hospitals compute the exact mean and deviation of a real CT's seven tissues, together.
 
     The CT (slicerio's CTChest4, with its segmentation) is cut into three parts along the body. Each part belongs to a
     hospital: a process of its own that talks to the others over sockets and shows nobody a number.
+
+    With --train, five hospitals with two made-up patients each train a classifier of lesions: each on its own patients,
+    and all together from a secure sum. Each classifies ten patients that none was trained on, and the Dice of all are
+    set side by side. Your own images take the place of the made-up ones with --data, --held-out and --study.
     """
+    given = [manifests, held_out, study]
+    if any(given) and not (train and all(given)):
+        raise click.UsageError("--data, --held-out and --study go together, and with --train")
+    if plot is not None:
+        if not train:
+            raise click.UsageError("--plot goes with --train")
+        check_writable(plot)
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        return _demo(keep, as_json)
-    with tempfile.TemporaryDirectory(prefix="voxring-demo-") as folder:
-        return _demo(Path(folder), as_json)
+    with nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="voxring-demo-") as folder:
+        if not train:
+            return _demo(Path(folder), as_json)
+        from voxring.cli import demo_train
+        from voxring.study import load_study
+
+        checked = None if study is None else load_study(study)
+        return demo_train.run(Path(folder), classifier, checked, manifests, held_out, plot, as_json)
 
 
 def _demo(folder: Path, as_json: bool) -> int:

@@ -81,6 +81,16 @@ def _series(folder: Path, grid: Grid | None) -> Stored:
     sources = (Source(folder, identity, ()), *(Source.whole(path, identify(path)) for path in paths))
     if len(paths) == 1:
         return replace(read(paths[0], grid), sources=sources)
+    return replace(_stored(folder, _frames(folder, paths)), sources=sources)
+
+
+def ordered_frames(path: Path) -> list[Frame]:
+    """Return the frames behind the planes of an image, in their order."""
+    frames = _frames(path, slices(path)) if path.is_dir() else frames_of(Dataset.read(path))
+    return _arranged(path, frames)[0] if len(frames) > 1 else frames
+
+
+def _frames(folder: Path, paths: list[Path]) -> list[Frame]:
     frames: list[Frame] = []
     series: set[str | None] = set()
     for path in paths:
@@ -93,7 +103,7 @@ def _series(folder: Path, grid: Grid | None) -> Stored:
     if len(series) != 1:
         came = f"{len(series)} series" if series else "segments or reports alone"
         raise ImageError(f"{folder}: expected one series of slices, found {came}: give each series a folder of its own")
-    return replace(_stored(folder, frames), sources=sources)
+    return frames
 
 
 def _stored(path: Path, frames: list[Frame]) -> Stored:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images import payload, textheader
+from voxring.images.plan import Plan
 from voxring.images.stored import Stored
 
 _LINE_LIMIT = 1 << 16
@@ -29,6 +30,9 @@ _DTYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
+_GEOMETRY = (
+    "NDims", "DimSize", "TransformMatrix", "Offset", "CenterOfRotation", "AnatomicalOrientation", "ElementSpacing",
+)  # fmt: skip
 # Names that MetaIO takes for one another.
 _ALIASES = {
     "ElementByteOrderMSB": "BinaryDataByteOrderMSB",
@@ -56,6 +60,17 @@ def read(path: Path) -> Stored:
         raise ImageError(f"{path}: its voxels are written as text: save it again as binary")
     shape = payload.array_shape(path, sizes)
     return Stored((_voxels(path, fields, end, shape),), _affine(path, fields, axes))
+
+
+def plan_like(path: Path, dtype: np.dtype[np.generic]) -> Plan:
+    """Plan a map on the grid of a file: its geometry word for word."""
+    with path.open("rb") as file:
+        fields = _fields(path, file)
+    named = next(name for name, code in _DTYPES.items() if code == dtype.str[1:])
+    lines = ["ObjectType = Image", *(f"{name} = {fields[name]}" for name in _GEOMETRY if name in fields)]
+    lines += ["BinaryData = True", "BinaryDataByteOrderMSB = False", "CompressedData = False"]
+    lines += [f"ElementType = {named}", "ElementDataFile = LOCAL", ""]
+    return Plan("\n".join(lines).encode(), dtype.newbyteorder("<"), "none")
 
 
 def _fields(path: Path, file: BinaryIO) -> dict[str, str]:

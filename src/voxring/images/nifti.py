@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images import payload
+from voxring.images.image import Grid
+from voxring.images.plan import Plan
 from voxring.images.stored import Stored
 
 # By the header's own size, its first field: the class, the magic and where it stands, and where voxels may begin.
@@ -29,21 +31,57 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 def read(path: Path) -> Stored:
     """Read a NIfTI file."""
+    header, compressed = _opened(path)
+    offset, (dtype, shape) = _offset(path, header), _layout(path, header)
+    if not compressed:
+        return _stored(path, header, payload.Mapped(path, offset, dtype, shape))
+    voxels = payload.Packed(path, payload.gzip_stream, payload.DEFLATE, dtype, shape, header=offset)
+    return _stored(path, header, voxels)
+
+
+def plan_like(path: Path, dtype: np.dtype[np.generic]) -> Plan:
+    """Plan a map on the grid of a file: its header with the geometry as it stands, and none of its texts."""
+    header, compressed = _opened(path)
+    return _plan(header, dtype, compressed)
+
+
+def plan_on(grid: Grid, dtype: np.dtype[np.generic]) -> Plan:
+    """Plan a compressed map on a grid with a place in the patient, for formats that hold no floats."""
+    header: Any = _VERSIONS[348][0]()
+    header.set_data_shape(grid.shape[::-1])
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine, code="scanner")
+    # Readers that look at the spacings alone find them there.
+    header["pixdim"][1:4] = np.linalg.norm(grid.affine[:3, :3], axis=0)  # type: ignore[index]  # the caller has looked
+    return _plan(header, dtype, compressed=True)
+
+
+def _plan(header: Any, dtype: np.dtype[np.generic], compressed: bool) -> Plan:
+    stored = dtype.newbyteorder(header.endianness)
+    header.set_data_dtype(stored)
+    header["vox_offset"] = _VERSIONS[int(header["sizeof_hdr"])][3]
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_max"] = header["cal_min"] = 0  # the display range of the image
+    header["intent_code"] = 0
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        if field in header.keys():  # noqa: SIM118 - nibabel's own mapping
+            header[field] = b""
+    start = bytes(header.binaryblock) + bytes(4)  # no extensions follow
+    return Plan(start, stored, "whole" if compressed else "none")
+
+
+def _opened(path: Path) -> tuple[Any, bool]:
+    """Return the header, and whether the file is compressed."""
     with path.open("rb") as file:
         start = file.read(_LONGEST_HEADER)
     compressed = start.startswith(_GZIP_MAGIC)
     if compressed != path.name.lower().endswith(".gz"):
         right = "compressed, name it .nii.gz" if compressed else "not compressed, name it .nii"
         raise ImageError(f"{path}: the file's ending and content differ: it is {right}")
-    if not compressed:
-        header = _header(path, start)
-        return _stored(path, header, payload.Mapped(path, _offset(path, header), *_layout(path, header)))
-    with path.open("rb") as file, payload.gzip_stream(file) as stream, payload.corruption(path):
-        start = stream.read(_LONGEST_HEADER)
-    header = _header(path, start)
-    offset = _offset(path, header)
-    voxels = payload.Packed(path, payload.gzip_stream, payload.DEFLATE, *_layout(path, header), header=offset)
-    return _stored(path, header, voxels)
+    if compressed:
+        with path.open("rb") as file, payload.gzip_stream(file) as stream, payload.corruption(path):
+            start = stream.read(_LONGEST_HEADER)
+    return _header(path, start), compressed
 
 
 def _header(path: Path, start: bytes) -> Any:

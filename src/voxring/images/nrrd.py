@@ -6,6 +6,7 @@ Format: https://teem.sourceforge.net/nrrd/format.html. NRRD lists its fastest ax
 
 import bz2
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from voxring.errors import ImageError
 from voxring.images import payload, textheader
 from voxring.images.image import Segment
+from voxring.images.plan import Plan
 from voxring.images.stored import Stored
 
 _HEADER_LIMIT = 1 << 24
@@ -34,6 +36,11 @@ _DTYPES = {
         "f8": "double",
     }.items()
 }
+# What says where the voxels lie, word for word, and nothing about who lies there.
+_GEOMETRY = (
+    "dimension", "space", "space dimension", "sizes", "space directions", "kinds", "spacings", "thicknesses",
+    "axis mins", "axis maxs", "centers", "units", "space units", "space origin", "measurement frame",
+)  # fmt: skip
 _BYTE_ORDERS = {"little": "<", "big": ">"}
 # What turns the axes of an anatomical space into right, front, head.
 _TO_RAS = {
@@ -75,6 +82,27 @@ def read(path: Path) -> Stored:
     together = payload.whole(voxels)
     layers = tuple(together[..., layer] for layer in range(count))
     return Stored(layers, _affine(path, header, listed, len(shape)), segments=segments)
+
+
+def plan_like(path: Path, dtype: np.dtype[np.generic], segments: Sequence[Segment]) -> Plan:
+    """Plan a map on the grid of a file: its geometry word for word; named labels as 3D Slicer names them."""
+    with path.open("rb") as file:
+        header = _header(path, file)
+    (named,) = (names[-1] for code, names in _DTYPES.items() if code == dtype.str[1:])
+    lines = ["NRRD0005", f"type: {named}", "endian: little", "encoding: gzip"]
+    for name in _GEOMETRY:
+        value = header.fields.get(name.replace(" ", ""))
+        if value is not None:
+            lines.append(f"{name}: {value}")
+    for number, segment in enumerate(segments):
+        lines += [
+            f"Segment{number}_ID:=Segment_{number + 1}",
+            f"Segment{number}_Name:={' '.join(segment.name.split())}",
+            f"Segment{number}_LabelValue:={segment.label}",
+            f"Segment{number}_Layer:=0",
+        ]
+    start = "\n".join([*lines, "", ""]).encode()
+    return Plan(start, dtype.newbyteorder("<"), "voxels")
 
 
 def _header(path: Path, file: BinaryIO) -> _Header:

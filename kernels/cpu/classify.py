@@ -1,0 +1,182 @@
+"""Scores, labels and probabilities of voxels, from the integers of their feature maps.
+
+For each class k, with x the features of a voxel as float64 and z_j = x_j − centres_kj,
+
+    score_k = constants_k + Σ_j linear_kj z_j − ½ Σ_r (−offsets_kr + Σ_(j ≤ r) whiten_krj z_j)²
+
+added up in this order, j and r rising, from IEEE additions and multiplications alone, without fused ones: the scores
+are the same bits on every machine, and as numpy has them in `voxring.learn.discriminant`, whatever the cut into
+threads and slabs. The label is that of the highest score, the first of equal ones. Probabilities are a softmax, whose
+exponential is written out below for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .boxes import Range, evenly
+from .jit import Array, jit
+from .threads import in_threads, thread_count
+
+STEP = 512
+"""Voxels scored together: a row of each feature stays in the L1 cache."""
+
+BLOCK = 1 << 13
+"""Voxels made float64 together: they stay in the L2 cache."""
+
+TASK = 1 << 18
+"""Voxels that a thread takes at a time."""
+
+LOWEST = -708.0
+"""The exponential of less is called 0; of this, it is still a normal number."""
+
+POWERS = np.ldexp(1.0, -np.arange(1024))
+REVERSE_LOG2 = 1.4426950408889634
+LOG2_HIGH = 0.693147180369123816490  # its last 32 bits are 0: times a whole number below 2^20, it is exact
+LOG2_LOW = 1.90821492927058770002e-10
+
+
+class Weights(NamedTuple):
+    """The numbers of a classifier of K classes and F features, float64 and C-contiguous."""
+
+    centres: Array  # (K, F)
+    linear: Array  # (K, F)
+    constants: Array  # (K,)
+    whiten: Array  # (K, F, F), lower triangular; (K, 0, F) where scores are linear
+    offsets: Array  # (K, F) or (K, 0)
+
+
+@jit
+def exponential(values: Array, out: Array, n: int, powers: Array) -> None:
+    """out = exp(values) for values <= 0: 2^k exp(r) with |r| <= log(2) / 2, by Taylor's series to r^13."""
+    for i in range(n):
+        t = max(values[i], LOWEST)
+        k = np.rint(t * REVERSE_LOG2)
+        r = (t - k * LOG2_HIGH) - k * LOG2_LOW
+        e = 1.0 / 6227020800.0
+        e = e * r + 1.0 / 479001600.0
+        e = e * r + 1.0 / 39916800.0
+        e = e * r + 1.0 / 3628800.0
+        e = e * r + 1.0 / 362880.0
+        e = e * r + 1.0 / 40320.0
+        e = e * r + 1.0 / 5040.0
+        e = e * r + 1.0 / 720.0
+        e = e * r + 1.0 / 120.0
+        e = e * r + 1.0 / 24.0
+        e = e * r + 1.0 / 6.0
+        e = e * r + 0.5
+        e = e * r + 1.0
+        e = e * r + 1.0
+        out[i] = e * powers[np.int64(-k)] if values[i] >= LOWEST else 0.0
+
+
+@jit
+def classify_block(
+    columns: Array, n: int, weights: Weights, powers: Array, values: Array, labels: Array, chances: Array, at: int
+) -> None:
+    """Fill labels[at : at + n] and chances[:, at : at + n] from the columns, one a feature; either may be empty."""
+    centres, linear, constants, whiten, offsets = weights
+    features, classes = columns.shape[0], constants.size
+    z = np.empty((features, STEP))
+    row, best, total = np.empty(STEP), np.empty(STEP), np.empty(STEP)
+    scores = np.empty((classes, STEP))
+    for start in range(0, n, STEP):
+        width = min(STEP, n - start)
+        for k in range(classes):
+            score = scores[k]
+            for j in range(features):
+                centre = centres[k, j]
+                if k == 0 or centre != centres[k - 1, j]:
+                    for i in range(width):
+                        z[j, i] = columns[j, start + i] - centre
+            for i in range(width):
+                score[i] = constants[k]
+            for j in range(features):
+                weight = linear[k, j]
+                if weight != 0:
+                    for i in range(width):
+                        score[i] += weight * z[j, i]
+            for r in range(whiten.shape[1]):
+                offset = -offsets[k, r]
+                for i in range(width):
+                    row[i] = offset
+                for j in range(r + 1):
+                    weight = whiten[k, r, j]
+                    if weight != 0:
+                        for i in range(width):
+                            row[i] += weight * z[j, i]
+                for i in range(width):
+                    score[i] -= 0.5 * (row[i] * row[i])
+        for i in range(width):
+            best[i] = scores[0, i]
+            for k in range(1, classes):
+                best[i] = max(best[i], scores[k, i])
+        if labels.size:
+            for i in range(width):
+                place = 0
+                while scores[place, i] != best[i]:
+                    place += 1
+                labels[at + start + i] = values[place]
+        if chances.size:
+            for i in range(width):
+                total[i] = 0.0
+            for k in range(classes):
+                score = scores[k]
+                for i in range(width):
+                    score[i] -= best[i]
+                exponential(score, score, width, powers)
+                for i in range(width):
+                    total[i] += score[i]
+            for k in range(classes):
+                for i in range(width):
+                    chances[k, at + start + i] = scores[k, i] / total[i]
+
+
+def classify(
+    maps: Sequence[Array],
+    unit: int,
+    weights: Weights,
+    values: Array,
+    *,
+    labels: bool = True,
+    probabilities: bool = True,
+    threads: int | None = None,
+) -> tuple[Array | None, Array | None]:
+    """Return the label map and the probability maps of an image, or None for what is not asked for.
+
+    Parameters
+    ----------
+    maps : sequence of integer arrays of one shape
+        The features, over ``unit``, a power of two.
+    values : (K,) array
+        The label of each class; the label map has its type.
+
+    Returns
+    -------
+    labels : array of the maps' shape
+    probabilities : float32 array (K, *shape)
+    """
+    flat = [np.ascontiguousarray(one).reshape(-1) for one in maps]
+    size, shape = flat[0].size, maps[0].shape
+    found = np.empty(size if labels else 0, values.dtype)
+    chances = np.empty((len(values), size if probabilities else 0), np.float32)
+
+    def work(part: Range) -> None:
+        columns = np.empty((len(flat), min(BLOCK, part[1] - part[0])))
+        for at in range(*part, BLOCK):
+            n = min(BLOCK, part[1] - at)
+            for column, one in zip(columns, flat, strict=True):
+                np.multiply(one[at : at + n], 1.0 / unit, out=column[:n])
+            classify_block(columns, n, weights, POWERS, values, found, chances, at)
+
+    workers = thread_count(threads, size)
+    tasks = evenly(0, size, min(TASK, max(BLOCK, -(-size // (4 * workers))))) if size else []
+    if tasks:
+        in_threads(work, tasks, workers)
+    return (
+        found.reshape(shape) if labels else None,
+        chances.reshape(len(values), *shape) if probabilities else None,
+    )

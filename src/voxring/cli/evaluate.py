@@ -1,0 +1,98 @@
+"""``voxring evaluate``: a model against ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from voxring.cli.report import Progress, check_writable, write_whole
+
+if TYPE_CHECKING:
+    from voxring.evaluate import Counts, Region
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the counts, as JSON.")
+@click.option(
+    "--study",
+    type=click.Path(path_type=Path),
+    help="A study file whose classes say how this ground truth marks those of the model's study, when otherwise.",
+)
+@click.option(
+    "--everywhere", is_flag=True, help="Count the voxels without a class, too; else those of the model's classes alone."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the document as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+def evaluate(
+    model: Path,
+    manifest: Path,
+    out: Path,
+    study: Path | None,
+    everywhere: bool,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Classify the images of MANIFEST with MODEL, and count how that meets their ground truth.
+
+    For every class: Dice, sensitivity, specificity, the ROC curve and its area, and calibration, all from exact counts
+    over the voxels of all images together. Nothing leaves this machine; the counts are this hospital's own.
+    """
+    import msgspec
+
+    from voxring.batch import read_manifest
+    from voxring.classify import class_names, evaluate_image
+    from voxring.evaluate import Counts, document
+    from voxring.learn import Model
+    from voxring.study import load_study
+
+    read, rows = Model.load(model), read_manifest(manifest)
+    classes = None if study is None else load_study(study).classes
+    check_writable(out)
+    counts = Counts.none(class_names(read))
+    with Progress(quiet=quiet) as progress:
+        for number, row in enumerate(rows, 1):
+            progress("evaluate", f"image {number} of {len(rows)}")
+            counts += evaluate_image(row.image, row.ground_truth, read, classes=classes, threads=threads)
+    region: Region = "everywhere" if everywhere else "labelled"
+    made = {"model": read.digest, "classifier": read.classifier, "images": len(rows), **document(counts, region)}
+    content = msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
+    write_whole(out, content)
+    if as_json:
+        click.echo(content.decode(), nl=False)
+    else:
+        print_scores(counts, region)
+
+
+def print_scores(counts: Counts, region: Region) -> None:
+    """Print a row for each class."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    def shown(ratio: object) -> str:
+        return "–" if ratio is None else f"{float(ratio):.4f}"  # type: ignore[arg-type]
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("class")
+    for title in ("voxels", "Dice", "sensitivity", "specificity", "AUC", "calibration error"):
+        table.add_column(title, justify="right")
+    for name in counts.classes:
+        outcomes = counts.outcomes(name, region)
+        table.add_row(
+            name,
+            f"{outcomes.tp + outcomes.fn:,}",
+            shown(outcomes.dice),
+            shown(outcomes.sensitivity),
+            shown(outcomes.specificity),
+            shown(counts.roc(name, region).auc),
+            shown(counts.calibration(name, region).error),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"accuracy over {counts.voxels:,} labelled voxels: {shown(counts.accuracy())}")

@@ -1,0 +1,314 @@
+"""A classifier in a file: what makes its features, what it was made from, and how. No code, no pickle.
+
+The file is JSON with sorted keys and no white space. It holds exact sums, never rounded weights: weights are made
+from them whenever it is read (`voxring.learn.discriminant`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from voxring.errors import ModelError, StudyError
+from voxring.learn import discriminant as made
+from voxring.learn.discriminant import Discriminant
+from voxring.learn.moments import Moments, check_class, fraction_of, pair_of, predicted_labels
+from voxring.study import Study
+
+FORMAT = "voxring-model"
+VERSION = 1
+CLASSIFIERS: Mapping[str, Callable[..., Discriminant]] = {
+    "gnb": made.naive_bayes,
+    "lda": made.linear,
+    "qda": made.quadratic,
+    "ridge": made.ridge,
+}
+_SETTINGS = {
+    "gnb": ("priors", "smoothing"),
+    "lda": ("priors", "shrinkage"),
+    "qda": ("priors", "shrinkage"),
+    "ridge": ("alpha",),
+}
+
+
+class _Settings(msgspec.Struct, forbid_unknown_fields=True):
+    priors: list[float] | None = None
+    smoothing: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    shrinkage: float | str | None = None
+    alpha: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+_TABLES = ("name", "classes", "window", "standardise", "bounds", "feature")  # what feature maps depend on
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier of voxels, with all that is needed to use it on new images.
+
+    Attributes
+    ----------
+    study : Study
+        Without parties, researcher, privacy and statistics; `voxring.features.feature_maps` takes it.
+    moments : Moments
+    classifier : {"gnb", "lda", "qda", "ridge"}
+    settings : mapping
+        Those that differ from the defaults of the classifier.
+
+    Examples
+    --------
+    >>> study = Study.of(name="t", classes={"fat": 3, "liver": 5}, feature=[{"kind": "intensity"}])
+    >>> moments = Moments.of_arrays([[0.0], [1.0], [5.0], [6.0]], [3, 3, 5, 5], names=["intensity"])
+    >>> model = Model.of(study, moments, "lda")
+    >>> model.labels([np.array([[0, 2, 6]]) * study.unit])
+    array([[3, 3, 5]], dtype=uint8)
+    >>> Model.parse(model.canonical()).digest == model.digest
+    True
+    """
+
+    study: Study
+    moments: Moments
+    classifier: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study, moments: Moments, classifier: str, **settings: Any) -> Model:
+        """Make and check a model.
+
+        Raises
+        ------
+        ModelError
+            The classifier or a setting is unknown, the moments are not those of the study's features, or nothing can
+            be made from them, as where a feature is constant.
+        """
+        if classifier not in CLASSIFIERS:
+            raise ModelError(f"classifier: expected one of {', '.join(CLASSIFIERS)}, got {classifier!r}")
+        given = {key: value for key, value in settings.items() if value is not None}
+        given |= {"priors": list(given["priors"])} if "priors" in given else {}
+        unknown = sorted(set(given) - set(_SETTINGS[classifier]))
+        if unknown:
+            raise ModelError(
+                f"{classifier} has no setting {unknown[0]!r}: it has {' and '.join(_SETTINGS[classifier])}"
+            )
+        try:
+            msgspec.convert(given, _Settings)
+        except msgspec.ValidationError as error:
+            raise ModelError(f"settings of {classifier}: {error}") from None
+        features = tuple(feature.label for feature in study.feature)
+        if moments.features != features:
+            raise ModelError(
+                f"expected sums of the study's features {', '.join(features)}, got {', '.join(moments.features)}"
+            )
+        names = {label: name for name, label in predicted_labels(study).items()}
+        if not set(moments.labels) <= set(names) or list(moments.labels) != sorted(moments.labels):
+            raise ModelError(
+                f"expected sums of the study's classes {', '.join(names.values())} in the order of their labels"
+            )
+        moments = replace(moments, classes=tuple(names[label] for label in moments.labels))
+        kept = {key: value for key, value in msgspec.to_builtins(study).items() if key in _TABLES}
+        model = cls(Study.of(**kept), moments, classifier, given)
+        _ = model.discriminant
+        return model
+
+    @classmethod
+    def parse(cls, content: bytes, *, source: str = "model") -> Model:
+        """Read a model from the bytes of its file; ``source`` names it in errors.
+
+        Raises
+        ------
+        ModelError
+            It is no model, of a later format, was changed, or nothing can be made from it.
+        """
+        try:
+            document = msgspec.json.decode(content, type=_Document)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{source}: expected a model that `voxring train` wrote: {error}") from None
+        if document.format != FORMAT or document.version != VERSION:
+            raise ModelError(
+                f"{source}: expected {FORMAT} of version {VERSION}, got {document.format} of version "
+                f"{document.version}: a later voxring may read it"
+            )
+        if document.digest != _digest(msgspec.to_builtins(document)):
+            raise ModelError(f"{source}: the digest is not that of the content: the file was changed; fetch it again")
+        try:
+            study = Study.of(**document.study)
+            moments = _moments(document, study)
+            return cls.of(study, moments, document.classifier, **document.settings)
+        except (ModelError, StudyError) as error:
+            raise ModelError(f"{source}: {error}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """Read a model file; see `parse`."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise ModelError(f"{path}: no model can be read there: {error.strerror}") from None
+        return cls.parse(content, source=str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file, whole or not at all.
+
+        Raises
+        ------
+        ModelError
+            The folder is missing or cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_bytes(self.canonical() + b"\n")
+            partial.replace(path)
+        except OSError as error:
+            raise ModelError(f"{path}: the model cannot be written: {error.strerror}") from None
+
+    def canonical(self) -> bytes:
+        """The file's content: JSON with sorted keys and no white space, its digest among them."""
+        document = self._document()
+        return msgspec.json.encode(document | {"digest": _digest(document)}, order="sorted")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form without the digest, in hexadecimal."""
+        return _digest(self._document())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probability maps, which is that of their labels."""
+        return self.moments.classes
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """What each class is in a label map."""
+        return self.moments.labels
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether the classifier gives probabilities; ridge does not."""
+        return self.discriminant.probabilistic
+
+    @cached_property
+    def discriminant(self) -> Discriminant:
+        """The rounded numbers that voxels are scored with."""
+        return CLASSIFIERS[self.classifier](self.moments, **self.settings)
+
+    def labels(self, maps: Sequence[Array], *, threads: int | None = None) -> Array:
+        """Return the label map of an image.
+
+        Parameters
+        ----------
+        maps : sequence of integer arrays of one shape
+            As of `voxring.features.feature_maps`, for the whole image or some planes of it.
+        threads : int, optional
+            Threads of this call; they change no result.
+
+        Returns
+        -------
+        uint8 or uint16 array of the maps' shape
+
+        Raises
+        ------
+        ModelError
+            The maps are not as many as the features, of different shapes, or not of integers.
+        """
+        found: Array = self._classify(maps, threads, labels=True, probabilities=False)[0]
+        return found
+
+    def probabilities(self, maps: Sequence[Array], *, threads: int | None = None) -> Array:
+        """Return the probability maps of an image, one a class, as float32 of shape (classes, *shape).
+
+        Raises
+        ------
+        ModelError
+            As of `labels`; or the classifier gives no probabilities.
+        """
+        found: Array = self._classify(maps, threads, labels=False, probabilities=True)[1]
+        return found
+
+    def classify(self, maps: Sequence[Array], *, threads: int | None = None) -> tuple[Array, Array]:
+        """Return the label map and the probability maps, scored once."""
+        return self._classify(maps, threads, labels=True, probabilities=True)
+
+    def _classify(
+        self, maps: Sequence[Array], threads: int | None, *, labels: bool, probabilities: bool
+    ) -> tuple[Any, Any]:
+        from voxring.kernels.cpu.classify import Weights, classify
+
+        if len(maps) != len(self.moments.features):
+            raise ModelError(f"expected a map of each of {len(self.moments.features)} features, got {len(maps)}")
+        if any(one.shape != maps[0].shape or one.dtype.kind not in "iu" for one in maps):
+            raise ModelError("expected feature maps of one shape, of integers")
+        if probabilities and not self.probabilistic:
+            raise ModelError(f"{self.classifier} gives labels alone: use lda, qda or gnb for probabilities")
+        of = self.discriminant
+        weights = Weights(of.centres, of.linear, of.constants, of.whiten, of.offsets)
+        values = np.array(self.values, np.uint8 if max(self.values) < 256 else np.uint16)
+        return classify(
+            maps, self.study.unit, weights, values, labels=labels, probabilities=probabilities, threads=threads
+        )
+
+    def _document(self) -> dict[str, Any]:
+        moments = self.moments
+        tables = {key: value for key, value in msgspec.to_builtins(self.study).items() if key in _TABLES}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "study": tables,
+            "classifier": self.classifier,
+            "settings": dict(self.settings),
+            "moments": [
+                {
+                    "class": name,
+                    "voxels": moments.counts[k],
+                    "feature_sums": [pair_of(value) for value in moments.sums[k]],
+                    "gram": [[pair_of(value) for value in row] for row in moments.grams[k]],
+                }
+                for k, name in enumerate(moments.classes)
+            ],
+        }
+
+
+class _Class(msgspec.Struct, forbid_unknown_fields=True, rename={"name": "class"}):
+    name: str
+    voxels: int
+    feature_sums: list[list[str]]
+    gram: list[list[list[str]]]
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    format: str
+    version: int
+    study: dict[str, Any]
+    classifier: str
+    settings: dict[str, Any]
+    moments: list[_Class]
+    digest: str
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "digest"}
+    return hashlib.sha256(msgspec.json.encode(rest, order="sorted")).hexdigest()
+
+
+def _moments(document: _Document, study: Study) -> Moments:
+    labels = predicted_labels(study)
+    features = tuple(feature.label for feature in study.feature)
+    sums, grams = [], []
+    for one in document.moments:
+        if one.name not in labels or [other.name for other in document.moments].count(one.name) > 1:
+            raise ModelError(f"class {one.name!r} is not of the study, or stands twice")
+        sums.append(tuple(fraction_of(pair) for pair in one.feature_sums))
+        grams.append(tuple(tuple(fraction_of(pair) for pair in row) for row in one.gram))
+        check_class(one.name, one.voxels, sums[-1], grams[-1], len(features))
+    names = tuple(one.name for one in document.moments)
+    counts = tuple(one.voxels for one in document.moments)
+    return Moments(names, tuple(labels[name] for name in names), features, counts, tuple(sums), tuple(grams))
