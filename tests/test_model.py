@@ -458,3 +458,41 @@ def test_train_exports(files, tmp_path):
     assert (tmp_path / "m.onnx").stat().st_size
     with pytest.raises(ModelError, match="cannot be written"):
         write_onnx(Model.load(files[2]), tmp_path / "none" / "m.onnx")
+
+
+def test_three_hospitals_train_what_all_their_voxels_would_in_scikit_learn(tmp_path):
+    """From images to labels: totals add up, the result is trained on, and only then are voxels looked at."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+    from sklearn.naive_bayes import GaussianNB
+
+    from voxring.features import class_statistics, feature_maps
+
+    study = study_of(standardise={"method": "rescale", "range": (-1000.0, 3000.0)})
+    random = np.random.default_rng(11)
+    totals, voxels, table, labels = dict.fromkeys(study.classes, (0,) * 9), dict.fromkeys(study.classes, 0), [], []
+    for hospital in range(3):
+        truth = np.zeros((4, 24, 25), np.int16)
+        for place, label in enumerate((7, 2, 3)):
+            truth[:, 8 * place : 8 * place + 7, 2:20] = label
+        scan = (random.normal(size=truth.shape) * 60 + truth * 40 + hospital * 10).astype(np.int16)
+        for name, sums in class_statistics(scan, truth, study).items():
+            totals[name] = tuple(a + b for a, b in zip(totals[name], sums, strict=True))
+            voxels[name] += int((truth == study.classes[name]).sum())
+        maps = feature_maps(scan, study)
+        table.append(columns(maps)[truth.reshape(-1) > 0])
+        labels.append(truth[truth > 0])
+    answer = {name: Statistics(voxels[name], Fraction(), Fraction(1), totals[name]) for name in study.classes}
+    document = json.loads(json.dumps(result_document(answer, study)))
+    for classifier, theirs in (
+        ("lda", LinearDiscriminantAnalysis()),
+        ("qda", QuadraticDiscriminantAnalysis(tol=0)),
+        ("gnb", GaussianNB()),
+    ):
+        model = Model.of(study, Moments.of_result(document, study), classifier)
+        expected = theirs.fit(np.concatenate(table), np.concatenate(labels))
+        found, chances = model.classify(maps)
+        assert np.array_equal(found.reshape(-1), expected.predict(columns(maps)))
+        wanted = expected.predict_proba(columns(maps))
+        assert np.allclose(chances.reshape(3, -1).T, wanted, rtol=0, atol=2.0**-24)
+        slab = model.labels(feature_maps(scan, study, planes=(1, 3)))
+        assert np.array_equal(slab, found[1:3])
