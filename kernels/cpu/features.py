@@ -31,11 +31,12 @@ from .boxes import evenly
 from .jit import Array, Arrays, Number, Shape, inner, jit
 from .maps import Box, Lane, Reads, cut, lane_for, reads_of, sum_row
 from .threads import in_threads
-from .wide import norm, ratio_order, root_order, scaled_plus_square, skew_order, spread, third
+from .wide import multiply, norm, ratio_order, root_order, scaled_plus_square, skew_order, spread, third
 
 U = np.uint64
 DOUBT = 2.0**-48
-MEAN, VARIANCE, STD, CONTRAST, SKEWNESS, GRADIENT = range(6)
+MEAN, VARIANCE, STD, CONTRAST, SKEWNESS = range(5)
+RATIO, ROOT, SKEW = range(3)
 WINDOWED = ("mean", "variance", "std", "contrast", "skewness")
 NOTHING = np.empty(0, np.int64)
 
@@ -152,37 +153,70 @@ def guess_of(kind: int, room: Room, sums: Sums, n: Number, scale: Scale) -> None
 
 
 @inner
+def doubtful(y: float) -> bool:
+    """Whether a guess is too near to a half to tell."""
+    return bool(abs(y - np.rint(y)) > 0.5 - abs(y) * DOUBT)
+
+
+@inner
 def settled(out: Array, to: Number, guess: Array, n: Number) -> bool:
-    """out = the nearest integers; whether no guess is too near to a half to tell."""
+    """out = the nearest integers; whether no guess is doubtful."""
     to = U(to)
     doubts: Number = 0
     for i in range(U(n)):
-        y = guess[i]
-        nearest = np.rint(y)
-        doubts += np.int64(abs(y - nearest) > 0.5 - abs(y) * DOUBT)
-        out[to + i] = np.int64(nearest)
+        doubts += np.int64(doubtful(guess[i]))
+        out[to + i] = np.int64(np.rint(guess[i]))
     return bool(doubts == 0)
 
 
 @inner
-def order(kind: int, odd: Number, room: Room, sums: Sums, i: Number, scale: Scale) -> Number:
+def half_even(k: Number, rule: int, high: Number, low: Number, factor: Number, high2: Number, low2: Number) -> Number:
+    """The integer next to |y| from a guess k on, of two the even one; Q = (high, low) and P = (high2, low2) say y.
+
+    y is factor² P / Q by RATIO, factor √(P / Q) by ROOT, and factor |P| / Q^(3/2) by SKEW.
+    """
+    while True:
+        more = order(rule, 2 * k + 1, high, low, factor, high2, low2)
+        if more > 0 or (more == 0 and k % 2 == 0):
+            break
+        k += 1
+    while k > 0:
+        less = order(rule, 2 * k - 1, high, low, factor, high2, low2)
+        if less < 0 or (less == 0 and k % 2 == 0):
+            break
+        k -= 1
+    return k
+
+
+@inner
+def order(rule: int, odd: Number, high: Number, low: Number, factor: Number, high2: Number, low2: Number) -> Number:
     """The sign of odd / 2 − |y|, exactly."""
-    count = room.counts[i]
+    if rule == RATIO:
+        return ratio_order(odd, high, low, factor, high2, low2)
+    if rule == ROOT:
+        return root_order(odd, high, low, factor, high2, low2)
+    return skew_order(odd, high, low, factor, high2, low2)
+
+
+@inner
+def exactly(kind: int, k: Number, room: Room, sums: Sums, i: Number, scale: Scale) -> Number:
+    """The size of a windowed feature at one voxel, from a guess k on."""
+    count, nothing = room.counts[i], np.int64(0)
+    total = scale.a * np.int64(sums.x[i]) + scale.b * count
     if kind == MEAN:
-        difference = odd * count - 2 * abs(scale.a * np.int64(sums.x[i]) + scale.b * count)
-        return np.int64(difference > 0) - np.int64(difference < 0)
+        return half_even(k, RATIO, nothing, U(count), np.int64(1), nothing, U(abs(total)))
     high, low = spread_at(room, sums, i, scale)
     if kind == VARIANCE:
-        return ratio_order(odd, scale.unit, count, scale.a, high, low)
+        over_high, over_low = multiply(count * count, scale.unit)
+        return half_even(k, RATIO, over_high, over_low, scale.a, high, low)
     if kind == STD:
-        return root_order(odd, np.int64(0), U(count * count), scale.a, high, low)
+        return half_even(k, ROOT, nothing, U(count * count), scale.a, high, low)
     if kind == CONTRAST:
-        total = scale.a * np.int64(sums.x[i]) + scale.b * count
         under_high, under_low = scaled_plus_square(high, low, scale.a, total)
-        high, low = scaled_plus_square(high, low, scale.a, np.int64(0))
-        return root_order(odd, under_high, under_low, scale.unit, high, low)
+        high, low = scaled_plus_square(high, low, scale.a, nothing)
+        return half_even(k, ROOT, under_high, under_low, scale.unit, high, low)
     _, high3, low3 = third_at(room, sums, i, scale)
-    return skew_order(odd, high, low, scale.unit, high3, low3)
+    return half_even(k, SKEW, high, low, scale.unit, high3, low3)
 
 
 @inner
@@ -190,19 +224,8 @@ def decide(out: Array, to: Number, kind: int, room: Room, sums: Sums, n: Number,
     """Settle in integers what the guesses could not."""
     for i in range(U(n)):
         y = room.guess[i]
-        nearest = np.rint(y)
-        if abs(y - nearest) > 0.5 - abs(y) * DOUBT:
-            k = np.int64(abs(nearest))
-            while True:
-                more = order(kind, 2 * k + 1, room, sums, i, scale)
-                if more > 0 or (more == 0 and k % 2 == 0):
-                    break
-                k += 1
-            while k > 0:
-                less = order(kind, 2 * k - 1, room, sums, i, scale)
-                if less < 0 or (less == 0 and k % 2 == 0):
-                    break
-                k -= 1
+        if doubtful(y):
+            k = exactly(kind, np.int64(abs(np.rint(y))), room, sums, i, scale)
             out[U(to) + i] = -k if y < 0 else k
 
 
@@ -352,22 +375,9 @@ def gradient_rows(
         to = row * columns
         if not settled(out, to, guess, columns):
             for i in range(U(columns)):
-                y_i = guess[i]
-                nearest = np.rint(y_i)
-                if abs(y_i - nearest) > 0.5 - y_i * DOUBT:
-                    k = np.int64(nearest)
+                if doubtful(guess[i]):
                     high, low = norm(dz[i], dy[i], dx[i])
-                    while True:
-                        more = root_order(2 * k + 1, np.int64(0), U(4), a, high, low)
-                        if more > 0 or (more == 0 and k % 2 == 0):
-                            break
-                        k += 1
-                    while k > 0:
-                        less = root_order(2 * k - 1, np.int64(0), U(4), a, high, low)
-                        if less < 0 or (less == 0 and k % 2 == 0):
-                            break
-                        k -= 1
-                    out[U(to) + i] = k
+                    out[U(to) + i] = half_even(np.int64(np.rint(guess[i])), ROOT, np.int64(0), U(4), a, high, low)
 
 
 @jit
