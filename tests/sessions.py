@@ -76,6 +76,7 @@ class Network:
             for name in study.parties
         }
         self.totals = totals
+        self.skipped: dict[str, int] = {}
         self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
         self.under_way: list[tuple[str, str, int, bytes, bool]] = []
         self.seen: list[bytes] = []
@@ -89,7 +90,7 @@ class Network:
         """Whoever has something to ask and no question open asks it; parties that wait for their totals get them."""
         for name, party in self.parties.items():
             if party.state == "computing":
-                party.supply(self.totals[name])
+                party.supply(self.totals[name], self.skipped.get(name, 0))
             question = self.researcher.request(name) if not self.researcher.done else None
             self._open("researcher", name, question)
             if party.outbox:

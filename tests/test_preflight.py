@@ -28,8 +28,7 @@ def place(tmp_path):
         port = one.getsockname()[1]
     keys = {name: PrivateKey.new() for name in (*NAMES, "researcher")}
     tables = "".join(
-        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{at}"\n'
-        f'key = "{keys[name].public}"\n'
+        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{at}"\nkey = "{keys[name].public}"\n'
         for name, at in zip(NAMES, (port, 1, 2), strict=True)
     )
     (tmp_path / "study.toml").write_text(

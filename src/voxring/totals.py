@@ -128,8 +128,13 @@ def pooled(totals: LocalTotals, study: Study) -> dict[str, Statistics | str]:
     return answer
 
 
-def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dict[str, object]:
-    """The result file as JSON types: exact numbers are pairs of decimal strings in lowest terms."""
+def result_document(
+    answer: Mapping[str, Statistics | str], study: Study, skipped: Mapping[str, int]
+) -> dict[str, object]:
+    """The result file as JSON types: exact numbers are pairs of decimal strings in lowest terms.
+
+    ``skipped`` are the parties that left images out, and how many.
+    """
 
     def pair(value: Fraction) -> list[str]:
         return [str(value.numerator), str(value.denominator)]
@@ -151,6 +156,7 @@ def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dic
         "study": study.name,
         "digest": study.digest,
         "parties": len(study.party),
+        "skipped": dict(skipped),
         "classes": {name: entry(one) for name, one in answer.items()},
     }
 

@@ -62,14 +62,16 @@ def voxring() -> None:
 
 def main() -> None:
     """Run the command and end with its documented exit code."""
+    from voxring.cli.signals import catch_sigterm, exit_code
     from voxring.errors import VoxringError
 
+    catch_sigterm()
     try:
         code = voxring(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as abort:
         click.echo("voxring: interrupted; nothing was written", err=True)
-        sys.exit(130)
+        sys.exit(exit_code(abort.__cause__))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

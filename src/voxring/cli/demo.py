@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.report import Progress, print_table, write_result
+from voxring.cli.progress import Progress
+from voxring.cli.report import print_table, write_result
 from voxring.errors import StudyError
 
 if TYPE_CHECKING:

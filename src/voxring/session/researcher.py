@@ -108,6 +108,7 @@ class Researcher:
         self._coins: dict[str, bytes] = {}
         self._commitments: dict[str, bytes] = {}
         self._parts: dict[str, bytes] = {}
+        self._skipped: dict[str, int] = {}
         self._answer: dict[str, Statistics | str] = {}
         self._learned: dict[tuple[str, str], int | Fraction] = {}
         self._counts: dict[str, int] = {}
@@ -148,7 +149,8 @@ class Researcher:
             for name, master in self._masters.items()
             for ring, residues in master.received.items()
         )
-        return View(RESEARCHER, received, dict(self._learned))
+        skipped: dict[tuple[str, str], int | Fraction] = {("skipped", name): n for name, n in self._skipped.items()}
+        return View(RESEARCHER, received, self._learned | skipped)
 
     # What to ask.
 
@@ -278,6 +280,9 @@ class Researcher:
             raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
         if status.state == "aborted":
             raise PeerError(f"{party} was told to end the session")
+        if self.step == "computing" and status.state == "ready" and status.skipped and party not in self._skipped:
+            self._skipped[party] = status.skipped
+            self.news.append(f"{party} left out {status.skipped} of its images, which cannot be used")
         if self.step == "computing" and status.state == "ready" and self._all_answered(party):
             self._enter("voxels")
         if status.share:
