@@ -4,6 +4,8 @@ import csv
 import http.client
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 import numpy as np
@@ -332,3 +335,35 @@ def test_a_party_that_is_terminated_while_it_computes_goes_on_where_it_was(tmp_p
     mine = party_totals(tmp_path / "m.csv", study)
     assert answer == pooled(mine + OTHERS + OTHERS, study)
     assert threading.active_count() < 20
+
+
+# The page for operators.
+
+PAGE = (Path(__file__).parent.parent / "docs/operators.md").read_text(encoding="utf-8")
+
+
+def test_the_operators_page_names_commands_and_options_that_exist():
+    from voxring.cli import voxring
+
+    commands = [line for line in PAGE.splitlines() if line.startswith("voxring ")]
+    commands += [line.split("=/opt/voxring/bin/")[1] for line in PAGE.splitlines() if line.startswith("ExecStart")]
+    assert len(commands) >= 9
+    for line in commands:
+        _, *words = shlex.split(line, comments=True)
+        command = voxring
+        while isinstance(command, click.Group):
+            name = words.pop(0) if words[0] in command.list_commands(None) else "run"
+            command = command.get_command(None, name)
+            assert command is not None, line
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_operators_page_says_what_every_exit_code_means():
+    from voxring.cli import EXIT_CODES
+
+    codes = dict(re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, re.MULTILINE))
+    told = dict(re.findall(r"^\| (\d+) \| (.+?) \|", PAGE, re.MULTILINE))
+    assert codes.keys() == told.keys()
+    for code, meaning in told.items():
+        assert meaning.split(",")[0] in codes[code]
