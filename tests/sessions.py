@@ -83,6 +83,7 @@ class Network:
         self.coins = {} if coins is None else coins
         self.parties = {name: self._party(name) for name in study.parties}
         self.totals = totals
+        self.skipped: dict[str, int] = {}
         self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
         self.under_way: list[tuple[str, str, int, bytes, bool]] = []
         self.seen: list[bytes] = []
@@ -103,7 +104,7 @@ class Network:
         """Whoever has something to ask and no question open asks it; parties that wait for their totals get them."""
         for name, party in self.parties.items():
             if party.state == "computing":
-                party.supply(self.totals[name])
+                party.supply(self.totals[name], self.skipped.get(name, 0))
             question = self.researcher.request(name) if not self.researcher.done else None
             self._open("researcher", name, question)
             if party.outbox:

@@ -624,6 +624,8 @@ def test_a_party_with_bad_rows_sends_nothing_unless_told_to(demo, tmp_path):
         assert ("line 3" in said[0]) == (code != 0)
         assert (tmp_path / "r.json").exists() == (code == 0)
     assert said[0].strip() == f"voxring: {names[0]}: 1 image used, 1 of them computed earlier; 1 skipped, of 1 patient"
+    assert json.loads((tmp_path / "r.json").read_text())["skipped"] == {names[0]: 1}
+    assert "skipped 1" in " ".join(run("ledger", "show", "--name", names[0], check=0).stdout.split())
 
 
 def test_warm_fills_the_chosen_cache(tmp_path):

@@ -587,6 +587,15 @@ def reply(party: Party, kind: str, body: bytes, **fields: object) -> bytes:
     )
 
 
+def test_how_many_images_were_left_out_is_in_the_ledger(tmp_path: Path) -> None:
+    account = approved(tmp_path, "a", a_study())
+    for session, skipped in ((1, 0), (2, 3)):
+        account.add_up(patients(*MANY), skipped)
+        admitted(account, session)
+    brought = [json.loads(e.content) for e in account.ledger.verified() if e.kind == "brought"]
+    assert [entry["skipped"] for entry in brought] == [0, 3]
+
+
 def test_earlier_runs_count_when_a_share_was_given_or_may_have_been(tmp_path: Path) -> None:
     account = approved(tmp_path, "a", a_study())
     account.add_up(patients(*MANY))

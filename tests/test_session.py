@@ -320,3 +320,26 @@ def test_no_frame_of_a_run_is_larger_than_the_plan_says() -> None:
     network.finish()
     assert network.researcher.done
     assert max(map(len, network.seen)) <= Plan(study).largest_frame
+
+
+def test_the_images_that_a_party_left_out_are_counted_to_the_researcher_alone() -> None:
+    network = Network(a_study())
+    network.skipped = {"b": 3, "c": 0}
+    network.finish()
+    assert network.researcher.answer == TRUTH
+    learned = network.researcher.view.learned
+    assert {name: number for (what, name), number in learned.items() if what == "skipped"} == {"b": 3}
+    told = [decode(frame, limit=10**6) for frame in network.seen]
+    told = [message for message in told if message.kind == "status" and bodies.read_status(message.body).skipped]
+    assert {(message.sender, message.receiver) for message in told} == {("b", "researcher")}
+    assert [news for news in network.researcher.news if "left out" in news] == [
+        "b left out 3 of its images, which cannot be used"
+    ]
+    for name in "ac":
+        assert not any(what == "skipped" for what, _ in network.parties[name].heard().view.learned)
+
+
+@pytest.mark.parametrize("skipped", [-1, 1 << 32, "x"])
+def test_a_number_of_images_left_out_that_cannot_be_is_malformed(skipped: object) -> None:
+    with pytest.raises(RemoteProtocolError, match="status: the body is malformed"):
+        bodies.read_status(msgspec.msgpack.encode(["ready", "", b"", skipped]))

@@ -74,7 +74,7 @@ def test_small_classes_are_withheld():
 def test_the_result_file_has_exact_fractions_as_decimal_strings():
     study = study_of()
     answer = {"a": Statistics(3, Fraction(10, 4), Fraction(8, 3)), "b": "too few"}
-    document = json.loads(json.dumps(result_document(answer, study)))
+    document = json.loads(json.dumps(result_document(answer, study, {"north": 2})))
     assert document["study"] == "test"
     assert document["digest"] == study.digest
     assert document["classes"]["a"] == {
@@ -87,6 +87,7 @@ def test_the_result_file_has_exact_fractions_as_decimal_strings():
         "std_float": math.sqrt(4 / 3),
     }
     assert document["classes"]["b"] == {"withheld": "too few"}
+    assert document["skipped"] == {"north": 2}
 
 
 def test_totals_beyond_the_public_bounds_are_refused_without_the_value():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
 
 from voxring.errors import BoundError
 from voxring.fixedpoint import square_root
@@ -139,8 +140,13 @@ def pooled(totals: LocalTotals, study: Study) -> dict[str, Statistics | str]:
     return answer
 
 
-def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dict[str, object]:
-    """The result file as JSON types: exact numbers are pairs of decimal strings in lowest terms."""
+def result_document(
+    answer: Mapping[str, Statistics | str], study: Study, skipped: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, object]:
+    """The result file as JSON types: exact numbers are pairs of decimal strings in lowest terms.
+
+    ``skipped`` are the parties that left images out, and how many.
+    """
 
     def pair(value: Fraction) -> list[str]:
         return [str(value.numerator), str(value.denominator)]
@@ -165,6 +171,7 @@ def result_document(answer: Mapping[str, Statistics | str], study: Study) -> dic
         "study": study.name,
         "digest": study.digest,
         "parties": len(study.party),
+        "skipped": dict(skipped),
         **features,
         "classes": {name: entry(one) for name, one in answer.items()},
     }

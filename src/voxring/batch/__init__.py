@@ -176,8 +176,9 @@ def party_batch(
             todo.append(number)
         else:
             patients[row.patient].append(known)
-            progress(number + 1 - len(todo), len(rows))
     done = known_rows = len(rows) - len(todo)
+    if known_rows:
+        progress(done, len(rows))
     skipped = []
     task = Task(study, device, threads, None if journal is None else journal.key)
     with closing(_pool(task, rows, todo, workers, scheduler)) as answers:

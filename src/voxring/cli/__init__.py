@@ -15,6 +15,7 @@ _COMMANDS = {
     "keys": ("keys", "keys", "Make a member's key, and show its fingerprint."),
     "ledger": ("ledger", "ledger", "Look at what a party approved, took part in and sent; check that it is whole."),
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
+    "preflight": ("preflight", "preflight", "Say what would stop a party, before the study's day."),
     "relay": ("relay", "relay", "Let members meet who can only dial out."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "scan": ("scan", "scan", "Make a manifest of a folder's images and ground truths."),
@@ -34,7 +35,8 @@ Exit codes:
   4    an image, a ground truth or a device is wrong, or a value leaves the study's bounds
   5    a peer did not answer, went away or ended the study
   6    a message broke the protocol
-  130  interrupted
+  130  interrupted (Ctrl-C)
+  143  terminated (SIGTERM)
 """
 
 
@@ -64,14 +66,16 @@ def voxring() -> None:
 
 def main() -> None:
     """Run the command and end with its documented exit code."""
+    from voxring.cli.signals import catch_sigterm, exit_code
     from voxring.errors import VoxringError
 
+    catch_sigterm()
     try:
         code = voxring(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as abort:
         click.echo("voxring: interrupted; nothing was written", err=True)
-        sys.exit(130)
+        sys.exit(exit_code(abort.__cause__))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

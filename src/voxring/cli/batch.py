@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.report import Progress
+from voxring.cli.progress import Progress
+from voxring.cli.signals import exit_code
 
 if TYPE_CHECKING:
     from voxring.batch import Batch
@@ -42,7 +41,8 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--skip-bad",
             "bad",
             flag_value="skip",
-            help="Go on without rows that cannot be used.  [default: go on, then list them all and send nothing]",
+            help="Go on without rows that cannot be used; how many there are is told to the researcher, and stands in "
+            "the result.  [default: go on, then list them all and send nothing]",
         ),
     ):
         command = option(command)
@@ -63,6 +63,8 @@ def read_batch(
 ) -> Batch:
     """Reduce the images of a party, with a journal in its state folder, and say what was used.
 
+    Why rows were left out stands beside the journal, in a file that its owner alone can read.
+
     Raises
     ------
     VoxringError
@@ -79,34 +81,30 @@ def read_batch(
             scheduler=scheduler,
             journal=journal,
             bad=bad or "list",  # type: ignore[arg-type]  # click's flags
-            progress=lambda done, total: progress(name, f"image {done} of {total}"),
-            report=lambda row: progress(f"line {row.line}", f"cannot be used: {row.error}"),
+            progress=lambda done, total: progress.images(name, done, total),
+            report=lambda row: progress.bad_row(name, row.line, row.error),
         )
+    if batch.skipped:
+        _keep_reasons(journal.path.with_suffix(".skipped"), batch)
     progress(name, batch.account())
     if batch.skipped and progress.quiet:
         click.echo(f"voxring: {name}: {batch.account()}", err=True)
     return batch
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came: what holds for Ctrl-C holds for it."""
+def _keep_reasons(path: Path, batch: Batch) -> None:
+    """Write beside the journal why rows were left out, for the operator alone: no log holds it."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.writelines(f"line {row.line}: {row.error}\n" for row in batch.skipped)
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """End on Ctrl-C and SIGTERM as their exit codes say, with all that is open closed, and a word on how to go on."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
+    """On Ctrl-C and SIGTERM, when all that was open is closed, say how to go on, and end as their exit codes say."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        number = signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT
         click.echo(
             "voxring: stopped; the images done so far are in the journal: give the same command to go on", err=True
         )
-        raise SystemExit(128 + number) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        raise SystemExit(exit_code(stop)) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from voxring.cli.report import Progress
+from voxring.cli.progress import Progress
 
 
 @click.command()

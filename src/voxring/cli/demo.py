@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.report import Progress, check_writable, print_table, write_result
+from voxring.cli.progress import Progress
+from voxring.cli.report import check_writable, print_table, write_result
 from voxring.cli.simulate import manifests_of
 from voxring.errors import StudyError
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from voxring.cli.report import Progress, write_result, write_whole
+from voxring.cli.progress import Progress
+from voxring.cli.report import write_result, write_whole
 from voxring.errors import StudyError, VoxringError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voxring.cli.report import Progress, check_writable, write_whole
+from voxring.cli.progress import Progress
+from voxring.cli.report import check_writable, write_whole
 
 if TYPE_CHECKING:
     from voxring.evaluate import Counts, Region

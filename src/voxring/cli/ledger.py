@@ -119,7 +119,7 @@ def _summary(entry: Entry) -> str:
 
 _SHOWN = (  # in this order
     *("party", "study", "digest", "participants", "session", "protocol", "how", "sheet"),
-    *("phase", "n", "outcome", "reason", "given", "overruled"),
+    *("skipped", "phase", "n", "outcome", "reason", "given", "overruled"),
 )
 
 

@@ -1,73 +1,30 @@
-"""What the commands print: progress on stderr, results on stdout. No value of a hospital's own is ever printed."""
+"""The results that commands write and print. No value of a hospital's own is among them."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
-import click
 import msgspec
 
 from voxring.errors import StudyError
 from voxring.study import Study
 from voxring.totals import Statistics, result_document
 
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.table import Table
 
-
-class Progress:
-    """Who is doing what: one live table on a terminal, plain lines otherwise. Safe to call from any thread."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.start = time.monotonic()
-        self.latest: dict[str, str] = {}
-        self.live: Live | None = None
-
-    def __enter__(self) -> Progress:
-        if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self.live = Live(console=Console(stderr=True), refresh_per_second=8, get_renderable=self._table)
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def __call__(self, who: str, what: str) -> None:
-        self.latest[who] = what
-        if self.live is None and not self.quiet:
-            click.echo(f"{time.monotonic() - self.start:6.1f} s  {who}: {what}", err=True)
-
-    def _table(self) -> Table:
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 2))
-        for who, what in list(self.latest.items()):
-            table.add_row(f"[bold]{who}[/]", what)
-        return table
-
-
-def write_result(answer: Mapping[str, Statistics | str], study: Study, out: Path) -> None:
-    """Write the result file, whole or not at all.
+def write_result(
+    answer: Mapping[str, Statistics | str], study: Study, out: Path, skipped: Mapping[str, int] = MappingProxyType({})
+) -> None:
+    """Write the result file, whole or not at all; ``skipped`` are the parties that left images out, and how many.
 
     Raises
     ------
     StudyError
         The folder is missing or cannot be written.
     """
-    document = msgspec.json.format(msgspec.json.encode(result_document(answer, study)), indent=2)
+    document = msgspec.json.format(msgspec.json.encode(result_document(answer, study, skipped)), indent=2)
     write_whole(out, document + b"\n")
 
 

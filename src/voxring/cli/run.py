@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from voxring.cli.batch import batch_options, read_batch, resumable
-from voxring.cli.report import Progress, check_writable, print_statistics, print_table, write_result
+from voxring.cli.progress import Progress
+from voxring.cli.report import check_writable, print_statistics, print_table, write_result
+
+if TYPE_CHECKING:
+    from voxring.totals import LocalTotals
 
 
 def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,6 +72,13 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @batch_options
 @_link_options
+@click.option(
+    "--status",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Show how far this party is at http://127.0.0.1:PORT/, with /status.json and Prometheus' /metrics; 0 takes a "
+    "free port. Whoever has an account on this machine can look.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was learned as JSON.")
 def party(
     study: Path,
@@ -85,6 +97,7 @@ def party(
     relay: str | None,
     insecure: bool,
     quiet: bool,
+    status: int | None,
     as_json: bool,
 ) -> None:
     """Take part in the study file STUDY as one of its parties.
@@ -94,10 +107,14 @@ def party(
 
     Images that are done are kept in a journal, with this party's own numbers, which never leaves the state folder: a
     run that was stopped, or killed, goes on where it was when the same command is given again.
+
+    How far it is shows as a live table on a terminal; elsewhere as JSON, a line on stderr for each step, which names
+    no file and no patient.
     """
     import msgspec
 
     from voxring.batch import read_manifest
+    from voxring.cli.status import StatusServer
     from voxring.engine import device_name
     from voxring.net import PrivateKey
     from voxring.session import Account, Ledger, run_party, state_folder
@@ -120,24 +137,30 @@ def party(
         account.approve(approve, how="party --approve")
     account.check_approved()
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
-    with resumable(), Progress(quiet=quiet) as progress:
+    with resumable(), Progress(quiet=quiet, as_json=True) as progress, ExitStack() as stack:
+        if status is not None:
+            page = stack.enter_context(StatusServer(status, lambda: progress.snapshot(name)))
+            progress(name, f"status at {page.url}")
+
+        def local_totals() -> LocalTotals:
+            batch = read_batch(
+                manifest,
+                checked,
+                name,
+                folder,
+                device=device,
+                workers=workers,
+                scheduler=scheduler,
+                bad=bad,
+                progress=progress,
+            )
+            return account.add_up(batch.patients, len(batch.skipped))
+
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
-            lambda: account.add_up(
-                read_batch(
-                    manifest,
-                    checked,
-                    name,
-                    folder,
-                    device=device,
-                    workers=workers,
-                    scheduler=scheduler,
-                    bad=bad,
-                    progress=progress,
-                ).patients
-            ),
+            local_totals,
             state=folder,
             ledger=account,
             address=address,
@@ -145,7 +168,8 @@ def party(
             relay=relay,
             timeout=timeout,
             insecure=insecure,
-            notify=lambda what: progress(name, what),
+            notify=lambda what: progress.phase(name, what),
+            hears=lambda peer: progress.hears(name, peer),
         )
         progress(name, account.ledger.where())
     if as_json:
@@ -191,8 +215,8 @@ def research(
     checked = load_study(study)
     private = None if key is None else PrivateKey.read(key)
     check_writable(out)
-    with Progress(quiet=quiet) as progress:
-        answer, _ = run_researcher(
+    with Progress(quiet=quiet, as_json=True) as progress:
+        answer, view = run_researcher(
             checked,
             key=private,
             relay=relay,
@@ -201,9 +225,12 @@ def research(
             retries=retries,
             notify=lambda what: progress("researcher", what),
         )
-    write_result(answer, checked, out)
+    skipped = {party: n for (what, party), n in view.learned.items() if what == "skipped" and isinstance(n, int)}
+    write_result(answer, checked, out, skipped)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
         print_table(answer)
         print_statistics(answer, checked)
+        for party, number in skipped.items():
+            click.echo(f"{party} left out {number} of its images, which cannot be used")

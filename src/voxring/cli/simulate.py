@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from voxring.cli.report import Progress, check_writable, print_statistics, print_table, write_result
+from voxring.cli.progress import Progress
+from voxring.cli.report import check_writable, print_statistics, print_table, write_result
 
 
 def manifests_of(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
@@ -52,7 +53,7 @@ def simulate(
 
     checked = simulation.with_parties(load_study(study), list(manifests))
     check_writable(out)
-    with Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet, as_json=True) as progress:
         run = simulation.simulate(checked, manifests, timeout=timeout, notify=progress)
         equal = None
         if pooled:

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from voxring.cli.report import Progress
+from voxring.cli.progress import Progress
 
 _TYPES = ("uint8", "int8", "int16", "uint16", "int32")
 _SHAPE = (9, 256, 256)  # large enough for every road of the kernels, small enough to take no time

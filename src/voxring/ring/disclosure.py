@@ -88,6 +88,8 @@ def disclosure(study: Study) -> list[str]:
         "over all parties together; for a withheld class only n and the patient count, which the decision needs.",
         "Each party learns n and the mean μ of each released class, and which classes are withheld.",
         *_additive_sentences(study),
+        "A party with images that cannot be used ends without sending a number, unless its operator runs it with "
+        "--skip-bad: then the researcher learns how many images that party left out, and the result says it.",
         "Every ring message is uniform in [0, N) whatever the images hold: by itself it tells its receiver nothing.",
     ]
     sentences += _ring_sentences(study) if study.party else ["The study names no parties yet: no ring can be checked."]

@@ -95,10 +95,11 @@ MESSAGES: dict[Kind, Described] = {
     "status": Described(
         "party",
         "researcher",
-        "how far it is, why it ended if it did, and the share that the last of a ring hands over",
+        "how far it is, why it ended if it did, the share that the last of a ring hands over, and how many of its "
+        "images cannot be used and were left out",
         _FIXED
         + ", but the time it takes tells how long the party computed, and a party whose ledger refuses the run says "
-        "that it does, not why; the share as below",
+        "that it does, not why; the number of images left out is told as it is; the share as below",
     ),
     "share": Described(
         "member",

@@ -62,12 +62,15 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 class Bringing(msgspec.Struct, frozen=True):
-    """What a party is about to bring; ``overruled`` are the objections to it, and ``reason`` why they were."""
+    """What a party is about to bring; ``overruled`` are the objections to it, and ``reason`` why they were; ``skipped``
+    is how many images were left out, which the researcher is told.
+    """
 
     session: str
     brought: Brought
     overruled: tuple[str, ...] = ()
     reason: str = ""
+    skipped: int = 0
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -91,6 +94,9 @@ class End(msgspec.Struct, frozen=True):
 
 class NoAccount:
     """Keeps no ledger: for simulations, in which every party is this machine's."""
+
+    skipped = 0
+    """Images that were left out since they cannot be used: told to the researcher."""
 
     def check_approved(self) -> None:
         """Let every study pass."""
@@ -185,9 +191,12 @@ class Account(NoAccount):
 
     # What is brought.
 
-    def add_up(self, patients: Iterable[LocalTotals]) -> LocalTotals:
-        """Return the sum of all patients' totals, and keep what is needed to tell whether they may be brought."""
-        self._patients = tuple(patients)
+    def add_up(self, patients: Iterable[LocalTotals], skipped: int = 0) -> LocalTotals:
+        """Return the sum of all patients' totals, and keep what is needed to tell whether they may be brought.
+
+        ``skipped`` is how many images were left out of them.
+        """
+        self._patients, self.skipped = tuple(patients), skipped
         return sum(self._patients, LocalTotals())
 
     def admit(self, session: bytes, totals: LocalTotals) -> None:
@@ -212,7 +221,8 @@ class Account(NoAccount):
                     f"{objections[0]}. Run with the images and hospitals of then, or with many more or fewer; or, "
                     "where that does no harm, overrule it with --allow-differencing REASON, which the ledger keeps"
                 )
-            return Bringing(session.hex(), mine, tuple(objections), self._reason if objections else "")
+            why = self._reason if objections else ""
+            return Bringing(session.hex(), mine, tuple(objections), why, self.skipped)
 
         self.ledger.append_judged("brought", judge)
         self._admitted = session

@@ -46,6 +46,7 @@ def run_party(
     timeout: float = 60.0,
     insecure: bool = False,
     notify: Callable[[str], None] = lambda what: None,
+    hears: Callable[[str], None] = lambda peer: None,
     listening: Callable[[str], Mapping[str, str] | None] = lambda address: None,
 ) -> Heard:
     """Take part in a study as one party, from listening to the end.
@@ -81,6 +82,8 @@ def run_party(
         Links of a study without keys are in the clear; must be asked for.
     notify : callable
         Gets the phases in plain words, in this thread.
+    hears : callable
+        Gets the name of a member whenever one is heard, in any thread; must be quick.
     listening : callable
         Called once with the address bound; may return addresses that replace ``peers``.
 
@@ -114,7 +117,7 @@ def run_party(
         network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear,
         process.open_doors(own, ear.address),
     ):
-        process.ear = ear
+        process.ear, process.hears = ear, hears
         notify(f"listening {'through the relay' if network.relay else 'at'} {ear.address}")
         peers = listening(ear.address) or peers or {}
         # Any of them may stand behind this party: the coin decides.
@@ -147,6 +150,7 @@ class _Process:
         self.party, self.network, self.timeout, self.notify, self.account = party, network, timeout, notify, account
         self.ear: Ear | None = None
         self.streams: Streams | None = None
+        self.hears: Callable[[str], None] = lambda peer: None
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
@@ -164,6 +168,8 @@ class _Process:
             while (answer := self.party.answer(frame, peer, patient=time.monotonic() < until)) is None:
                 self.researcher.heard(pipe, time.monotonic())
                 self.changed.wait(max(0.0, until - time.monotonic()))
+            if answer.sender is not None:
+                self.hears(answer.sender)
             if answer.sender == RESEARCHER:
                 self.researcher.heard(pipe, time.monotonic())
             answered = self._noted(frame, answer.frame)
@@ -246,7 +252,7 @@ class _Process:
             self._reason = "its ledger does not allow this run beside an earlier one, or cannot be written"
             self.account.admit(self.party.session, self._totals)
             self._reason = "its numbers leave the study's bounds"
-            self.party.supply(self._totals)
+            self.party.supply(self._totals, self.account.skipped)
             self.changed.notify_all()
         self._reason = "it was stopped"
 
@@ -346,6 +352,7 @@ class _Process:
             self.account.sends(share)
         with self._may_lose(successor):
             answer = links[successor].ask(share, self.timeout)
+            self.hears(successor)
             with self.changed:
                 self.party.delivered(answer)
 

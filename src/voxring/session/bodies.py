@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -19,11 +19,14 @@ MAX_PORT = 65535
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A party's answer to a poll: where it is, why it ended, and the ring message that it hands to the master."""
+    """A party's answer to a poll: where it is, why it ended, the ring message that it hands to the master, and how many
+    images its operator had it leave out.
+    """
 
     state: str
     reason: str = ""
     share: bytes = b""
+    skipped: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -131,6 +131,7 @@ class Party:
         """Why the last message that did not fit was refused."""
         self._reason = ""
         self._totals = LocalTotals()
+        self._skipped = 0
         self._handled: dict[tuple[str, str, int, str], tuple[Message, bytes]] = {}
         self.streamed: Streamed[ChunkMember] | None = None
         """The sum that is going round in chunks, if one is."""
@@ -153,8 +154,8 @@ class Party:
 
     # Steps of this process.
 
-    def supply(self, totals: LocalTotals) -> None:
-        """Hand in this party's totals.
+    def supply(self, totals: LocalTotals, skipped: int = 0) -> None:
+        """Hand in this party's totals, and how many images were left out of them, which the researcher is told.
 
         Raises
         ------
@@ -168,7 +169,7 @@ class Party:
         if (self.state, "own totals") not in TRANSITIONS:
             raise LocalProtocolError(f"totals are handed in once, while computing; this party is {self.state}")
         check_bounds(totals, self._study)
-        self._totals = totals
+        self._totals, self._skipped = totals, skipped
         self._join(self.plan.voxels(self.session), self.plan.voxel_values(totals))
         self._step("own totals")
 
@@ -487,7 +488,7 @@ class Party:
     def _status(self, message: Message) -> bytes:
         if self.state == "failed":
             self.told = True
-        status = bodies.Status(self.state, self._reason[: bodies.REASON_LENGTH], self._share)
+        status = bodies.Status(self.state, self._reason[: bodies.REASON_LENGTH], self._share, self._skipped)
         return self._reply("status", message.sender, self.session, bodies.write_status(status))
 
     def _ok(self, message: Message) -> bytes:

@@ -123,6 +123,7 @@ class Researcher:
         self._parts: dict[str, bytes] = {}
         self._withheld: dict[str, str] = {}
         self._found: dict[str, Statistics] = {}
+        self._skipped: dict[str, int] = {}
         self._learned: dict[tuple[str, str], Number] = {}
         self._counts: dict[str, int] = {}
         self._sums: dict[str, int] = {}
@@ -163,7 +164,8 @@ class Researcher:
             for name, master in self._masters.items()
             for ring, residues in master.received.items()
         )
-        return View(RESEARCHER, received, dict(self._learned), tuple(self._in_chunks))
+        skipped: dict[tuple[str, str], Number] = {("skipped", name): n for name, n in self._skipped.items()}
+        return View(RESEARCHER, received, self._learned | skipped, tuple(self._in_chunks))
 
     # What to ask.
 
@@ -302,6 +304,9 @@ class Researcher:
             raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
         if status.state == "aborted":
             raise PeerError(f"{party} was told to end the session")
+        if self.step == "computing" and status.state == "ready" and status.skipped and party not in self._skipped:
+            self._skipped[party] = status.skipped
+            self.news.append(f"{party} left out {status.skipped} of its images, which cannot be used")
         if self.step == "computing" and status.state == "ready" and self._all_answered(party):
             self._enter("voxels")
         if (

@@ -1,0 +1,263 @@
+"""`voxring preflight` finds what would stop a party, names it, and names no file where a log may read."""
+
+import json
+import os
+import re
+import socket
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import voxring.cli.preflight as module
+from voxring.cli import voxring
+from voxring.cli.preflight import MIB, free_memory
+from voxring.net import PrivateKey
+from voxring.session import Account, Ledger
+from voxring.study import load_study
+
+NAMES = ("north", "centre", "south")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A party with two images of two patients, in a study with keys whose other parties are not there."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    keys = {name: PrivateKey.new() for name in (*NAMES, "researcher")}
+    tables = "".join(
+        f'[[party]]\nname = "{name}"\naddress = "tcp://127.0.0.1:{at}"\nkey = "{keys[name].public}"\n'
+        for name, at in zip(NAMES, (port, 1, 2), strict=True)
+    )
+    (tmp_path / "study.toml").write_text(
+        'name = "t"\nclasses = { lesion = 1, liver = 2 }\n[window]\nsize = 3\n[privacy]\nmin_voxels = 2\n'
+        f'{tables}[researcher]\nkey = "{keys["researcher"].public}"\n'
+    )
+    keys["north"].write(tmp_path / "north.pem")
+    keys["south"].write(tmp_path / "south.pem")
+    for patient in ("meier", "huber"):
+        np.save(tmp_path / f"{patient}-ct.npy", np.zeros((4, 8, 8), np.int16))
+        np.save(tmp_path / f"{patient}-gt.npy", np.full((4, 8, 8), 1 + (patient == "huber"), np.uint8))
+    rows = "".join(f"{patient}-ct.npy,{patient}-gt.npy,{patient}\n" for patient in ("meier", "huber"))
+    (tmp_path / "m.csv").write_text(f"image,ground_truth,patient\n{rows}")
+    return tmp_path, port
+
+
+def look(place, *more, key="north.pem", study="study.toml", **changed):
+    """Run the command as a log would get it; return its exit code, its findings by check, and all that it said."""
+    folder, _ = place
+    options = {"--name": "north", "--manifest": folder / "m.csv", "--state": folder / "state", "--workers": 1}
+    options |= {"--key": folder / key} if key else {}
+    options |= {f"--{name}": value for name, value in changed.items()}
+    flat = [str(one) for pair in options.items() for one in pair]
+    done = CliRunner().invoke(
+        voxring, ["preflight", str(folder / study), *flat, *more, "--json"], standalone_mode=False
+    )
+    if done.exception is not None:
+        raise done.exception
+    found = {}
+    for line in done.stdout.splitlines():
+        one = json.loads(line)
+        found.setdefault(one["check"], []).append((one["state"], one["words"]))
+    return done.return_value, found, done.output
+
+
+def states(found):
+    return {check: [state for state, _ in of] for check, of in found.items()}
+
+
+def rewrite(place, old, new):
+    path = place[0] / "study.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_party_that_is_ready(place):
+    folder, _ = place
+    study = load_study(folder / "study.toml")
+    Account(Ledger(folder / "state", "north"), study).approve(study.digest, how="test")
+    code, found, said = look(place)
+    assert code == 0
+    clock = found.pop("clock")
+    assert clock[0][0] in ("ok", "note")
+    assert states(found) == {
+        "key": ["ok"],
+        "network": ["ok", "note"],
+        "disk": ["ok"],
+        "approval": ["ok"],
+        "device": ["ok"],
+        "manifest": ["ok"],
+        "images": ["ok"],
+        "classes": ["ok"],
+        "memory": ["ok"],
+    }
+    assert "centre: the machine answers, nothing listens there; south: the machine" in found["network"][1][1]
+    assert "a ledger of 2 entries" in found["disk"][0][1]
+    assert not any(word in said for word in ("meier", "huber", "npy", "2 rows", "m.csv"))
+
+
+def test_names_and_counts_are_for_the_terminal(place):
+    folder, _ = place
+    np.save(folder / "meier-gt.npy", np.zeros((4, 8, 7), np.uint8))
+    code, found, said = look(place)
+    assert code == 4
+    assert states(found)["images"] == ["wrong"]
+    assert not any(word in said for word in ("meier", "huber", "line 2", " in 1"))
+    _, found, _ = look(place, "--names")
+    assert "1 of 2 rows:\n  line 2: meier-gt.npy does not lie on the grid of meier-ct.npy" in found["images"][0][1]
+    assert found["classes"] == [("note", found["classes"][0][1])]
+    assert found["classes"][0][1].endswith("of 1 images: lesion in 0, liver in 1")
+
+
+def test_an_unapproved_study_is_a_note_with_the_command(place):
+    code, found, _ = look(place)
+    assert (code, found["approval"][0][0]) == (0, "note")
+    assert re.search(r"voxring party approve \S+study.toml --name north --state \S+state$", found["approval"][0][1])
+
+
+@pytest.mark.parametrize(
+    ("key", "mode", "words"),
+    [
+        ("north.pem", 0o644, "chmod 600"),
+        ("south.pem", 0o600, "expected the private key of north"),
+        ("nothing.pem", None, "cannot be read as a private key"),
+        (None, None, "give this member's private key with --key"),
+    ],
+)
+def test_a_key_that_does_not_serve(place, key, mode, words):
+    if mode:
+        (place[0] / key).chmod(mode)
+    code, found, _ = look(place, key=key)
+    assert (code, found["key"][0][0]) == (3, "wrong")
+    assert words in found["key"][0][1]
+
+
+def test_a_study_without_keys_needs_insecure(place):
+    folder, _ = place
+    (folder / "study.toml").write_text(
+        re.sub(r'key = ".*"\n|\[researcher\]\n', "", (folder / "study.toml").read_text())
+    )
+    code, found, _ = look(place, key=None)
+    assert (code, found["key"][0][0]) == (3, "wrong")
+    code, found, _ = look(place, "--insecure", key=None)
+    assert (code, found["key"][0][0]) == (0, "note")
+
+
+def test_a_port_in_use_and_an_address_of_another_machine(place):
+    with socket.create_server(("127.0.0.1", place[1])):
+        code, found, _ = look(place)
+        assert (code, states(found)["network"]) == (5, ["wrong"])
+        assert f"cannot listen at tcp://127.0.0.1:{place[1]}: Address already in use" in found["network"][0][1]
+    code, found, _ = look(place, address="tcp://192.0.2.1:7001")
+    assert (code, states(found)["network"]) == (5, ["wrong"])
+    assert "--address tcp://0.0.0.0:PORT" in found["network"][0][1]
+    assert look(place, address="tcp://127.0.0.1:0")[0] == 0
+
+
+def test_a_relay_is_reached_or_not(place):
+    with socket.create_server(("127.0.0.1", 0)) as relay:
+        where = f"tcp://127.0.0.1:{relay.getsockname()[1]}"
+        assert states(look(place, relay=where)[1])["network"] == ["ok"]
+    code, found, _ = look(place, relay=where)
+    assert (code, states(found)["network"]) == (5, ["wrong"])
+    assert "the machine answers, nothing listens there" in found["network"][0][1]
+    assert look(place, relay=where, address=where)[0] == 3
+
+
+def test_parties_that_listen_are_reached(place):
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+        rewrite(place, "tcp://127.0.0.1:1", f"tcp://127.0.0.1:{peer.getsockname()[1]}")
+        assert "centre" not in look(place)[1]["network"][1][1]
+        rewrite(place, "tcp://127.0.0.1:2", f"tcp://localhost:{peer.getsockname()[1]}")
+        assert states(look(place)[1])["network"] == ["ok", "ok"]
+
+
+def test_a_state_folder_that_cannot_be_written_or_is_full(place, monkeypatch):
+    folder, _ = place
+    (folder / "file").write_text("")
+    code, found, _ = look(place, state=folder / "file" / "state")
+    assert (code, found["disk"][0][0]) == (3, "wrong")
+    monkeypatch.setattr(module, "LEAST_FREE", 1 << 62)
+    code, found, _ = look(place)
+    assert (code, found["disk"][0][0]) == (3, "wrong")
+    assert "make room" in found["disk"][0][1]
+
+
+def test_a_clock_behind_the_ledger_is_wrong(place, monkeypatch):
+    folder, _ = place
+    study = load_study(folder / "study.toml")
+    Account(Ledger(folder / "state", "north"), study).approve(study.digest, how="test")
+    earlier = time.time() - 60
+    monkeypatch.setattr(module.time, "time", lambda: earlier)
+    monkeypatch.setattr(module, "_released", lambda: 0.0)
+    code, found, _ = look(place)
+    assert (code, found["clock"][0][0]) == (3, "wrong")
+
+
+@pytest.mark.parametrize(("answer", "state"), [(True, "ok"), (False, "note"), (None, "note")])
+def test_a_clock_that_is_synchronised_or_not(place, monkeypatch, answer, state):
+    monkeypatch.setattr(module, "_synchronised", lambda: answer)
+    assert states(look(place)[1])["clock"] == [state]
+
+
+def test_a_clock_before_the_release_is_wrong(place, monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 0.0)
+    assert states(look(place)[1])["clock"] == ["wrong"]
+
+
+def test_memory_is_counted_for_each_worker(place, monkeypatch):
+    monkeypatch.setattr(module, "free_memory", lambda: 2 * module.WORKER_BYTES + MIB)
+    assert states(look(place, workers=2)[1])["memory"] == ["ok"]
+    code, found, _ = look(place, workers=3)
+    assert (code, found["memory"][0][0]) == (4, "wrong")
+    assert "use --workers 2" in found["memory"][0][1]
+    monkeypatch.setattr(module, "free_memory", lambda: module.WORKER_BYTES + 2 * 4 * 8 * 8 * 2 - 1)
+    assert states(look(place)[1])["memory"] == ["wrong"]  # one byte less than two volumes
+    monkeypatch.setattr(module, "free_memory", lambda: None)
+    assert states(look(place)[1])["memory"] == ["note"]
+
+
+def test_free_memory_is_the_less_of_system_and_container(tmp_path):
+    assert free_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   8 kB\n")
+    assert free_memory(tmp_path) == 8192
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    for limit, free in (("max", 8192), ("5000", 4000), ("500", 0), ("90000", 8192)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text("1000\n")
+        assert free_memory(tmp_path) == free
+
+
+def test_a_manifest_that_cannot_be_used(place):
+    (place[0] / "m.csv").write_text("image,ground_truth\nmeier-none.npy,meier-gt.npy\n")
+    code, found, said = look(place)
+    assert (code, states(found)["manifest"]) == (3, ["wrong"])
+    assert "images" not in found
+    assert "meier" not in said
+    assert "meier-none.npy" in look(place, "--names")[2]
+
+
+def test_a_device_that_does_not_answer_is_wrong(place, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, found, _ = look(place, device="cuda")
+    assert (code, found["device"][0][0]) == (4, "wrong")
+
+
+def test_in_words_it_says_how_many_checks_are_wrong(place):
+    folder, _ = place
+    arguments = ["preflight", folder / "study.toml", "--name", "north", "--manifest", folder / "m.csv"]
+    arguments += ["--state", folder / "state"]
+    done = CliRunner().invoke(voxring, list(map(str, arguments)), standalone_mode=False)
+    assert done.return_value == 3
+    assert done.stdout.startswith("WRONG key       north: the study has keys")
+    assert "1 check is wrong: not ready for study " in done.stdout
+    done = CliRunner().invoke(
+        voxring, [*map(str, arguments), "--key", str(folder / "north.pem")], standalone_mode=False
+    )
+    assert "nothing is wrong: ready for study" in done.stdout
+    assert set(os.listdir(folder / "state")) <= {"coins"}  # neither ledger nor journal was begun
