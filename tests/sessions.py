@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from itertools import product
 
 import msgspec
 
@@ -52,6 +53,9 @@ TOTALS = {name: some_totals(seed) for seed, name in enumerate("abcdefgh")}
 TRUTH = pooled(TOTALS["a"] + TOTALS["b"] + TOTALS["c"], a_study())
 
 
+DOORS = tuple(range(100, 110))
+
+
 class Line:
     """One asker's line to one peer, like Req0: a question is repeated until answered, the last answer counts."""
 
@@ -64,22 +68,32 @@ class Network:
     """Researcher and parties in memory. What is under way is (asker, peer, number of question, frame, is answer)."""
 
     def __init__(
-        self, study: Study, totals: dict[str, LocalTotals] = TOTALS, coins: dict[str, bytes] | None = None
+        self,
+        study: Study,
+        totals: dict[str, LocalTotals] = TOTALS,
+        coins: dict[str, bytes] | None = None,
+        *,
+        sealed: bool = False,
     ) -> None:
         """``coins`` are what the parties keep of an earlier run, and what they keep of this."""
         self.draw = draw = random.Random(7).randbytes  # noqa: S311
         self.study = study
-        self.researcher = Researcher(study, draw)
+        self.sealed = sealed
+        self.researcher = Researcher(study, draw, sealed=sealed)
         self.coins = {} if coins is None else coins
-        self.parties = {
-            name: Party(study, name, draw, coin=self.coins.get(name), keep=partial(self.coins.__setitem__, name))
-            for name in study.parties
-        }
+        self.parties = {name: self._party(name) for name in study.parties}
         self.totals = totals
         self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
         self.under_way: list[tuple[str, str, int, bytes, bool]] = []
         self.seen: list[bytes] = []
         self.errors: list[Exception] = []
+        self.keys: dict[tuple, bytes] = {}
+
+    def _party(self, name: str) -> Party:
+        keep = partial(self.coins.__setitem__, name)
+        party = Party(self.study, name, self.draw, coin=self.coins.get(name), keep=keep, sealed=self.sealed)
+        party.doors = DOORS
+        return party
 
     def send(self, item: tuple[str, str, int, bytes, bool]) -> None:
         self.under_way.append(item)
@@ -94,6 +108,25 @@ class Network:
             self._open("researcher", name, question)
             if party.outbox:
                 self._open(name, *party.outbox[0])
+        self.carry()
+
+    def carry(self) -> None:
+        """Carry all chunks of a long vector, once every stream of every member has its key and its door."""
+        mine, streamed = self.researcher.streamed, {name: party.streamed for name, party in self.parties.items()}
+        if mine is None or mine.part.done or not all(one and one.ready for one in (mine, *streamed.values())):
+            return
+        for ring, chunk in product(range(len(mine.agreed.rings)), range(mine.plan.count)):
+            frame = memoryview(bytearray(mine.plan.frame_bytes(chunk)))
+            mine.part.fill(frame, ring, chunk)
+            for name in mine.agreed.rings[ring].members[1:]:
+                streamed[name].part.receive(frame)
+            mine.part.receive(frame)
+        for one in (mine, *streamed.values()):
+            for stream, key in one.keys.items():
+                assert self.keys.setdefault((one.agreed.session, one.agreed.name, *stream), key) == key
+        for party in self.parties.values():
+            party.carried()
+        self.researcher.carried([int(number) for number in mine.part.total])
 
     def _open(self, asker: str, peer: str, question: bytes | None) -> None:
         line = self.lines[asker, peer]
@@ -103,8 +136,7 @@ class Network:
 
     def restart(self, name: str) -> None:
         """A party's process dies and another takes its place, which knows the coin that was kept."""
-        keep = partial(self.coins.__setitem__, name)
-        self.parties[name] = Party(self.study, name, self.draw, coin=self.coins.get(name), keep=keep)
+        self.parties[name] = self._party(name)
         for peer in self.study.parties:
             self.lines[name, peer].question = None
 
@@ -136,7 +168,8 @@ class Network:
 
     def start_over(self) -> None:
         """What the researcher does after a session that failed; what is under way may still come."""
-        self.researcher = Researcher(self.study, self.draw, (*self.researcher.failed, self.researcher.session))
+        failed = *self.researcher.failed, self.researcher.session
+        self.researcher = Researcher(self.study, self.draw, failed, sealed=self.sealed)
         self.errors.clear()
         for line in self.lines.values():
             line.question = None

@@ -27,12 +27,18 @@ def a_sum(*, slots: int = SLOTS, bound: int = BOUND, rings: tuple[Ring, ...] = R
 
 
 def naive_checksum(agreed: CheckedSum, values: list[int]) -> int:
-    """The definition: weights are numbers of the stream of SHAKE-256, lowest byte first, 64 bits longer than N."""
+    """The definition: weights are numbers of streams of SHAKE-256, lowest byte first, 64 bits longer than N.
+
+    There is a stream for every 2^15 values.
+    """
     n = agreed.residues.modulus
     length = (n - 1).bit_length() // 8 + 8
-    stream = hashlib.shake_256(b"voxring checksum 1|" + DIGEST + SESSION + b"sum").digest(length * len(values))
     total = 0
-    for place, value in enumerate(values):
+    for number, value in enumerate(values):
+        block, place = divmod(number, 2**15)
+        if place == 0:
+            seed = b"voxring checksum 2|" + DIGEST + SESSION + b"sum|" + str(block).encode()
+            stream = hashlib.shake_256(seed).digest(length * 2**15)
         weight = sum(byte << (8 * i) for i, byte in enumerate(stream[place * length : (place + 1) * length]))
         total = (total + weight * value) % n
     return total
@@ -43,6 +49,15 @@ def test_the_checksum_is_what_the_definition_gives(values: list[int]) -> None:
     agreed = a_sum(slots=len(values))
     assert agreed.with_checksum(values) == [*values, naive_checksum(agreed, values)]
     assert agreed.values == len(values)
+
+
+@pytest.mark.parametrize("bound", [1, BOUND, 2**63 - 1, 2**63, 2**100])
+def test_the_checksum_of_a_long_vector_at_the_limits_is_what_the_definition_gives(bound: int) -> None:
+    values = [-bound, bound, 0, -1, 1, bound - 1] * 3 + [DRAW.randint(-bound, bound) for _ in range(2**15)]
+    agreed = a_sum(slots=len(values), bound=bound)
+    assert agreed.with_checksum(values)[-1] == naive_checksum(agreed, values)
+    assert agreed.lower(agreed.lift(values)) == values
+    assert agreed.lower(agreed.residues.lift(agreed.with_checksum(values), agreed.residues.modulus)) == values
 
 
 def run(agreed: CheckedSum, values: dict[str, list[int]], corrupt: Callable[[list[list[int]]], None]) -> list[int]:

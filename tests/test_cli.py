@@ -275,6 +275,20 @@ def test_study_check_says_who_learns_what(demo, tmp_path):
     assert len(document["digest"]) == 64
     assert document["warnings"]
     assert document["disclosure"]
+    assert document["statistics"] == {}
+
+
+def test_study_check_says_how_long_the_vector_of_additive_statistics_is(tmp_path):
+    path = write_study(tmp_path, 3, "clip", OPTIONS["rescale"])
+    with path.open("a") as file:
+        file.write('[[feature]]\nkind = "mean"\nwindow = 3\n[statistics]\ngram = true\nmoments = 4\n')
+    shown = run("study", "check", path, check=0).stdout
+    assert "features mean-3\n" in shown
+    assert "vector   6 numbers of each class, 1 kB: feature_sums 1, gram 1, powers 4\n" in shown
+    assert "powers tell the intensity of each" in shown
+    document = json.loads(run("study", "check", path, "--json", check=0).stdout)
+    assert (document["features"], document["statistics"]) == (["mean-3"], {"feature_sums": 1, "gram": 1, "powers": 4})
+    assert "statistics" in document["modulus_bits"]
 
 
 def test_study_disclose_writes_the_sheet_in_three_formats(tmp_path):

@@ -27,6 +27,7 @@ from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProt
 from voxring.ring.message import MESSAGES, Message, decode, encode
 from voxring.ring.order import connectivity
 from voxring.session import bodies
+from voxring.session import plan as plans
 from voxring.session.plan import Plan
 from voxring.session.researcher import Researcher
 from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
@@ -80,16 +81,20 @@ def test_two_sessions_use_different_blinds() -> None:
     assert len({seen.blind for seen in views[0]}) == 3
 
 
-def test_the_disclosure_sheet_describes_every_message_of_real_traffic() -> None:
+def test_the_disclosure_sheet_describes_every_message_of_real_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     read = partial(decode, limit=10**6)
     network = Network(a_study("abcd", collusion=2))
     network.finish()
+    chunks = Network(a_study())
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "IN_CHUNKS", 0)
+        chunks.finish()
     failed = Network(a_study(), coins={"a": COIN})
     failed.finish()
     failed.parties["b"].answer(b"garbage")
     failed.start_over()
     failed.finish()
-    seen = [*map(read, (*network.seen, *failed.seen))]
+    seen = [*map(read, (*network.seen, *chunks.seen, *failed.seen))]
     refusal = failed.parties["b"].answer(failed.researcher.heartbeat("a"))
     assert refusal is not None
     abort = failed.researcher.abort("b", "over")

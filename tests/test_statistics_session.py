@@ -17,6 +17,7 @@ from voxring.batch.row import Answer
 from voxring.errors import BoundError, RemoteProtocolError, StudyError
 from voxring.ring.message import decode
 from voxring.ring.views import describe, simulate_master, simulate_member
+from voxring.session import plan as plans
 from voxring.session.account import Account
 from voxring.session.differencing import brought, objection
 from voxring.session.ledger import Ledger
@@ -179,6 +180,23 @@ def test_no_statistic_goes_round_when_no_class_is_released() -> None:
     network.finish()
     assert network.researcher.done
     assert len(network.parties["a"].heard().view.received) == 1
+
+
+@pytest.mark.parametrize(("in_chunks", "sums"), [(0, ("voxels", "sum", "sdsum", "statistics")), (200, ("statistics",))])
+@pytest.mark.parametrize(("names", "collusion"), [("abc", 1), ("abcde", 4)])
+def test_long_vectors_go_in_chunks_with_the_same_answer(
+    names: str, collusion: int, in_chunks: int, sums: tuple[str, ...], monkeypatch
+) -> None:
+    monkeypatch.setattr(plans, "IN_CHUNKS", in_chunks)
+    study = asking(a_study(names, collusion=collusion))
+    network = Network(study, MINE, sealed=True)
+    network.finish()
+    assert network.errors == []
+    assert network.researcher.answer == pooled(sum((MINE[name] for name in names), LocalTotals()), study)
+    assert network.researcher.view.in_chunks == sums
+    assert {party.heard().view.in_chunks for party in network.parties.values()} == {sums}
+    width = 24  # of a residue of the longest vector
+    assert network.researcher.plan.longest >= (2 * slots(study) + 1) * width > 200
 
 
 # What is refused.

@@ -14,7 +14,10 @@ import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
-from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Outgoing, Seal, Streams, dialler
+from voxring.net import streams as streams_module
+from voxring.net.streams import _HELLO as HELLO
+from voxring.net.streams import _WELCOME as WELCOME
+from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Message, Outgoing, Seal, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.order import rings_of
 from voxring.ring.protocol import SecureSum
@@ -177,6 +180,26 @@ def test_a_frame_of_another_length_is_refused_and_a_longer_one_than_a_door_allow
         carry(streams, streams.addresses[0], [bytes(MAX_FRAME + 1)])
 
 
+def test_a_frame_that_is_refused_takes_no_memory(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Message] = []
+    free, made = Message.free, Message.__init__
+
+    def make(message: Message, handle: object) -> None:
+        held.append(message)
+        made(message, handle)
+
+    def let_go(message: Message) -> None:
+        held.remove(message)
+        free(message)
+
+    monkeypatch.setattr(Message, "__init__", make)
+    monkeypatch.setattr(Message, "free", let_go)
+    with pytest.raises(RemoteProtocolError, match="expected 99 bytes from sender, got 100"):
+        carry(streams, streams.addresses[0], [bytes(100)], sizes=[99])
+    assert {len(message.body) for message in held} <= {31, 100}  # words, and the frame that the sender gave to nng
+    assert sum(len(message.body) == 100 for message in held) == 1
+
+
 # Seals.
 
 
@@ -196,6 +219,122 @@ def test_another_key_or_another_number_opens_nothing() -> None:
     for key, number in ((SECRET, 4), (bytes(32), 3)):
         with pytest.raises(RemoteProtocolError):
             AesGcm(key).open(number, sealed, opened)
+
+
+class Numbered(AesGcm):
+    """Notes which numbers frames are sealed and opened under, which are the nonces of GCM."""
+
+    def __init__(self) -> None:
+        super().__init__(SECRET)
+        self.closed: dict[int, bytes] = {}
+        self.opened: list[int] = []
+
+    def close(self, number: int, frame: memoryview, into: memoryview) -> None:
+        assert self.closed.setdefault(number, bytes(frame)) == frame  # never two frames under one nonce
+        super().close(number, frame, into)
+
+    def open(self, number: int, sealed: memoryview, into: memoryview) -> None:
+        self.opened.append(number)
+        super().open(number, sealed, into)
+
+
+def test_each_frame_has_a_number_of_its_own_under_the_seal(streams: Streams) -> None:
+    sends, receives = Numbered(), Numbered()
+    frames = [bytes([i]) * 1000 for i in range(20)]
+    assert carry(streams, streams.addresses[0], frames, (sends, receives)) == frames
+    assert [number for number in sends.closed if number < 2**64] == receives.opened == [*range(20)]
+    assert not set(receives.closed) & set(receives.opened)  # what goes back goes under other numbers
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_the_receiver_ends_when_the_sender_has_heard_that_it_is_done(streams: Streams, back: bool) -> None:
+    listening, dialling = streams.door(0), dialler(streams.addresses[0])
+    incoming = Incoming("sender", dialling if back else listening, KEY, 5, None)
+    outgoing = Outgoing("receiver", listening if back else dialling, KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive_one, incoming)
+        outgoing.send(outgoing.message(4))
+        time.sleep(0.3)
+        assert not received.done()
+        outgoing.finish()
+        received.result(1)
+
+
+def receive_one(incoming: Incoming) -> None:
+    incoming.receive(4).free()
+    incoming.finish()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_whoever_says_something_else_than_that_it_is_done_is_refused(streams: Streams, sealed: bool) -> None:
+    seals = (AesGcm(SECRET), AesGcm(SECRET)) if sealed else (None, None)
+    incoming = Incoming("sender", streams.door(0), KEY, 5, seals[0])
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, seals[1])
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(incoming.receive, 4)
+        outgoing.send(outgoing.message(4))
+        received.result(5).free()
+        incoming._push(incoming._word(WELCOME))
+        with pytest.raises(RemoteProtocolError, match="expected receiver to say that it is done, got something else"):
+            outgoing.finish()
+
+
+def test_a_hello_that_was_kept_from_an_earlier_attempt_is_passed_over(streams: Streams) -> None:
+    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            received = pool.submit(incoming.receive, 4)
+            outgoing.send(outgoing.message(4))
+            received.result(5).free()
+            outgoing._push(outgoing._word(HELLO))
+
+
+def test_what_waits_for_a_receiver_that_went_away_goes_to_nobody_else(streams: Streams) -> None:
+    incoming = Incoming("sender", dialler(streams.addresses[0]), KEY, 5, None)
+    outgoing = Outgoing("receiver", streams.door(0), KEY, 1, None)
+    size = 500_000
+    with outgoing, ThreadPoolExecutor(1) as pool:
+        with incoming:
+            received = pool.submit(incoming.receive, size)
+            outgoing.send(outgoing.message(size))
+            received.result(5).free()
+            with suppress(PeerError):
+                while True:  # until there is no room
+                    outgoing.send(outgoing.message(size))
+        with pynng.Pair0(recv_timeout=700, recv_max_size=MAX_FRAME) as stranger:
+            stranger.dial(streams.addresses[0], block=False)
+            with pytest.raises(pynng.Timeout):
+                stranger.recv()
+        broken = outgoing._end
+    assert streams.door(0)() is not broken  # nor to the next stream
+    assert carry(streams, streams.addresses[0], [b"next"], back=True) == [b"next"]
+
+
+def test_a_door_in_which_a_word_may_be_left_is_not_used_again(streams: Streams) -> None:
+    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
+    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive_one, incoming)
+        outgoing.send(outgoing.message(4))
+        while incoming._count == 0:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        incoming.stop()  # the sender has not hung up
+        with suppress(PeerError):
+            received.result(5)
+        assert not incoming._end.empty
+
+
+def test_who_hung_up_before_the_door_was_opened_takes_nobodys_place(streams: Streams) -> None:
+    early = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+    with early:
+        while not early._end.pipes:
+            time.sleep(0.01)
+        assert early._offered(HELLO)
+        time.sleep(0.2)
+    time.sleep(0.1)
+    assert carry(streams, streams.addresses[0], [b"true"]) == [b"true"]
 
 
 @pytest.mark.parametrize("other", [AesGcm(bytes(32)), None])
@@ -244,15 +383,11 @@ def test_a_stranger_who_comes_first_changes_nothing(streams: Streams, back: bool
     door = streams.door
 
     def door_with_a_stranger(number: int) -> Callable:
-        def opened():
-            end = door(number)()
-            stranger.dial(streams.addresses[0], block=True)
-            if says:
-                stranger.send(says)
-            taken.set()
-            return end
-
-        return opened
+        stranger.dial(streams.addresses[0], block=True)
+        if says:
+            stranger.send(says)
+        taken.set()
+        return door(number)
 
     streams.door = door_with_a_stranger
     with pynng.Pair0(
@@ -363,6 +498,51 @@ def test_a_link_that_stalls_ends_the_sum_for_all() -> None:
 
 def test_a_chunk_damaged_on_a_link_ends_the_sum_for_all() -> None:
     check_fault("flip", (PeerError, RemoteProtocolError))
+
+
+def test_no_more_chunks_are_under_way_than_the_window_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, under_way, most = a_plan(3, 4000, chunk=10), 0, 0
+    fill, receive, take_part = ChunkMaster.fill, ChunkMaster.receive, ChunkMember.receive
+    lock = threading.Lock()
+
+    def filled(master: ChunkMaster, *args: object) -> None:
+        nonlocal under_way, most
+        fill(master, *args)
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+
+    def received(master: ChunkMaster, frame: memoryview) -> object:
+        nonlocal under_way
+        with lock:
+            under_way -= 1
+        return receive(master, frame)
+
+    def slowly(member: ChunkMember, frame: memoryview) -> object:
+        time.sleep(0.0005)
+        return take_part(member, frame)
+
+    monkeypatch.setattr(ChunkMaster, "fill", filled)
+    monkeypatch.setattr(ChunkMaster, "receive", received)
+    monkeypatch.setattr(ChunkMember, "receive", slowly)
+    values = values_of(plan)
+    assert list(sum_up(plan, values).total) == sum(values.values()).tolist()
+    assert 1 < most <= plan.window == 8
+
+
+@pytest.mark.parametrize("peer", ["researcher", "p0", "p1", "p2"])
+def test_nobody_ends_before_the_next_has_said_that_it_is_done(monkeypatch: pytest.MonkeyPatch, peer: str) -> None:
+    finish = Incoming.finish
+
+    def late(incoming: Incoming) -> None:
+        time.sleep(0.3 if incoming.peer == peer else 0)
+        finish(incoming)
+
+    monkeypatch.setattr(Incoming, "finish", late)
+    monkeypatch.setattr(streams_module, "_GREETING_SECONDS", 30)  # whoever does not hang up is waited for
+    plan, start = a_plan(3, 100, chunk=50), time.monotonic()
+    sum_up(plan, values_of(plan))
+    assert time.monotonic() - start < 8  # not the 10 s of a wait in vain
 
 
 def check_fault(fault: str, error: type | tuple) -> None:

@@ -7,6 +7,7 @@ holds the whole image, and to the voxels otherwise. Both give the same integers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import prod
 from typing import Any, Literal, get_args
@@ -15,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from voxring.errors import DeviceError, ImageError
+from voxring.features import class_statistics
 from voxring.kernels import Reduction
 from voxring.standardise import OF_ALL_VOXELS, check_shapes, fits, label_values, standardised, volume
+from voxring.statistics import layout
 from voxring.study import Border, Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -89,9 +92,15 @@ def local_totals(
     if device == "auto" and voxels.dtype.itemsize == 8:  # standardised beyond 32 bits: the GPU has no kernels for it
         on_gpu = False
     reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)
-    return LocalTotals(
-        {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}
-    )
+    classes = {
+        name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)
+    }
+    if layout(study):
+        more = class_statistics(
+            image, ground_truth, study, slope=slope, intercept=intercept, labels=named, threads=threads
+        )
+        classes = {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in classes.items()}
+    return LocalTotals(classes)
 
 
 def planes_needed(
@@ -104,8 +113,9 @@ def planes_needed(
 ) -> tuple[int, int]:
     """Return which part of an image, along its first axis, gives the totals of the whole: the same integers.
 
-    That is the planes that the windows over ground truth reach. It is all of them where the standardisation depends on
-    all voxels, or where the type of the image does not say that each of them is one that the study allows.
+    That is the planes that the windows over ground truth reach, those of the study's features too. It is all of them
+    where the standardisation depends on all voxels, or where the type of the image does not say that each of them is
+    one that the study allows.
 
     Parameters
     ----------
@@ -138,7 +148,7 @@ def planes_needed(
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
-        planes, size = truth.shape[0], study.window.along(truth.ndim)[0]
+        planes, size = truth.shape[0], _reach(study, truth.ndim)
         here = _labelled(truth, tuple(labels))
         if here is not None and (everything or truth.ndim == 2):
             return 0, planes
@@ -150,6 +160,17 @@ def planes_needed(
     if low < 0:  # `mirror` reads plane k for -k, which may lie one plane past an even window
         high = max(high, size // 2 + 1)
     return max(low, 0), min(high, planes)
+
+
+def _reach(study: Study, ndim: int) -> int:
+    """Planes of the largest window of the study: of the local means or a feature, or that of a gradient.
+
+    Pairs of neighbours are counted where both have the class, so they reach no further.
+    """
+    sizes = [study.window.along(ndim)[0]]
+    if layout(study):
+        sizes += [3 if feature.kind == "gradient" else feature.along(ndim)[0] for feature in study.feature]
+    return max(sizes)
 
 
 def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:

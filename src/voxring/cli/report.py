@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -115,3 +115,32 @@ def print_table(answer: Mapping[str, Statistics | str], *, err: bool = False) ->
         else:
             table.add_row(name, f"{one.voxels:,}", f"{float(one.mean):.6f}", f"{one.std:.6f}")
     Console(stderr=err, highlight=False).print(table)
+
+
+def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> None:
+    """Print a few of the additive statistics that the study asks for, if it does; the result file holds all."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from voxring.statistics import derived
+
+    found = {name: derived(one.additive, one.voxels, study) for name, one in answer.items() if not isinstance(one, str)}
+    rows = {name: _few(one) for name, one in found.items()}
+    titles = dict.fromkeys(title for row in rows.values() for title in row)
+    if not titles:
+        return
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("class")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *("" if row[title] is None else f"{row[title]:.6g}" for title in titles))
+    Console(highlight=False).print(table)
+
+
+def _few(derived: Mapping[str, Any]) -> dict[str, float | None]:
+    first = derived.get("first_order", {})
+    texture = derived.get("glcm", {}).get("haralick", {})
+    shown = [(first, ("median", "skewness", "kurtosis", "entropy")), (texture, ("contrast", "correlation"))]
+    return {title: of[title] for of, titles in shown for title in titles if title in of}

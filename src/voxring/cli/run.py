@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from voxring.cli.batch import batch_options, read_batch, resumable
-from voxring.cli.report import Progress, check_writable, print_table, write_result
+from voxring.cli.report import Progress, check_writable, print_statistics, print_table, write_result
 
 
 def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,3 +206,4 @@ def research(
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
         print_table(answer)
+        print_statistics(answer, checked)

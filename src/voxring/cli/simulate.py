@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from voxring.cli.report import Progress, check_writable, print_table, write_result
+from voxring.cli.report import Progress, check_writable, print_statistics, print_table, write_result
 
 
 def manifests_of(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
@@ -64,6 +64,7 @@ def simulate(
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
         print_table(run.answer)
+        print_statistics(run.answer, run.study)
     if equal is not None:
         click.echo(f"equal to pooled, bit for bit: {'yes' if equal else 'NO'}", err=as_json)
     return 1 if equal is False else 0

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from voxring.errors import StudyError
 
+_MAX_PORT = 65535
+
 
 def check_address(name: str, address: str, *, sealed: bool, insecure: bool) -> str:
     """Return the address for nng if it can be used.
@@ -47,3 +49,27 @@ def check_address(name: str, address: str, *, sealed: bool, insecure: bool) -> s
             "itself is trusted, such as one machine or a VPN"
         )
     return address
+
+
+def port_of(address: str) -> int:
+    """Return the port of an address that was checked."""
+    return urlsplit(address).port or 0
+
+
+def beside(address: str, distance: int) -> str:
+    """Return the address whose port is so much higher.
+
+    Raises
+    ------
+    StudyError
+        There is no such port.
+
+    Examples
+    --------
+    >>> beside("tcp://127.0.0.1:7001", 2)
+    'tcp://127.0.0.1:7003'
+    """
+    port = port_of(address) + distance
+    if not 0 < port <= _MAX_PORT:
+        raise StudyError(f"{address}: expected room for a port {distance} further, there is none: choose another port")
+    return f"{address.rpartition(':')[0]}:{port}"

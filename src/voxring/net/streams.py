@@ -109,6 +109,8 @@ class End:
     def __init__(self, address: str, *, listens: bool) -> None:
         self.address, self.listens = address, listens
         self.bound: int | None = None
+        self.empty = True
+        """Whether nothing is left in it of a stream before."""
         self.pipes: dict[int, tuple[pynng.Pipe, float]] = {}
         """Connections that are open, and since when."""
         self._message = pynng.ffi.new("nng_msg **")
@@ -199,11 +201,11 @@ class Streams:
         self.addresses = tuple(end.address for end in self._ends)
 
     def door(self, number: int) -> Callable[[], End]:
-        """Return what opens a door for one stream: anew, so that nothing of an earlier one is left in it."""
+        """Return what opens a door for one stream: as it is, or anew if an earlier stream broke off in it."""
 
         def opened() -> End:
-            self._ends[number].close()
-            self._ends[number] = End(self.addresses[number], listens=True)
+            if not self._ends[number].empty:
+                self._ends[number] = End(self.addresses[number], listens=True)
             return self._ends[number]
 
         return opened
@@ -257,7 +259,10 @@ class _Stream:
 
     def close(self) -> None:
         """Close the stream; no thread may be in it."""
-        self._end.close()
+        if self._end.listens and self._end.empty:
+            self._end.bound = None  # the next stream may have it
+        else:
+            self._end.close()
 
     def __enter__(self) -> _Stream:
         return self
@@ -299,7 +304,8 @@ class _Stream:
                     greeted = pipe if self._offered(_HELLO) else greeted
                 elif time.monotonic() > since + _GREETING_SECONDS:
                     self._end.hang_up(pipe)  # so that another one can come
-            self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running?")
+            where = "" if self._end.listens else f", and does it take connections at {self._end.address}"
+            self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running{where}?")
             if not self._end.listens and greeted not in self._end.pipes:
                 time.sleep(0.002)  # nothing comes before the hello is sent
                 continue
@@ -308,8 +314,10 @@ class _Stream:
             message, pipe = came
             fits = self._is_word(awaits, message)
             message.free()
+            if fits and pipe not in self._end.pipes:
+                continue  # it dialled again meanwhile
             if fits:
-                self._end.bound = pipe
+                self._end.bound, self._end.empty = pipe, False
                 if self._end.listens:
                     self._push(self._word(_WELCOME))
                 return
@@ -399,6 +407,7 @@ class Incoming(_Stream):
         until = time.monotonic() + min(self._timeout, _GREETING_SECONDS)
         while not self._gone and time.monotonic() < until and not self._stopped:
             time.sleep(0.001)
+        self._end.empty = self._gone  # who hangs up has heard it
 
 
 class Outgoing(_Stream):
@@ -444,4 +453,5 @@ class Outgoing(_Stream):
         message.free()
         if not done:
             raise RemoteProtocolError(f"stream: expected {self.peer} to say that it is done, got something else")
+        self._end.empty = True  # whoever has the last frame has all
         self._end.hang_up(self._end.bound or 0)

@@ -42,7 +42,7 @@ from voxring.errors import LocalProtocolError, RemoteProtocolError
 from voxring.ring.keystream import Keystream
 from voxring.ring.message import VERSION
 from voxring.ring.protocol import SecureSum
-from voxring.ring.residues import Limbs, Random, Residues, Values, within
+from voxring.ring.residues import Random, Residues, Values
 
 CHUNK_BYTES = 256 * 1024, 512 * 1024
 """Bytes of residues in a chunk, at least and at most: large enough that a frame's own cost is small, small enough to
@@ -64,6 +64,7 @@ class ChunkedSum:
     Examples
     --------
     >>> from voxring.ring.order import Ring
+    >>> from voxring.ring.residues import Limbs
     >>> agreed = SecureSum(bytes(32), bytes(16), "sum", (Ring(("researcher", "a", "b", "c")),), Limbs(1, 70_000), 1000)
     >>> in_chunks = ChunkedSum(agreed)
     >>> in_chunks.count, in_chunks.slots(2)
@@ -175,7 +176,7 @@ class _Shares:
     def __init__(self, plan: ChunkedSum, values: Values | None, random: Random) -> None:
         agreed = plan.agreed
         self._plan = plan
-        self._vector = None if values is None else agreed.residues.lifted(values, agreed.bound)
+        self._vector = None if values is None else agreed.lifted(values)
         self._uniform = [Keystream(random) for _ in agreed.rings[1:]]
 
     def add_to(self, body: memoryview, ring: int, chunk: int) -> None:
@@ -200,6 +201,11 @@ class _Came:
     def left(self) -> int:
         return sum(checks.count(_NOT_YET) for checks in self._checks)
 
+    @property
+    def any_whole(self) -> bool:
+        """Whether some chunk has come round every ring."""
+        return any(_NOT_YET not in checks for checks in zip(*self._checks, strict=True))
+
     def is_repeat(self, ring: int, chunk: int, check: int) -> bool:
         known = self._checks[ring][chunk]
         if known not in (check, _NOT_YET):
@@ -223,11 +229,18 @@ class ChunkMember:
         self._plan, self._me = plan, me
         self._shares = _Shares(plan, values, random)
         self._came = _Came(plan)
+        self._heads = [hashlib.sha256() for _ in plan.agreed.rings]
+        self._bytes = [0 for _ in plan.agreed.rings]
 
     @property
     def done(self) -> bool:
         """Whether every chunk of every ring has passed."""
         return not self._came.left
+
+    @property
+    def passed(self) -> list[tuple[int, str]]:
+        """For each ring the bytes that this member passed on, and the SHA-256 of their heads, which hold the checks."""
+        return [(size, heads.hexdigest()) for size, heads in zip(self._bytes, self._heads, strict=True)]
 
     def receive(self, frame: memoryview) -> tuple[int, int]:
         """Turn a chunk of the predecessor into the one for the successor, in place; return its ring and number.
@@ -239,10 +252,13 @@ class ChunkMember:
         """
         ring, chunk = self._plan.open(frame, self._me)
         (check,) = _CHECK.unpack_from(frame, _HEAD.size)
-        self._came.is_repeat(ring, chunk, check)
+        again = self._came.is_repeat(ring, chunk, check)
         self._shares.add_to(frame[HEAD_BYTES:], ring, chunk)
         self._plan.stamp(frame, ring, self._me, chunk)
         self._came.note(ring, chunk, check)
+        if not again:
+            self._heads[ring].update(frame[:HEAD_BYTES])
+            self._bytes[ring] += len(frame)
         return ring, chunk
 
 
@@ -288,6 +304,11 @@ class ChunkMaster:
         return ring, chunk
 
     @property
+    def opened(self) -> bool:
+        """Whether the totals of some slots are known: those of a chunk that is back round every ring."""
+        return self._came.any_whole
+
+    @property
     def done(self) -> bool:
         """Whether every chunk of every ring is back."""
         return not self._came.left
@@ -306,18 +327,8 @@ class ChunkMaster:
         LocalProtocolError
             Not every chunk is back.
         RemoteProtocolError
-            A sum is larger than all bounds together allow: somebody's numbers are inconsistent.
+            A sum is larger than all bounds together allow, or does not fit its checksum.
         """
         if not self.done:
             raise LocalProtocolError(f"the total is known when every chunk is back; {self._came.left} are missing")
-        agreed = self._plan.agreed
-        total: npt.NDArray[np.int64] | list[int]
-        if isinstance(agreed.residues, Limbs) and agreed.residues.limbs == 1:
-            total = self._total[0].view(np.int64)
-        else:
-            total = agreed.residues.centred(self._total)
-        if not within(total, agreed.bound, agreed.parties):
-            raise RemoteProtocolError(
-                "chunk: a total that the bounds do not allow: a member's numbers are inconsistent"
-            )
-        return total
+        return self._plan.agreed.totals(self._total)

@@ -36,6 +36,8 @@ Kind = Literal[
     "poll",
     "status",
     "share",
+    "stream",
+    "door",
     "released",
     "means",
     "done",
@@ -49,9 +51,10 @@ Name = Annotated[str, msgspec.Meta(max_length=64)]
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
     """One message.
 
-    ``share`` goes round a ring. The researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``poll``,
-    ``released``, ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and
-    ``refused``. ``sum`` and ``ring`` matter to a share, whose ``digest`` stands for the study and its coin.
+    ``share`` goes round a ring; for a long vector ``stream`` does, which ``door`` answers, and chunks follow. The
+    researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``poll``, ``released``, ``means``,
+    ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and ``refused``. ``sum`` and
+    ``ring`` matter to ``share``, ``stream`` and ``door``; the ``digest`` of the first two stands for study and coin.
     """
 
     kind: Kind
@@ -104,6 +107,14 @@ MESSAGES: dict[Kind, Described] = {
         "uniform in [0, N), independent of every image and result; the researcher, who knows the blinds, finds uniform "
         "numbers that add up to the total",
     ),
+    "stream": Described(
+        "member",
+        "next in the ring",
+        "a long vector comes as chunks, each like a share of its slots, over a stream with this fresh key; the "
+        "researcher also asks the last in the ring so, for the way back to itself",
+        "random, independent of every image; chunks as shares",
+    ),
+    "door": Described("party", "researcher or member before", "at which port it takes the stream", _FIXED),
     "released": Described("researcher", "party", "n of each released class", "the result itself"),
     "means": Described("researcher", "party", "μ of each released class, exact", "the result itself"),
     "done": Described("researcher", "party", "the session is over", _FIXED),

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from voxring.errors import LocalProtocolError, RemoteProtocolError
 from voxring.ring.message import Message, SumName
 from voxring.ring.order import Ring
-from voxring.ring.residues import Bound, Random, Residues
+from voxring.ring.residues import Bound, Limbs, Random, Residues, Values, within
 
 # (state, event) -> state. What is not in the table does not happen.
 MASTER = {
@@ -79,7 +80,7 @@ class SecureSum:
         """How many values each member hands in."""
         return self.residues.slots
 
-    def lift(self, values: Sequence[int]) -> Any:
+    def lift(self, values: Values) -> Any:
         """Take a member's values to residues.
 
         Raises
@@ -89,9 +90,32 @@ class SecureSum:
         """
         return self.residues.lift(values, self.bound)
 
+    def lifted(self, values: Values) -> Any:
+        """Do as `lift`; where values are held as residues are, return their own memory: it is not to be changed."""
+        return self.residues.lifted(values, self.bound)
+
     def lower(self, vector: Any) -> list[int]:
         """Return the totals that residues stand for."""
         return self.residues.centred(vector)
+
+    def totals(self, vector: Any) -> npt.NDArray[np.int64] | list[int]:
+        """Do as `lower`, without a copy where residues have 64 bits.
+
+        Raises
+        ------
+        RemoteProtocolError
+            A total is larger than all bounds together allow: somebody's numbers are inconsistent.
+        """
+        total: npt.NDArray[np.int64] | list[int]
+        if isinstance(self.residues, Limbs) and self.residues.limbs == 1:
+            total = vector[0].view(np.int64)
+        else:
+            total = self.lower(vector)
+        if not within(total, self.bound, self.parties):
+            raise RemoteProtocolError(
+                f"sum of {self.name!r}: a total that the bounds do not allow: a member's numbers are inconsistent"
+            )
+        return total
 
     def share(self, ring: int, sender: str, vector: Any) -> Message:
         """Return a vector as a message from a member to its successor."""

@@ -258,7 +258,7 @@ class Limbs(Residues[Planes]):
         return Limbs(self.limbs, slots)
 
     def _lifted(self, values: Values) -> Planes:
-        if _fit_63_bits(values):
+        if fit_63_bits(values):
             low = np.ascontiguousarray(values, np.int64)
             if self.limbs == 1:
                 return low.view(np.uint64)[np.newaxis]
@@ -326,6 +326,13 @@ class Limbs(Residues[Planes]):
         columns = vector.T.astype("<u8", order="C").tobytes()
         return [int.from_bytes(piece, "little") for piece in _pieces(columns, self.width)]
 
+    def centred(self, vector: Planes) -> list[int]:
+        low = vector[0].view(np.int64)
+        if all(np.array_equal(plane.view(np.int64), low >> 63) for plane in vector[1:]):
+            values: list[int] = low.tolist()  # the planes above repeat the sign
+            return values
+        return super().centred(vector)
+
     def encode(self, vector: Planes) -> bytes:
         return vector.astype("<u8", copy=False).tobytes()
 
@@ -356,7 +363,7 @@ def within(values: Values, bound: Bound, times: int = 1) -> bool:
     if isinstance(bound, int):
         blocks = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
         return all(-times * bound <= low and high <= times * bound for low, high in map(_range, blocks))
-    if times * int(bound.max()) >= 2**63 or not _fit_63_bits(values):
+    if times * int(bound.max()) >= 2**63 or not fit_63_bits(values):
         return all(abs(int(value)) <= times * int(one) for value, one in zip(values, bound, strict=True))
     for start in range(0, len(values), _BLOCK):
         block = np.asarray(values[start : start + _BLOCK], np.int64)
@@ -372,7 +379,8 @@ def _range(values: Values) -> tuple[int, int]:
     return min(values), max(values)
 
 
-def _fit_63_bits(values: Values) -> bool:
+def fit_63_bits(values: Values) -> bool:
+    """Whether numpy's int64 holds every value."""
     if isinstance(values, np.ndarray) and values.dtype.kind == "i":
         return True
     smallest, largest = _range(values)

@@ -41,6 +41,8 @@ class View:
     name: str
     received: tuple[Received, ...] = ()
     learned: Mapping[tuple[str, str], Number] = field(default_factory=dict)
+    in_chunks: tuple[str, ...] = ()
+    """Sums that came in chunks, whose residues are not kept: they are as long as the vectors, and as uniform."""
 
 
 def simulate_member(sum_name: str, residues: Residues[list[int]], rings: int, random: Random) -> tuple[Received, ...]:
@@ -160,7 +162,10 @@ def describe(view: View) -> str:
         learned = f"{kinds} of each of the {len(by_class)} classes"
     else:
         learned = "; ".join(f"{name}: {', '.join(facts)}" for name, facts in by_class.items())
-    return f"{saw if count else 'saw no ring message'}; learned {learned or 'nothing'}"
+    saw = saw if count else "saw no ring message" if not view.in_chunks else "saw"
+    if view.in_chunks:
+        saw += f"{' and' * bool(count)} the chunks of {', '.join(view.in_chunks)}, uniform too and not kept"
+    return f"{saw}; learned {learned or 'nothing'}"
 
 
 def _short(residue: int) -> str:

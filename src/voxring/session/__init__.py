@@ -3,7 +3,8 @@
 `plan` is what all sides agree on, `bodies` how they write it down, `coins` where a party keeps the coin that its rings
 follow from, `ledger` a party's append-only file, `account` what goes into it and `differencing` which runs it keeps a
 party out of, `party` and `researcher` are Algorithm 1 as two state machines without I/O, and `as_party` and
-`as_researcher` drive them over `voxring.net`. `chunked` carries one secure sum of a long vector; Algorithm 1 has none.
+`as_researcher` drive them over `voxring.net`. The sum of a long vector goes round in chunks: `streamed` is what its
+members must know before, `chunked` carries it.
 """
 
 from voxring.ring.views import View

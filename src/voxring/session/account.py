@@ -10,8 +10,8 @@ The entries of a ledger, by kind:
     end         how the session ended and why, and of which sums this party gave shares
 
 `phase` and `end` list the messages sent since the entry before: kind, receiver, bytes, SHA-256 of the frame and how
-often. All entries are written while the party answers the researcher, which the parties do side by side, and none while
-a share goes round.
+often; and of the chunks that one receiver got in one sum, their bytes and the SHA-256 of their heads. All entries are
+written while the party answers the researcher, which the parties do side by side, and none while a share goes round.
 
 A run counts, when the next is judged, from `brought` on, unless its `end` says that no share was given.
 """
@@ -99,6 +99,9 @@ class NoAccount:
         """Let all totals pass."""
 
     def sends(self, frame: bytes) -> None:
+        """Note nothing."""
+
+    def passed(self, receiver: str, size: int, heads: str) -> None:
         """Note nothing."""
 
     def answered(self, party: Party, frame: bytes) -> None:
@@ -222,10 +225,10 @@ class Account(NoAccount):
         Raises
         ------
         LocalProtocolError
-            It holds a share, and nothing was admitted to its session.
+            It holds or announces a share, and nothing was admitted to its session.
         """
         message = decode(frame, limit=len(frame))
-        share = message if message.kind == "share" else None
+        share = message if message.kind in ("share", "stream", "door") else None
         if message.kind == "status" and (handed_over := bodies.read_status(message.body).share):
             share = decode(handed_over, limit=len(handed_over))
         if share is not None:
@@ -237,6 +240,10 @@ class Account(NoAccount):
             self._sent["refused", "", 0, ""] += 1  # whoever asks without end must not fill the disk
         else:
             self._sent[message.kind, message.receiver, len(frame), hashlib.sha256(frame).hexdigest()] += 1
+
+    def passed(self, receiver: str, size: int, heads: str) -> None:
+        """Note chunks that have left: how many bytes, and the SHA-256 of their heads."""
+        self._sent["chunks", receiver, size, heads] += 1
 
     def answered(self, party: Party, frame: bytes) -> None:
         """Note an answer that is about to leave, and what the party has come to know.

@@ -10,9 +10,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from voxring.errors import PeerError, RemoteProtocolError, StudyError, VoxringError
-from voxring.net import Asking, Ear, Network, Presence, PrivateKey
+from voxring.net import Asking, Ear, Network, Presence, PrivateKey, Streams
+from voxring.net.address import beside, port_of
 from voxring.ring.order import RESEARCHER
 from voxring.session.account import Account, NoAccount, check_party
+from voxring.session.chunked import doors_of, passing, sealed_by
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
 from voxring.study import Study
@@ -21,6 +23,7 @@ from voxring.totals import LocalTotals
 LONG_POLL = 0.5  # seconds that a poll without news is held back
 TICK = 0.1  # seconds between looks at the clock
 GRACE = 3.0  # seconds for a closed connection to come back
+LATER = 1.0  # seconds after the timeout, for streams: a peer that hangs is first missed, and named, by who asks it
 
 
 def grace(timeout: float) -> float:
@@ -104,9 +107,13 @@ def run_party(
     if state is not None:
         file = CoinFile(state, study, name)
         coin, keep = file.read(), file.write
-    party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep)
+    party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep, sealed=network.ring is not None)
     process = _Process(party, network, timeout, notify, account)
-    with network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear:
+    network.check_size(party.plan.longest)
+    with (
+        network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear,
+        process.open_doors(own, ear.address),
+    ):
         process.ear = ear
         notify(f"listening {'through the relay' if network.relay else 'at'} {ear.address}")
         peers = listening(ear.address) or peers or {}
@@ -139,6 +146,7 @@ class _Process:
     ) -> None:
         self.party, self.network, self.timeout, self.notify, self.account = party, network, timeout, notify, account
         self.ear: Ear | None = None
+        self.streams: Streams | None = None
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
@@ -178,6 +186,17 @@ class _Process:
 
     # Called by the party's own thread.
 
+    @contextmanager
+    def open_doors(self, own: str, bound: str) -> Iterator[None]:
+        """Listen for streams, if a sum may need them: at the ports after that for messages, or where that is free."""
+        if not self.party.plan.may_stream:
+            yield
+            return
+        first = beside(own, 1) if port_of(own) else own
+        with Streams(first, self.party.plan.ring_count) as self.streams:
+            self.party.doors = tuple(port_of(door) - port_of(bound) for door in self.streams.addresses)
+            yield
+
     def run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> Heard:
         """Go from waiting to done; ``where`` are the addresses of the other parties."""
         try:
@@ -205,11 +224,14 @@ class _Process:
                 self._wait_for_coin()
                 links = {name: self._link(name, where[name], stack) for name in self._successors()}
                 for link in links.values():
-                    with self._may_lose(link):
+                    with self._may_lose(link.peer):
                         link.wait(self.timeout)
                 self._compute(local_totals)
                 while self._next():
-                    self._send(links)
+                    if self.party.outbox:
+                        self._send(links)
+                    else:
+                        self._carry(where)
         except _StartedOverError:
             return False
         return True
@@ -252,12 +274,12 @@ class _Process:
         return [name for name in dict.fromkeys(behind) if name != RESEARCHER]
 
     @contextmanager
-    def _may_lose(self, link: Asking) -> Iterator[None]:
-        """When the link is lost, wait until the researcher starts over or ends the session."""
+    def _may_lose(self, successor: str = "") -> Iterator[None]:
+        """When a link or stream is lost, wait until the researcher starts over or ends the session."""
         try:
             yield
         except (PeerError, RemoteProtocolError) as error:
-            self._reason = f"it lost {link.peer}, the next in a ring"
+            self._reason = f"it lost {successor}, the next in a ring" if successor else str(error)
             until = time.monotonic() + self.timeout
             with self.changed:
                 self._look()
@@ -278,16 +300,21 @@ class _Process:
         """Wait until there is something to send; False when the session is done."""
         while True:
             with self.changed:
-                if not self.party.news and not self.party.outbox and self.party.state not in ENDED:
+                if not self.party.news and not self._to_do and self.party.state not in ENDED:
                     self.changed.wait(TICK)
                 self._look()
                 news = list(self.party.news)
                 self.party.news.clear()
-                ready, done = bool(self.party.outbox), self.party.state == "done"
+                ready, done = self._to_do, self.party.state == "done"
             for what in news:
                 self.notify(what)
             if ready or done:
                 return not done
+
+    @property
+    def _to_do(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self.party.outbox) or (self.party.streamed is not None and self.party.streamed.ready)
 
     def _look(self) -> None:
         """Raise whatever ended the session."""
@@ -317,10 +344,38 @@ class _Process:
             self._look()
             successor, share = self.party.outbox[0]
             self.account.sends(share)
-        with self._may_lose(links[successor]):
+        with self._may_lose(successor):
             answer = links[successor].ask(share, self.timeout)
             with self.changed:
                 self.party.delivered(answer)
+
+    def _carry(self, where: Mapping[str, str]) -> None:
+        """Pass a long vector on in chunks."""
+        with self.changed:
+            self._look()
+            streamed = self.party.streamed
+        if streamed is None or self.streams is None:
+            return
+        plan, part, doors, seals = streamed.plan, streamed.part, doors_of(streamed, where), sealed_by(streamed)
+        patience = self.timeout + LATER
+        with (
+            passing(plan, part, self.party.name, self.streams, doors, timeout=patience, seal_of=seals) as run,
+            self._may_lose(),  # with the streams open: a neighbour that hangs up is taken for lost
+        ):
+            try:
+                run(self._watch)
+            finally:
+                with self.changed:
+                    for ring, (size, heads) in zip(plan.agreed.rings, part.passed, strict=True):
+                        self.account.passed(ring.successor(self.party.name), size, heads)
+            with self.changed:
+                self._look()
+                self.party.carried()
+                self.changed.notify_all()
+
+    def _watch(self) -> None:
+        with self.changed:
+            self._look()
 
     def _linger(self) -> None:
         """Wait, a short while, until the researcher has been told and hangs up: closing at once loses answers."""

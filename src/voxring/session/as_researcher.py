@@ -10,10 +10,13 @@ from contextlib import ExitStack, closing, suppress
 
 from voxring.errors import PeerError, ProtocolError, RemoteProtocolError
 from voxring.net import Asking, Network, PrivateKey
+from voxring.ring.chunks import ChunkMaster
 from voxring.ring.order import RESEARCHER
 from voxring.ring.views import View
-from voxring.session.as_party import TICK, grace
+from voxring.session.as_party import LATER, TICK, grace
+from voxring.session.chunked import doors_of, leading, sealed_by
 from voxring.session.researcher import PHASES, Researcher
+from voxring.session.streamed import Streamed
 from voxring.study import Study
 from voxring.totals import Statistics
 
@@ -32,7 +35,7 @@ def run_researcher(
     retries: int = 0,
     notify: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, Statistics | str], View]:
-    """Run a study as its researcher: greet the parties, start the three secure sums, work out the answer.
+    """Run a study as its researcher: greet the parties, start the secure sums, work out the answer.
 
     A session that fails before anything was opened, since a party vanished or a message was damaged, may be followed
     by another, in which all blinds and shares are fresh; a party that was started again is waited for.
@@ -74,8 +77,10 @@ def run_researcher(
     ProtocolError
         A party's answers did not fit.
     """
-    machine = Researcher(study, secrets.token_bytes)
     network = Network.of(study, RESEARCHER, key=key, keys=keys, relay=relay, insecure=insecure)
+    sealed = network.ring is not None
+    machine = Researcher(study, secrets.token_bytes, sealed=sealed)
+    network.check_size(machine.plan.longest)
     addresses = {party.name: party.address for party in study.party} | dict(peers or {})
     where = {name: network.address(name, addresses[name]) for name in study.parties}
     while True:
@@ -85,12 +90,12 @@ def run_researcher(
                 for name in study.parties:
                     link = network.link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
                     links.append(stack.enter_context(closing(link)))
-                _Process(machine, links, timeout, notify, last=not retries).run()
+                _Process(machine, links, where, timeout, notify, last=not retries).run()
         except (PeerError, RemoteProtocolError) as error:
             if not retries or not machine.may_start_over:
                 raise
             notify(f"starting over, nothing was released yet: {error}")
-            machine = Researcher(study, secrets.token_bytes, (*machine.failed, machine.session))
+            machine = Researcher(study, secrets.token_bytes, (*machine.failed, machine.session), sealed=sealed)
             retries -= 1
         else:
             return machine.answer, machine.view
@@ -100,9 +105,17 @@ class _Process:
     """One courier for each party meets the others here; ``changed`` guards the state machine."""
 
     def __init__(
-        self, machine: Researcher, links: list[Asking], timeout: float, notify: Callable[[str], None], *, last: bool
+        self,
+        machine: Researcher,
+        links: list[Asking],
+        where: Mapping[str, str],
+        timeout: float,
+        notify: Callable[[str], None],
+        *,
+        last: bool,
     ) -> None:
         self.machine, self.links, self.timeout, self.notify, self.last = machine, links, timeout, notify, last
+        self.where = where
         self.changed = threading.Condition()
         self.heartbeat = min(1.0, timeout / 4)
         self.ended: str | None = None
@@ -135,13 +148,30 @@ class _Process:
         self._tell_news()
 
     def _watch(self, couriers: list[Future[None]]) -> None:
-        while True:
-            finished, going = wait(couriers, timeout=TICK, return_when=FIRST_EXCEPTION)
-            self._tell_news()
-            for courier in finished:
-                courier.result()
-            if not going:
-                return
+        while self._look(couriers, TICK):
+            with self.changed:
+                streamed = self.machine.streamed
+                ready = streamed is not None and streamed.ready and not streamed.part.done
+            if streamed is not None and ready:
+                self._carry(streamed, couriers)
+
+    def _look(self, couriers: list[Future[None]], patience: float) -> bool:
+        """Raise what a courier met, if one did; return whether any is still at work."""
+        finished, going = wait(couriers, timeout=patience, return_when=FIRST_EXCEPTION)
+        self._tell_news()
+        for courier in finished:
+            courier.result()
+        return bool(going)
+
+    def _carry(self, streamed: Streamed[ChunkMaster], couriers: list[Future[None]]) -> None:
+        """Send a long vector round in chunks."""
+        doors, seals, patience = doors_of(streamed, self.where), sealed_by(streamed), self.timeout + LATER
+        with leading(streamed.plan, streamed.part, doors, timeout=patience, seal_of=seals) as run:
+            run(lambda: self._look(couriers, 0))
+        total = [int(number) for number in streamed.part.total]
+        with self.changed:
+            self.machine.carried(total)
+            self.changed.notify_all()
 
     def _tell_news(self) -> None:
         with self.changed:

@@ -15,6 +15,7 @@ from voxring.errors import RemoteProtocolError
 from voxring.ring.coin import COIN_BYTES
 
 REASON_LENGTH = 300
+MAX_PORT = 65535
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -122,6 +123,25 @@ def read_means(body: bytes) -> dict[str, Fraction]:
             raise RemoteProtocolError("means: expected μ in lowest terms, got another fraction")
         means.append((name, Fraction(numerator, denominator)))
     return _once(means, "means")
+
+
+def write_door(offset: int) -> bytes:
+    """Write at which port a stream is taken: how much higher it is than the one that takes messages."""
+    return _bytes(offset)
+
+
+def read_door(body: bytes) -> int:
+    """Read at which port a stream is taken.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed.
+    """
+    offset = _integer(body)
+    if not -MAX_PORT < offset < MAX_PORT:
+        raise RemoteProtocolError("door: expected the distance of two ports, got more")
+    return offset
 
 
 def write_reason(reason: str) -> bytes:

@@ -15,6 +15,8 @@ A party that keeps the coin of an earlier run tells it instead of a commitment, 
 "computing"; it never takes part in drawing another for the same study. A new coin goes to ``keep`` before the party
 says that it has it. When no class is released, "released" leads straight to "spread". One share of each sum comes
 for each ring. The last party of a ring has no successor that listens: its share waits for the researcher's next poll.
+Of a long vector no shares come but "stream"s, one for each ring, and chunks once every stream has its key and its door
+(`streamed`); `carried` tells when all have passed.
 A message that does not fit is answered with "refused" and changes nothing; a repeat of one already handled gets the
 same answer again.
 
@@ -37,6 +39,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError, VoxringError
+from voxring.ring.chunks import ChunkedSum, ChunkMember
 from voxring.ring.coin import COIN_BYTES, coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
 from voxring.ring.order import RESEARCHER
@@ -45,6 +48,7 @@ from voxring.ring.residues import Random
 from voxring.ring.views import Number, Received, View
 from voxring.session import bodies
 from voxring.session.plan import SESSION_BYTES, Plan
+from voxring.session.streamed import Streamed
 from voxring.study import Study
 from voxring.totals import LocalTotals, check_bounds, count_bound
 
@@ -94,7 +98,7 @@ class Party:
     """One party of one session. `answer` and the rest must be called by one thread at a time.
 
     ``coin`` is what the party kept of an earlier run of the study, if there was one; ``keep`` gets a new one, and
-    raises StudyError if it cannot keep it.
+    raises StudyError if it cannot keep it. ``sealed`` is whether links are, so that streams have keys.
     """
 
     def __init__(
@@ -105,9 +109,12 @@ class Party:
         *,
         coin: bytes | None = None,
         keep: Callable[[bytes], None] = lambda coin: None,
+        sealed: bool = False,
     ) -> None:
         self.plan, self.name = Plan(study, coin), name
-        self._study, self._random, self._keep = study, random, keep
+        self._study, self._random, self._keep, self._sealed = study, random, keep, sealed
+        self.doors: tuple[int, ...] = ()
+        """Where streams are taken: the port of each door, less that of this party's messages."""
         self._part = b""
         self._commitments: dict[str, bytes] = {}
         self.state = "waiting"
@@ -124,7 +131,10 @@ class Party:
         """Why the last message that did not fit was refused."""
         self._reason = ""
         self._totals = LocalTotals()
-        self._handled: dict[tuple[str, str, int], tuple[Message, bytes]] = {}
+        self._handled: dict[tuple[str, str, int, str], tuple[Message, bytes]] = {}
+        self.streamed: Streamed[ChunkMember] | None = None
+        """The sum that is going round in chunks, if one is."""
+        self._in_chunks: list[str] = []
         self._members: dict[str, Member] = {}
         self._moduli: dict[str, int] = {}
         self._share = b""
@@ -178,6 +188,21 @@ class Party:
             self.outbox.clear()
             self._share = b""
 
+    def carried(self) -> None:
+        """Note that every chunk of the sum that goes in chunks has passed.
+
+        Raises
+        ------
+        LocalProtocolError
+            There is none, or not every chunk has.
+        """
+        if self.streamed is None or not self.streamed.part.done:
+            raise LocalProtocolError("a sum in chunks is carried when every chunk has passed")
+        name, self.streamed = self.streamed.agreed.name, None
+        self.news.append(f"secure sum: {name}")
+        self._in_chunks.append(name)
+        self._step(self.plan.share_event(name))
+
     def delivered(self, frame: bytes) -> None:
         """Take a successor's answer to the first frame of the outbox; one of a session that failed changes nothing.
 
@@ -191,11 +216,14 @@ class Party:
         answer = decode(frame, limit=self.plan.largest_frame)
         if not self.outbox or answer.session != self.session:
             return  # this party has failed or started over meanwhile
-        successor, _ = self.outbox[0]
+        successor, asked = self.outbox[0]
         if answer.kind == "refused":
             raise PeerError(f"{successor} refused this party's share: {bodies.read_reason(answer.body)}")
-        if (answer.kind, answer.sender) != ("ok", successor):
+        opens = decode(asked, limit=len(asked)).kind == "stream"
+        if (answer.kind, answer.sender) != ("door" if opens else "ok", successor):
             raise RemoteProtocolError(f"expected {successor}'s answer to a share, got another message")
+        if opens and self.streamed is not None:
+            self.streamed.take(answer)
         self.outbox.popleft()
 
     def heard(self) -> Heard:
@@ -218,7 +246,8 @@ class Party:
             learned["n", name] = count
             learned["μ", name] = self._means[name]
         withheld = tuple(name for name in self._study.classes if name not in self._counts)
-        return Heard(self._counts, self._means, withheld, View(self.name, received, learned))
+        view = View(self.name, received, learned, tuple(self._in_chunks))
+        return Heard(self._counts, self._means, withheld, view)
 
     # Frames from outside.
 
@@ -254,7 +283,7 @@ class Party:
         return self._reply("refused", message.sender, message.session, bodies.write_reason(self._reason))
 
     def _check(self, message: Message) -> None:
-        if message.kind != "share" and message.digest != self.plan.digest:
+        if message.kind not in ("share", "stream") and message.digest != self.plan.digest:
             raise RemoteProtocolError(
                 f"{self.name} has study {self.plan.digest.hex()[:12]}, {message.sender} has "
                 f"{message.digest.hex()[:12]}: both need the same study file"
@@ -263,7 +292,7 @@ class Party:
             raise RemoteProtocolError(
                 f"this is {self.name}, the message is for {message.receiver}: check the addresses"
             )
-        if message.kind == "share":
+        if message.kind in ("share", "stream"):
             self._check_share(message)
         elif message.sender != RESEARCHER:
             raise RemoteProtocolError(
@@ -293,7 +322,9 @@ class Party:
             )
         if share.ring >= len(self.plan.rings):
             raise RemoteProtocolError(f"share: expected a ring below {len(self.plan.rings)}, got {share.ring}")
-        if share.sender != self.plan.rings[share.ring].predecessor(self.name):
+        ring = self.plan.rings[share.ring]
+        fetched = share.kind == "stream" and share.sender == RESEARCHER == ring.successor(self.name)
+        if share.sender != ring.predecessor(self.name) and not fetched:
             raise RemoteProtocolError(f"{share.sender} does not stand before {self.name} in the ring")
 
     def _handle(self, message: Message, patient: bool) -> bytes | None:
@@ -311,7 +342,7 @@ class Party:
             if message.session != self.session:
                 self._start_over(message.session)
             return self._ok(message)
-        key = (message.kind, message.sum, message.ring)
+        key = (message.kind, message.sum, message.ring, message.sender)
         if key in self._handled:
             known, reply = self._handled[key]
             if message != known:
@@ -323,13 +354,14 @@ class Party:
 
     def _first(self, message: Message) -> bytes:
         """Handle a message of its kind for the first time."""
-        event = f"share {message.sum}" if message.kind == "share" else message.kind
+        shares = message.kind in ("share", "stream")
+        event = self.plan.share_event(message.sum) if shares else message.kind
         if message.kind == "hello" and self.plan.coin is not None:
             event = "hello again"
-        if event == "share sdsum" and self.plan.more:
-            event = "share sdsum of four"
         if (self.state, event) not in TRANSITIONS:
             raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
+        if message.kind == "stream":
+            return self._open_door(message)
         reply = self._ok(message)
         if message.kind == "hello":
             self.session = message.session
@@ -340,6 +372,8 @@ class Party:
         elif message.kind == "openings":
             self._take_coin(bodies.read_parts(message.body, self._study.parties, "openings"))
         elif message.kind == "share":
+            if self.streamed is not None:
+                raise RemoteProtocolError("share: expected a stream of chunks, got a share of a long vector in one")
             member = self._members[message.sum]
             self._pass_on(member.receive(message))
             if member.state != "done":
@@ -357,10 +391,6 @@ class Party:
             self._means = self._checked_means(bodies.read_means(message.body))
             values = self.plan.sdsum_values(self._totals, self._means)
             self._join(self.plan.sdsums(self.session, self._means), values)
-            if self.plan.more:
-                released = list(self._counts)
-                values = self.plan.statistics_values(self._totals, released)
-                self._join(self.plan.statistics(self.session, released), values)
             self.news.append("μ received")
         self._step(event)
         return reply
@@ -368,8 +398,8 @@ class Party:
     def _start_over(self, session: bytes) -> None:
         self.session, self.state, self._reason = session, "waiting", ""
         self.attempt += 1
-        self._handled, self._members, self._moduli = {}, {}, {}
-        self._commitments, self._share, self._counts = {}, b"", {}
+        self._handled, self._members, self._moduli, self._in_chunks = {}, {}, {}, []
+        self._commitments, self._share, self._counts, self.streamed = {}, b"", {}, None
         self.outbox.clear()
         self.news.clear()
 
@@ -403,6 +433,13 @@ class Party:
         else:
             self.outbox.append((share.receiver, encode(share)))
 
+    def _open_door(self, question: Message) -> bytes:
+        if self.streamed is None or not self.doors:
+            raise RemoteProtocolError("stream: expected a share in one message, got one that comes in chunks")
+        door = self.streamed.answer(question)
+        self.outbox.extend(self.streamed.questions(question.ring))
+        return self._reply("door", question.sender, self.session, bodies.write_door(self.doors[door]), question)
+
     def _checked_counts(self, counts: dict[str, int]) -> dict[str, int]:
         """What this party can see for itself before it gives its sum away."""
         study = self._study
@@ -430,11 +467,20 @@ class Party:
         return means
 
     def _join(self, agreed: SecureSum, values: list[int]) -> None:
+        if self.plan.in_chunks(agreed):
+            plan = ChunkedSum(agreed)
+            part = ChunkMember(plan, self.name, values, self._random)
+            self.streamed = Streamed(plan, self.name, part, sealed=self._sealed, random=self._random)
+            return
         self._members[agreed.name] = Member(agreed, self.name, values, self._random)
         self._moduli[agreed.name] = agreed.residues.modulus
 
     def _step(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
+        if self.state == "deviated":
+            released = list(self._counts)
+            values = self.plan.statistics_values(self._totals, released)
+            self._join(self.plan.statistics(self.session, released), values)
 
     # Replies.
 
@@ -448,7 +494,16 @@ class Party:
         what = f"share {message.sum} {message.ring}" if message.kind == "share" else message.kind
         return self._reply("ok", message.sender, self.session, what.encode())
 
-    def _reply(self, kind: Kind, receiver: str, session: bytes, body: bytes) -> bytes:
+    def _reply(self, kind: Kind, receiver: str, session: bytes, body: bytes, about: Message | None = None) -> bytes:
         return encode(
-            Message(kind=kind, digest=self.plan.digest, session=session, sender=self.name, receiver=receiver, body=body)
+            Message(
+                kind=kind,
+                digest=self.plan.digest,
+                session=session,
+                sender=self.name,
+                receiver=receiver,
+                sum=about.sum if about else "",
+                ring=about.ring if about else 0,
+                body=body,
+            )
         )

@@ -10,6 +10,7 @@ from functools import cached_property
 from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
 from voxring.ring.checksum import CheckedSum
+from voxring.ring.chunks import CHUNK_BYTES
 from voxring.ring.coin import COIN_BYTES, binding
 from voxring.ring.message import OVERHEAD, SumName
 from voxring.ring.order import Ring, check_parties, rings_of
@@ -20,6 +21,9 @@ from voxring.study import Study
 from voxring.totals import LocalTotals, count_bound, sdsum_bound, sum_bound
 
 SESSION_BYTES = 16
+IN_CHUNKS = CHUNK_BYTES[0]
+"""A vector of more bytes goes round in chunks. A shorter one would be a single chunk, which a frame carries as well and
+without more connections; and a relay carries no longer frame."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,48 @@ class Plan:
         return self.coin
 
     @property
-    def largest_frame(self) -> int:
-        """Bytes of the largest legal message, with slack: what a socket may be sent at all."""
+    def ring_count(self) -> int:
+        """How many rings the study has, whatever the coin is."""
+        return len(rings_of(bytes(COIN_BYTES), self.study.parties, self.study.privacy.collusion))
+
+    @property
+    def may_stream(self) -> bool:
+        """Whether a sum of the study may go round in chunks."""
+        return self.longest > IN_CHUNKS
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest vector that is summed, at most."""
+        return max((2 * len(self.study.classes) + 1) * self._width, self._longest_statistics)
+
+    @property
+    def _longest_statistics(self) -> int:
+        width = (self._modulus(largest_bound(self.study)).bit_length() + 7) // 8
+        return (slots(self.study) * len(self.study.classes) + 1) * width
+
+    @staticmethod
+    def in_chunks(agreed: SecureSum) -> bool:
+        """Whether a sum goes round in chunks."""
+        return agreed.residues.slots * agreed.residues.width > IN_CHUNKS
+
+    @property
+    def _width(self) -> int:
+        """Bytes of the widest residue."""
         study = self.study
-        classes = len(study.classes)
         most = len(study.parties) * count_bound(study)
         finest = Fraction(1, study.denominator * most)  # no μ has a larger denominator
-        width = (self._modulus(sdsum_bound(study, finest)).bit_length() + 7) // 8
+        return (self._modulus(sdsum_bound(study, finest)).bit_length() + 7) // 8
+
+    @property
+    def largest_frame(self) -> int:
+        """Bytes of the largest legal message, with slack: what a socket may be sent at all."""
+        study, width = self.study, self._width
+        classes = len(study.classes)
         names = sum(len(name.encode()) for name in study.classes)
-        more = (self._modulus(largest_bound(study)).bit_length() + 7) // 8 * (1 + slots(study) * classes)
-        # A share has up to two slots a class and a checksum, or all additive statistics; the message of μ two integers
-        # and a name a class, that of the coin's parts a name and a part for each party.
+        # A share has up to two slots a class and a checksum, or all additive statistics that do not go in chunks; the
+        # message of μ two integers and a name a class, that of the coin's parts a name and a part for each party.
         parts = sum(len(name) + COIN_BYTES + 16 for name in study.parties)
+        more = min(self._longest_statistics, IN_CHUNKS)
         return 2 * OVERHEAD + parts + names + max(width + classes * (2 * width + 64), more)
 
     def voxels(self, session: bytes) -> SecureSum:
@@ -101,6 +135,10 @@ class Plan:
     def more(self) -> bool:
         """Whether the study asks for additive statistics."""
         return slots(self.study) > 0
+
+    def share_event(self, name: str) -> str:
+        """What a party's state machine calls a share of a sum: what comes after sdsum depends on the study."""
+        return "share sdsum of four" if name == "sdsum" and self.more else f"share {name}"
 
     def statistics(self, session: bytes, released: Sequence[str]) -> SecureSum:
         """What the study asks for beside, of the released classes; a party's slots keep bounds of their own."""

@@ -20,11 +20,12 @@ when every party it needs has answered, so no message can be early anywhere:
     closing     done to all that are there      -> done
 
 In a ring step R sends a blinded share to the first party of each ring and polls the last until that hands over the
-ring's end. R knows the rings when it knows the coin; if some parties keep a coin and others another or none, R ends
-the session, since the rings of a study must not change.
+ring's end. For a long vector it asks first and last for a stream (`streamed`), and polls all until every chunk has
+passed everywhere; `carried` gives it the total. R knows the rings when it knows the coin; if some parties keep a coin
+and others another or none, R ends the session, since the rings of a study must not change.
 
-As long as R has not opened the first sum, nothing is known and a session that failed may be followed by another, with
-fresh blinds and shares (`may_start_over`).
+As long as R has not opened the first sum, or in chunks any slot of it, nothing is known and a session that failed may
+be followed by another, with fresh blinds and shares (`may_start_over`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError
+from voxring.ring.chunks import ChunkedSum, ChunkMaster
 from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
 from voxring.ring.order import RESEARCHER
@@ -42,8 +44,9 @@ from voxring.ring.protocol import Master, SecureSum
 from voxring.ring.residues import Random
 from voxring.ring.views import Number, Received, View
 from voxring.session import bodies
-from voxring.session.party import ENDED
+from voxring.session.party import ENDED, TRANSITIONS
 from voxring.session.plan import SESSION_BYTES, Plan
+from voxring.session.streamed import Streamed
 from voxring.statistics import fault, slots, unpack
 from voxring.study import Study
 from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
@@ -93,11 +96,12 @@ PHASES = {
 class Researcher:
     """One session of a study. Must be called by one thread at a time.
 
-    ``failed`` are the sessions of this run that failed before this one.
+    ``failed`` are the sessions of this run that failed before this one; ``sealed`` is whether links are, so that
+    streams have keys.
     """
 
-    def __init__(self, study: Study, random: Random, failed: tuple[bytes, ...] = ()) -> None:
-        self.plan, self._study, self._random = Plan(study), study, random
+    def __init__(self, study: Study, random: Random, failed: tuple[bytes, ...] = (), *, sealed: bool = False) -> None:
+        self.plan, self._study, self._random, self._sealed = Plan(study), study, random, sealed
         self.session = random(SESSION_BYTES)
         self.failed = failed
         self.step = "gathering" if failed else "greeting"
@@ -108,7 +112,11 @@ class Researcher:
         self._masters: dict[str, Master] = {}
         self._agreed: dict[str, SecureSum] = {}
         self._first_shares: dict[str, list[tuple[int, bytes]]] = {}
-        self._taken: set[int] = set()
+        self._taken: set[tuple[str, int]] = set()
+        self.streamed: Streamed[ChunkMaster] | None = None
+        """The sum that is going round in chunks, if one is."""
+        self._total: Sequence[int] | None = None
+        self._in_chunks: list[str] = []
         self._back: set[int] = set()
         self._coins: dict[str, bytes] = {}
         self._commitments: dict[str, bytes] = {}
@@ -126,7 +134,8 @@ class Researcher:
 
         Who does not come to be greeted, or to start over, is not waited for a second time.
         """
-        return self._worth_while and self.step not in ("gathering", "greeting")
+        opened = self.streamed is not None and self.streamed.part.opened
+        return self._worth_while and not opened and self.step not in ("gathering", "greeting")
 
     @property
     def done(self) -> bool:
@@ -154,7 +163,7 @@ class Researcher:
             for name, master in self._masters.items()
             for ring, residues in master.received.items()
         )
-        return View(RESEARCHER, received, dict(self._learned))
+        return View(RESEARCHER, received, dict(self._learned), tuple(self._in_chunks))
 
     # What to ask.
 
@@ -166,8 +175,10 @@ class Researcher:
             return self._ask("poll", party, b"computing")
         if self.step in BEFORE_RING:
             for ring, share in self._first_shares.get(party, []):
-                if ring not in self._taken:
+                if (party, ring) not in self._taken:
                     return share
+            if self.streamed is not None:
+                return None if party in self._answered else self._ask("poll", party, BEFORE_RING[self.step].encode())
             if any(ring.last == party and number not in self._back for number, ring in enumerate(self.plan.rings)):
                 return self._ask("poll", party, BEFORE_RING[self.step].encode())
         return None
@@ -232,6 +243,8 @@ class Researcher:
             self._take_status(party, bodies.read_status(answer.body))
         elif answer.kind == "ok":
             self._take_ok(party, answer.body.decode("ascii", "replace"))
+        elif answer.kind == "door":
+            self._take_door(party, answer)
         else:
             raise RemoteProtocolError(f"{party} answered with a message {answer.kind!r}")
 
@@ -264,12 +277,17 @@ class Researcher:
     def _take_ok(self, party: str, what: str) -> None:
         share, _, ring = what.rpartition(" ")
         if self.step in BEFORE_RING and share == f"share {self.step}":
-            self._taken |= {number for number, _ in self._first_shares.get(party, []) if str(number) == ring}
+            self._taken |= {(party, number) for number, _ in self._first_shares.get(party, []) if str(number) == ring}
         if self.step not in BROADCAST or what != BROADCAST[self.step]:
             return  # the repeated answer to a question of an earlier step
         if self._all_answered(party):
             nothing_left = self.step == "releasing" and not self._counts
             self._enter("closing" if nothing_left else NEXT[self.step])
+
+    def _take_door(self, party: str, door: Message) -> None:
+        if self.streamed is not None and door.sum == self.step and (party, door.ring) not in self._taken:
+            self.streamed.take(door)
+            self._taken.add((party, door.ring))
 
     def _all_answered(self, party: str) -> bool:
         """Note that a party has done its part of the step; say whether all have."""
@@ -286,6 +304,12 @@ class Researcher:
             raise PeerError(f"{party} was told to end the session")
         if self.step == "computing" and status.state == "ready" and self._all_answered(party):
             self._enter("voxels")
+        if (
+            self.streamed is not None
+            and status.state == TRANSITIONS[BEFORE_RING[self.step], self.plan.share_event(self.step)]
+        ):
+            self._all_answered(party)
+            self._finish_if_all_carried()
         if status.share:
             self._take_share(party, decode(status.share, limit=self.plan.largest_frame))
 
@@ -302,6 +326,19 @@ class Researcher:
             if master.state == "done":
                 self._worth_while = False
                 self._finish(master.total)
+
+    def carried(self, total: Sequence[int]) -> None:
+        """Take the total of the sum that goes in chunks, after every chunk is back."""
+        self._worth_while = False
+        self._in_chunks.append(self.step)
+        self._total = total
+        self._finish_if_all_carried()
+
+    def _finish_if_all_carried(self) -> None:
+        """Go on when the total is there and every party has passed on all chunks, so that it takes what comes next."""
+        if self._total is not None and len(self._answered) == len(self._study.parties):
+            total, self._total, self.streamed = self._total, None, None
+            self._finish(total)
 
     # Steps.
 
@@ -333,12 +370,20 @@ class Researcher:
         return bodies.write_parts({name: parts[name] for name in self._study.parties})
 
     def _open(self, agreed: SecureSum) -> None:
+        self._first_shares, self._taken, self._back = {}, set(), set()
+        self.news.append(f"secure sum: {agreed.name}")
+        if self.plan.in_chunks(agreed):
+            plan = ChunkedSum(agreed)
+            part = ChunkMaster(plan, self._random)
+            self.streamed = Streamed(plan, RESEARCHER, part, sealed=self._sealed, random=self._random)
+            for ring in range(len(agreed.rings)):
+                for party, question in self.streamed.questions(ring):
+                    self._first_shares.setdefault(party, []).append((ring, question))
+            return
         master = Master(agreed, [0] * agreed.values, self._random)
         self._masters[agreed.name], self._agreed[agreed.name] = master, agreed
-        self._first_shares, self._taken, self._back = {}, set(), set()
         for share in master.start():
             self._first_shares.setdefault(share.receiver, []).append((share.ring, encode(share)))
-        self.news.append(f"secure sum: {agreed.name}")
 
     def _finish(self, total: Sequence[int]) -> None:
         """A ring is back; lines 14 to 16 and 26."""
