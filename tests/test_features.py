@@ -127,6 +127,15 @@ def test_maps_are_exact_up_to_the_widths_that_are_allowed(kinds, largest, window
             assert {q: int(array[q]) for q in made} == made, feature.label
 
 
+@pytest.mark.parametrize("base", [2**31 - 10, 10 - 2**31, 2**15 - 10, 10 - 2**15])
+def test_a_small_spread_on_a_large_base_loses_nothing(base):
+    """Of numbers of 100 bits and more, all but a few cancel."""
+    integers = base + np.random.default_rng(9).integers(-9, 10, (3, 4, 5))
+    kinds = [kind for kind in KINDS if kind != "variance"]
+    image = integers.astype(np.int16 if abs(base) < 2**16 else np.int32)
+    check(image, study_of(stack(3, (4, 2, 5), kinds=kinds), "mirror", fraction_bits=12))
+
+
 @pytest.mark.parametrize(
     ("kind", "largest", "window", "message"),
     [
