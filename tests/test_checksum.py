@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,6 +59,22 @@ def test_the_checksum_of_a_long_vector_at_the_limits_is_what_the_definition_give
     assert agreed.with_checksum(values)[-1] == naive_checksum(agreed, values)
     assert agreed.lower(agreed.lift(values)) == values
     assert agreed.lower(agreed.residues.lift(agreed.with_checksum(values), agreed.residues.modulus)) == values
+
+
+@pytest.mark.parametrize("dtype", [np.int64, object])
+def test_a_bound_may_be_of_each_slot(dtype: type) -> None:
+    bounds = np.array([1, 10, 2**40 if dtype is np.int64 else 2**80], dtype)
+    residues = residues_mod(modulus(len(NAMES), int(bounds.max())), 4)
+    agreed = CheckedSum(DIGEST, SESSION, "sum", RINGS, residues, bounds)
+    most = [int(bound) for bound in bounds]
+    assert agreed.lower(agreed.lift(most)) == most
+    for slot in range(3):
+        over = [bound + (place == slot) for place, bound in enumerate(most)]
+        with pytest.raises(BoundError):
+            agreed.lift(over)
+        totals = [len(NAMES) * bound + (place == slot) for place, bound in enumerate(most)]
+        with pytest.raises(RemoteProtocolError, match="do not fit"):
+            agreed.lower(residues.lift(agreed.with_checksum(totals), residues.modulus))
 
 
 def run(agreed: CheckedSum, values: dict[str, list[int]], corrupt: Callable[[list[list[int]]], None]) -> list[int]:
