@@ -136,3 +136,11 @@ def test_pairs_of_levels_are_those_of_scikit_image():
     angles = [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4]
     theirs = graycomatrix(image, [1], angles, levels=8, symmetric=True).sum(axis=(2, 3))
     assert np.array_equal(np.reshape(counts, (8, 8)), theirs)
+
+
+def test_warm_compiles_both_types_of_the_feature_kernels():
+    from voxring.cli.warm import _features
+    from voxring.kernels.cpu.features import feature_box
+
+    _features()
+    assert {str(signature[0].dtype) for signature in feature_box.signatures} == {"int16", "int64"}

@@ -165,6 +165,36 @@ def test_halves_go_to_the_even_integer():
     assert min(halves[kind] for kind in KINDS if kind != "skewness") > 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "window", "bits"),
+    [
+        ("mean", [2**46 - 3, 2**46 - 2], 181, 0),
+        ("mean", [2**46 - 4, 2**46 - 3], 181, 0),
+        ("std", [0, 0, 2_100_247_265], 3, 0),
+        ("std", [0, 0, 2_114_634_172], 3, 0),
+        ("contrast", [5, 1382], 2, 40),
+        ("contrast", [27, 1864], 2, 40),
+        ("skewness", [0, 2, 2971], 3, 40),
+        ("skewness", [0, 7, 1119], 3, 40),
+    ],
+)
+def test_what_floats_take_for_a_half_is_settled_in_integers(kind, values, window, bits):
+    """Found by search: the float64 nearest to each of these lies on a half, or past it."""
+    study = Study.of(
+        name="halves",
+        classes={"a": 1},
+        feature=[{"kind": kind, "window": [1, window]}],
+        window={"border": "nearest"},
+        standardise={"fraction_bits": bits},
+        bounds={"intensity": 2**61 >> max(bits, 14)},
+    )
+    image = np.array([values], np.int16 if bits else np.float64)
+    (made,) = feature_maps(image, study)
+    x = {q: int(image[q]) << bits for q in naive.indices(image.shape)}
+    expected = naive_features.feature_map(kind, x, image.shape, (1, window), "nearest", 0, study.unit)
+    assert {q: int(made[q]) for q in expected} == expected
+
+
 @pytest.mark.parametrize("border", BORDERS)
 def test_maps_depend_neither_on_slabs_nor_on_threads(border):
     image = np.random.default_rng(6).integers(-99, 99, (9, 40, 800), np.int16)

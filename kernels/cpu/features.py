@@ -31,11 +31,12 @@ from .boxes import evenly
 from .jit import Array, Arrays, Number, Shape, inner, jit
 from .maps import Box, Lane, Reads, cut, lane_for, reads_of, sum_row
 from .threads import in_threads
-from .wide import norm, ratio_order, root_order, scaled_plus_square, skew_order, spread, third
+from .wide import multiply, norm, ratio_order, root_order, scaled_plus_square, skew_order, spread, third
 
 U = np.uint64
 DOUBT = 2.0**-48
-MEAN, VARIANCE, STD, CONTRAST, SKEWNESS, GRADIENT = range(6)
+MEAN, VARIANCE, STD, CONTRAST, SKEWNESS = range(5)
+RATIO, ROOT, SKEW = range(3)
 WINDOWED = ("mean", "variance", "std", "contrast", "skewness")
 NOTHING = np.empty(0, np.int64)
 
@@ -82,6 +83,16 @@ def floors(high: Array, low: Number, i: Number, shift: int) -> Number:
 
 
 @inner
+def real(number: Number) -> float:
+    """An int64 as float64, rounded once. The same as a conversion, in steps that AVX2 has for four numbers at once: the
+    halves become the low bits of 2^52 and of 2^84.
+    """
+    low = np.int64((number & 0xFFFFFFFF) | 0x4330000000000000)
+    high = np.int64((((number >> 32) & 0xFFFFFFFF) ^ 0x80000000) | 0x4530000000000000)
+    return (high.view(np.float64) - 19342822341709703277445120.0) + low.view(np.float64)
+
+
+@inner
 def as_float(high: Number, low: Number) -> float:
     """A 128-bit number that is not negative."""
     return np.float64(high) * 18446744073709551616.0 + np.float64(low)
@@ -93,7 +104,7 @@ def guess_spreads(room: Room, sums: Sums, n: Number, scale: Scale) -> None:
     if not scale.wide:
         for i in range(U(n)):
             total = np.int64(sums.x[i])
-            room.spreads[i] = np.float64(room.counts[i] * np.int64(sums.squares[i]) - total * total)
+            room.spreads[i] = real(room.counts[i] * np.int64(sums.squares[i]) - total * total)
     else:
         for i in range(U(n)):
             high, low = spread_at(room, sums, i, scale)
@@ -127,18 +138,18 @@ def guess_of(kind: int, room: Room, sums: Sums, n: Number, scale: Scale) -> None
     a = np.float64(abs(scale.a))
     if kind == MEAN:
         for i in range(U(n)):
-            guess[i] = np.float64(scale.a * np.int64(sums.x[i]) + scale.b * counts[i]) / np.float64(counts[i])
+            guess[i] = real(scale.a * np.int64(sums.x[i]) + scale.b * counts[i]) / real(counts[i])
     elif kind == STD:
         for i in range(U(n)):
-            guess[i] = a * np.sqrt(spreads[i]) / np.float64(counts[i])
+            guess[i] = a * np.sqrt(spreads[i]) / real(counts[i])
     elif kind == VARIANCE:
         factor = a * a / np.float64(scale.unit)
         for i in range(U(n)):
-            count = np.float64(counts[i])
+            count = real(counts[i])
             guess[i] = spreads[i] * factor / (count * count)
     elif kind == CONTRAST:
         for i in range(U(n)):
-            total = np.float64(scale.a * np.int64(sums.x[i]) + scale.b * counts[i])
+            total = real(scale.a * np.int64(sums.x[i]) + scale.b * counts[i])
             over = a * a * spreads[i]
             under = over + total * total
             guess[i] = np.float64(scale.unit) * np.sqrt(over / under) if over > 0 else 0.0
@@ -152,37 +163,71 @@ def guess_of(kind: int, room: Room, sums: Sums, n: Number, scale: Scale) -> None
 
 
 @inner
+def doubtful(y: float) -> bool:
+    """Whether a guess is too near to a half to tell."""
+    return bool(abs(y - np.rint(y)) > 0.5 - abs(y) * DOUBT)
+
+
+@inner
 def settled(out: Array, to: Number, guess: Array, n: Number) -> bool:
-    """out = the nearest integers; whether no guess is too near to a half to tell."""
+    """out = the nearest integers; whether no guess is doubtful."""
     to = U(to)
     doubts: Number = 0
     for i in range(U(n)):
-        y = guess[i]
-        nearest = np.rint(y)
-        doubts += np.int64(abs(y - nearest) > 0.5 - abs(y) * DOUBT)
-        out[to + i] = np.int64(nearest)
+        doubts += np.int64(doubtful(guess[i]))
+        # Adding 3 · 2^51 leaves the nearest integer in the low bits; where it would not, above 2^50, all is doubtful.
+        out[to + i] = np.float64(guess[i] + 6755399441055744.0).view(np.int64) - 4843621399236968448
     return bool(doubts == 0)
 
 
 @inner
-def order(kind: int, odd: Number, room: Room, sums: Sums, i: Number, scale: Scale) -> Number:
+def half_even(k: Number, rule: int, high: Number, low: Number, factor: Number, high2: Number, low2: Number) -> Number:
+    """The integer next to |y| from a guess k on, of two the even one; Q = (high, low) and P = (high2, low2) say y.
+
+    y is factor² P / Q by RATIO, factor √(P / Q) by ROOT, and factor |P| / Q^(3/2) by SKEW.
+    """
+    while True:
+        more = order(rule, 2 * k + 1, high, low, factor, high2, low2)
+        if more > 0 or (more == 0 and k % 2 == 0):
+            break
+        k += 1
+    while k > 0:
+        less = order(rule, 2 * k - 1, high, low, factor, high2, low2)
+        if less < 0 or (less == 0 and k % 2 == 0):
+            break
+        k -= 1
+    return k
+
+
+@inner
+def order(rule: int, odd: Number, high: Number, low: Number, factor: Number, high2: Number, low2: Number) -> Number:
     """The sign of odd / 2 − |y|, exactly."""
-    count = room.counts[i]
+    if rule == RATIO:
+        return ratio_order(odd, high, low, factor, high2, low2)
+    if rule == ROOT:
+        return root_order(odd, high, low, factor, high2, low2)
+    return skew_order(odd, high, low, factor, high2, low2)
+
+
+@inner
+def exactly(kind: int, k: Number, room: Room, sums: Sums, i: Number, scale: Scale) -> Number:
+    """The size of a windowed feature at one voxel, from a guess k on."""
+    count, nothing = room.counts[i], np.int64(0)
+    total = scale.a * np.int64(sums.x[i]) + scale.b * count
     if kind == MEAN:
-        difference = odd * count - 2 * abs(scale.a * np.int64(sums.x[i]) + scale.b * count)
-        return np.int64(difference > 0) - np.int64(difference < 0)
+        return half_even(k, RATIO, nothing, U(count), np.int64(1), nothing, U(abs(total)))
     high, low = spread_at(room, sums, i, scale)
     if kind == VARIANCE:
-        return ratio_order(odd, scale.unit, count, scale.a, high, low)
+        over_high, over_low = multiply(count * count, scale.unit)
+        return half_even(k, RATIO, over_high, over_low, scale.a, high, low)
     if kind == STD:
-        return root_order(odd, np.int64(0), U(count * count), scale.a, high, low)
+        return half_even(k, ROOT, nothing, U(count * count), scale.a, high, low)
     if kind == CONTRAST:
-        total = scale.a * np.int64(sums.x[i]) + scale.b * count
         under_high, under_low = scaled_plus_square(high, low, scale.a, total)
-        high, low = scaled_plus_square(high, low, scale.a, np.int64(0))
-        return root_order(odd, under_high, under_low, scale.unit, high, low)
+        high, low = scaled_plus_square(high, low, scale.a, nothing)
+        return half_even(k, ROOT, under_high, under_low, scale.unit, high, low)
     _, high3, low3 = third_at(room, sums, i, scale)
-    return skew_order(odd, high, low, scale.unit, high3, low3)
+    return half_even(k, SKEW, high, low, scale.unit, high3, low3)
 
 
 @inner
@@ -190,19 +235,8 @@ def decide(out: Array, to: Number, kind: int, room: Room, sums: Sums, n: Number,
     """Settle in integers what the guesses could not."""
     for i in range(U(n)):
         y = room.guess[i]
-        nearest = np.rint(y)
-        if abs(y - nearest) > 0.5 - abs(y) * DOUBT:
-            k = np.int64(abs(nearest))
-            while True:
-                more = order(kind, 2 * k + 1, room, sums, i, scale)
-                if more > 0 or (more == 0 and k % 2 == 0):
-                    break
-                k += 1
-            while k > 0:
-                less = order(kind, 2 * k - 1, room, sums, i, scale)
-                if less < 0 or (less == 0 and k % 2 == 0):
-                    break
-                k -= 1
+        if doubtful(y):
+            k = exactly(kind, np.int64(abs(np.rint(y))), room, sums, i, scale)
             out[U(to) + i] = -k if y < 0 else k
 
 
@@ -347,27 +381,14 @@ def gradient_rows(
             difference(one, image, at + x, before, after, 1, fill, clip)
             dx[x] = one[0]
         for i in range(U(columns)):
-            up, down, along = np.float64(dz[i]), np.float64(dy[i]), np.float64(dx[i])
+            up, down, along = real(dz[i]), real(dy[i]), real(dx[i])
             guess[i] = half * np.sqrt(up * up + down * down + along * along)
         to = row * columns
         if not settled(out, to, guess, columns):
             for i in range(U(columns)):
-                y_i = guess[i]
-                nearest = np.rint(y_i)
-                if abs(y_i - nearest) > 0.5 - y_i * DOUBT:
-                    k = np.int64(nearest)
+                if doubtful(guess[i]):
                     high, low = norm(dz[i], dy[i], dx[i])
-                    while True:
-                        more = root_order(2 * k + 1, np.int64(0), U(4), a, high, low)
-                        if more > 0 or (more == 0 and k % 2 == 0):
-                            break
-                        k += 1
-                    while k > 0:
-                        less = root_order(2 * k - 1, np.int64(0), U(4), a, high, low)
-                        if less < 0 or (less == 0 and k % 2 == 0):
-                            break
-                        k -= 1
-                    out[U(to) + i] = k
+                    out[U(to) + i] = half_even(np.int64(np.rint(guess[i])), ROOT, np.int64(0), U(4), a, high, low)
 
 
 @jit

@@ -105,6 +105,18 @@ third = cast(Callable[..., tuple[Any, Any]], intrinsic(_third))
 """|W|² Σx³ − 3 |W| Σx Σx² + 2 (Σx)³. Fits for |W| · max |x| < 2^41: it is at most 6 (|W| max |x|)³."""
 
 
+def _multiply(typing_context: Any, a: Any, b: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b = (builder.sext(number, PAIR) for number in arguments)
+        return _split(context, builder, builder.mul(a, b))
+
+    return PAIR_OF(INT, INT), generate
+
+
+multiply = cast(Callable[[Any, Any], tuple[Any, Any]], intrinsic(_multiply))
+"""a · b. Fits whatever the numbers."""
+
+
 def _norm(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         squares = [builder.mul(wide, wide) for wide in (builder.sext(number, PAIR) for number in arguments)]
@@ -168,22 +180,23 @@ root_order = cast(Callable[[Any, Any, Any, Any, Any, Any], Any], intrinsic(_root
 """The sign of odd² Q − (2 · factor)² P, for Q = (high, low) and P = (high2, low2). Fits whatever the numbers."""
 
 
-def _ratio_order(typing_context: Any, odd: Any, unit: Any, count: Any, factor: Any, high: Any, low: Any) -> Any:
+def _ratio_order(typing_context: Any, odd: Any, high: Any, low: Any, factor: Any, high2: Any, low2: Any) -> Any:
     def body(builder: Any, arguments: Any) -> Any:
-        odd, unit, count, factor = (builder.sext(number, WIDEST) for number in arguments[:4])
-        over = builder.sext(_joined(builder, *arguments[4:]), WIDEST)
-        left = builder.mul(builder.mul(odd, unit), builder.mul(count, count))
+        odd, high, low, factor, high2, low2 = arguments
+        odd, factor = builder.sext(odd, WIDEST), builder.sext(factor, WIDEST)
+        under = builder.sext(_joined(builder, high, low), WIDEST)
+        over = builder.sext(_joined(builder, high2, low2), WIDEST)
         right = builder.mul(builder.mul(factor, factor), builder.shl(over, WIDEST(1)))
-        return _sign(builder, left, right)
+        return _sign(builder, builder.mul(odd, under), right)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _apart(builder, "voxring_ratio_order", WORD, arguments, body)
 
-    return INT(INT, INT, INT, INT, INT, UNSIGNED), generate
+    return INT(INT, INT, UNSIGNED, INT, INT, UNSIGNED), generate
 
 
 ratio_order = cast(Callable[[Any, Any, Any, Any, Any, Any], Any], intrinsic(_ratio_order))
-"""The sign of odd · unit · count² − 2 · factor² · P, for P = (high, low). Fits whatever the numbers."""
+"""The sign of odd · Q − 2 · factor² · P, for Q = (high, low) and P = (high2, low2). Fits whatever the numbers."""
 
 
 def _skew_order(typing_context: Any, odd: Any, high: Any, low: Any, unit: Any, high3: Any, low3: Any) -> Any:

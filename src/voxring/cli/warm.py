@@ -24,8 +24,9 @@ _WINDOWS = ((3, 3, 3), (1, 7, 7), (7, 7, 7), (5, 21, 21), (9, 61, 61))
     show_default=True,
     help="Stored types to compile for; may be given several times.",
 )
+@click.option("--features", is_flag=True, help="Also the kernels of feature maps and additive statistics.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
-def warm(types: tuple[str, ...], quiet: bool) -> None:
+def warm(types: tuple[str, ...], features: bool, quiet: bool) -> None:
     """Compile the kernels for images of the given types, and keep the machine code.
 
     It is kept beside the package, in the user's cache folder where that cannot be written, or where NUMBA_CACHE_DIR
@@ -53,4 +54,32 @@ def warm(types: tuple[str, ...], quiet: bool) -> None:
                 histogram(image)
             cpu.window_sums(image, _WINDOWS[0], "reflect")
             progress(name, "ready")
+        if features:
+            progress("features", "compiling")
+            _features()
+            progress("features", "ready")
     click.echo(f"ready for {', '.join(types)}: {time.monotonic() - start:.1f} s")
+
+
+def _features() -> None:
+    """One image for each of the two types that these kernels take, with everything that a study can ask for."""
+    import numpy as np
+
+    from voxring.features import class_statistics
+    from voxring.study import Study
+
+    kinds = ("mean", "variance", "std", "skewness", "contrast")
+    study = Study.of(
+        name="warm",
+        classes={"all": 1},
+        feature=[{"kind": "intensity"}, {"kind": "gradient"}, *({"kind": kind, "window": 3} for kind in kinds)],
+        statistics={
+            "gram": True,
+            "moments": 4,
+            "histogram": {"bins": 2, "range": [0, 1]},
+            "glcm": {"levels": 2, "range": [0, 1]},
+        },
+        standardise={"fraction_bits": 0},
+    )
+    for largest in (1, 1 << 20):
+        class_statistics(np.full((3, 4, 5), largest, np.int32), np.ones((3, 4, 5), np.uint8), study)
