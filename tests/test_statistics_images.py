@@ -91,7 +91,7 @@ def test_the_planes_that_are_needed_give_the_statistics_of_the_whole(border: str
             assert stop - start <= 2 + max(deep, 4, 3)
 
 
-def test_a_batch_of_workers_and_a_journal_give_the_same(tmp_path) -> None:
+def test_a_batch_and_its_journal_give_the_same(tmp_path) -> None:
     rng = np.random.default_rng(8)
     rows = ["image,ground_truth,patient"]
     images = []
@@ -108,7 +108,7 @@ def test_a_batch_of_workers_and_a_journal_give_the_same(tmp_path) -> None:
     alone = party_batch(manifest, study)
     assert [alone.totals[name].statistics for name in "ab"] == [expected[name].statistics for name in "ab"]
     with Journal(tmp_path, study, "x") as journal:
-        assert party_batch(manifest, study, workers=2, journal=journal).totals == alone.totals
+        assert party_batch(manifest, study, journal=journal).totals == alone.totals
     with Journal(tmp_path, study, "x") as journal:
         again = party_batch(manifest, study, journal=journal)
     assert (again.known, again.patients) == (4, alone.patients)

@@ -1,5 +1,6 @@
 """Additive statistics in session, in the ledger and in the journal: the fourth sum, and what is refused."""
 
+import pickle
 import random
 from dataclasses import replace
 from functools import partial
@@ -327,6 +328,11 @@ def test_the_journal_keeps_statistics(tmp_path) -> None:
     found = _totals(again)
     assert found["lesion"].statistics == totals["lesion"].statistics
     assert found["rare"].statistics == ()
+
+
+def test_what_a_worker_answers_keeps_statistics() -> None:
+    answer = Answer(MINE["a"])
+    assert pickle.loads(pickle.dumps(answer)).totals["liver"].statistics == MINE["a"]["liver"].statistics  # noqa: S301
 
 
 def test_a_journal_is_of_the_statistics_that_it_holds() -> None:
