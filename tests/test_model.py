@@ -416,6 +416,8 @@ def test_train_refuses_what_is_no_result_of_the_study(files, tmp_path):
     assert "which is JSON, got something else" in str(trained(files).exception)
     result.unlink()
     assert "no result can be read there" in str(trained(files).exception)
+    done = trained((study, result, tmp_path / "none" / "model.json"))  # found before anything is read
+    assert "expected a file in a folder that exists" in str(done.exception)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
