@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .boxes import Range, evenly
-from .jit import Array, jit
+from .jit import Array, Number, jit
 from .threads import in_threads, thread_count
 
 U = np.uint64
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
 
 @jit
-def exponential(values: Array, out: Array, n: int, room: Array) -> None:
+def exponential(values: Array, out: Array, n: Number, room: Array) -> None:
     """out = exp(values) for values <= 0: 2^k exp(r) with |r| <= log(2) / 2, by Taylor's series to r^13.
 
     k comes as the last bits of k + 1.5 · 2^52, which is rounded half to even, and becomes the exponent of 2^k by a
