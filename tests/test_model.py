@@ -149,6 +149,22 @@ def test_equal_scores_go_to_the_first_class():
     assert Discriminant(*weights).scores(np.zeros((1, 1))).argmax() == 1
 
 
+def test_any_weights_score_as_numpy_has_it():
+    from voxring.kernels.cpu.classify import Weights, classify
+
+    random = np.random.default_rng(8)
+    lower = np.tril(random.normal(size=(4, 3, 3))) * (random.random((4, 3, 3)) < 0.7)
+    centres, linear, offsets = random.normal(size=(3, 4, 3))
+    weights = Weights(centres, linear, random.normal(size=4), lower, offsets)
+    maps = [np.rint(random.normal(size=5000) * 65536).astype(np.int64) for _ in range(3)]
+    labels, chances = classify(maps, 65536, weights, np.arange(4, dtype=np.uint8))
+    scores = Discriminant(*weights).scores(columns(maps))
+    assert np.array_equal(labels, scores.argmax(axis=1))
+    expected = np.exp(scores - scores.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+    assert np.abs(chances.T - expected).max() <= 2.0**-24
+
+
 def test_scores_far_apart_have_probabilities_of_0_and_1():
     model = model_of("qda")
     far = [np.full(3, 10**9, np.int64)] * 3
@@ -416,6 +432,8 @@ def test_train_refuses_what_is_no_result_of_the_study(files, tmp_path):
     assert "which is JSON, got something else" in str(trained(files).exception)
     result.unlink()
     assert "no result can be read there" in str(trained(files).exception)
+    done = trained((study, result, tmp_path / "none" / "model.json"))  # found before anything is read
+    assert "expected a file in a folder that exists" in str(done.exception)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

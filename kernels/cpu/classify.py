@@ -18,8 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .boxes import Range, evenly
-from .jit import Array, jit
+from .jit import Array, Number, jit
 from .threads import in_threads, thread_count
+
+U = np.uint64
 
 STEP = 512
 """Voxels scored together: a row of each feature stays in the L1 cache."""
@@ -33,7 +35,8 @@ TASK = 1 << 18
 LOWEST = -708.0
 """The exponential of less is called 0; of this, it is still a normal number."""
 
-POWERS = np.ldexp(1.0, -np.arange(1024))
+SHIFT = 1.5 * 2.0**52
+ONE_BITS = 1023 << 52  # of 1.0
 REVERSE_LOG2 = 1.4426950408889634
 LOG2_HIGH = 0.693147180369123816490  # its last 32 bits are 0: times a whole number below 2^20, it is exact
 LOG2_LOW = 1.90821492927058770002e-10
@@ -50,11 +53,20 @@ class Weights(NamedTuple):
 
 
 @jit
-def exponential(values: Array, out: Array, n: int, powers: Array) -> None:
-    """out = exp(values) for values <= 0: 2^k exp(r) with |r| <= log(2) / 2, by Taylor's series to r^13."""
-    for i in range(n):
-        t = max(values[i], LOWEST)
-        k = np.rint(t * REVERSE_LOG2)
+def exponential(values: Array, out: Array, n: Number, room: Array) -> None:
+    """out = exp(values) for values <= 0: 2^k exp(r) with |r| <= log(2) / 2, by Taylor's series to r^13.
+
+    k comes as the last bits of k + 1.5 · 2^52, which is rounded half to even, and becomes the exponent of 2^k by a
+    shift: no number is converted, for which vectors have no instruction. ``room`` holds n float64. None of the three
+    may be another, or the loops are no vector code.
+    """
+    bits = room.view(np.int64)
+    for i in range(U(n)):
+        value = values[i]
+        t = max(value, LOWEST)
+        shifted = t * REVERSE_LOG2 + SHIFT
+        room[i] = shifted
+        k = shifted - SHIFT
         r = (t - k * LOG2_HIGH) - k * LOG2_LOW
         e = 1.0 / 6227020800.0
         e = e * r + 1.0 / 479001600.0
@@ -70,28 +82,36 @@ def exponential(values: Array, out: Array, n: int, powers: Array) -> None:
         e = e * r + 0.5
         e = e * r + 1.0
         e = e * r + 1.0
-        out[i] = e * powers[np.int64(-k)] if values[i] >= LOWEST else 0.0
+        out[i] = e if value >= LOWEST else 0.0
+    for i in range(U(n)):
+        bits[i] = (bits[i] << 52) + ONE_BITS
+    for i in range(U(n)):
+        out[i] *= room[i]
 
 
 @jit
 def classify_block(
-    columns: Array, n: int, weights: Weights, powers: Array, values: Array, labels: Array, chances: Array, at: int
+    columns: Array, n: int, scale: float, weights: Weights, values: Array, labels: Array, chances: Array, at: int
 ) -> None:
-    """Fill labels[at : at + n] and chances[:, at : at + n] from the columns, one a feature; either may be empty."""
+    """Fill labels[at : at + n] and chances[:, at : at + n] from columns of integers, one a feature, over 1 / scale.
+
+    Either may be empty.
+    """
     centres, linear, constants, whiten, offsets = weights
     features, classes = columns.shape[0], constants.size
     z = np.empty((features, STEP))
     row, best, total = np.empty(STEP), np.empty(STEP), np.empty(STEP)
-    scores = np.empty((classes, STEP))
+    scores, powers = np.empty((classes, STEP)), np.empty((classes, STEP))
+    place = np.empty(STEP, np.int64)
     for start in range(0, n, STEP):
-        width = min(STEP, n - start)
+        width, first, to = U(min(STEP, n - start)), U(start), U(at + start)
         for k in range(classes):
             score = scores[k]
             for j in range(features):
                 centre = centres[k, j]
                 if k == 0 or centre != centres[k - 1, j]:
                     for i in range(width):
-                        z[j, i] = columns[j, start + i] - centre
+                        z[j, i] = columns[j, first + i] * scale - centre
             for i in range(width):
                 score[i] = constants[k]
             for j in range(features):
@@ -112,27 +132,32 @@ def classify_block(
                     score[i] -= 0.5 * (row[i] * row[i])
         for i in range(width):
             best[i] = scores[0, i]
-            for k in range(1, classes):
-                best[i] = max(best[i], scores[k, i])
+            place[i] = 0
+        for k in range(1, classes):
+            score = scores[k]
+            for i in range(width):
+                higher = score[i] > best[i]
+                place[i] = k if higher else place[i]
+                best[i] = score[i] if higher else best[i]
         if labels.size:
             for i in range(width):
-                place = 0
-                while scores[place, i] != best[i]:
-                    place += 1
-                labels[at + start + i] = values[place]
+                labels[to + i] = values[place[i]]
         if chances.size:
             for i in range(width):
                 total[i] = 0.0
             for k in range(classes):
-                score = scores[k]
+                score, power = scores[k], powers[k]
                 for i in range(width):
                     score[i] -= best[i]
-                exponential(score, score, width, powers)
+                exponential(score, power, width, row)
                 for i in range(width):
-                    total[i] += score[i]
+                    total[i] += power[i]
+            for i in range(width):
+                total[i] = 1.0 / total[i]
             for k in range(classes):
+                power, chance = powers[k], chances[k]
                 for i in range(width):
-                    chances[k, at + start + i] = scores[k, i] / total[i]
+                    chance[to + i] = power[i] * total[i]
 
 
 def classify(
@@ -169,8 +194,8 @@ def classify(
         for at in range(*part, BLOCK):
             n = min(BLOCK, part[1] - at)
             for column, one in zip(columns, flat, strict=True):
-                np.multiply(one[at : at + n], 1.0 / unit, out=column[:n])
-            classify_block(columns, n, weights, POWERS, values, found, chances, at)
+                np.copyto(column[:n], one[at : at + n], casting="same_kind")
+            classify_block(columns, n, 1.0 / unit, weights, values, found, chances, at)
 
     workers = thread_count(threads, size)
     tasks = evenly(0, size, min(TASK, max(BLOCK, -(-size // (4 * workers))))) if size else []

@@ -236,7 +236,7 @@ def _fixed(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
 
 
 def _probabilities(x: Integers, weights: Weights) -> npt.NDArray[np.float64]:
-    from voxring.kernels.cpu.classify import POWERS, exponential
+    from voxring.kernels.cpu.classify import exponential
 
     values = [x[:, i] * float(1 / Fraction(unit)) for i, unit in enumerate(weights.units)]
     scores = [np.zeros(len(x))] if len(weights.rows) == 1 else []
@@ -246,10 +246,9 @@ def _probabilities(x: Integers, weights: Weights) -> npt.NDArray[np.float64]:
             score += weight * value
         scores.append(score)
     best = np.maximum.reduce(scores)
-    parts = np.stack(scores) - best
-    for part in parts:
-        exponential(part, part, len(x), POWERS)
-    total = np.zeros(len(x))
-    for part in parts:
+    parts = np.empty((len(scores), len(x)))
+    total, room = np.zeros(len(x)), np.empty(len(x))
+    for score, part in zip(scores, parts, strict=True):
+        exponential(score - best, part, len(x), room)
         total += part
     return np.ascontiguousarray((parts / total).T)
