@@ -1,5 +1,6 @@
 """What an operator sees of a run, and how it ends when told to: progress, the status page, signals."""
 
+import contextlib
 import csv
 import http.client
 import json
@@ -216,13 +217,25 @@ def test_nothing_else_is_there(path):
         assert ask(server, path)[0].status == 404
 
 
-def test_somebody_slow_or_broken_does_not_keep_others_for_long(monkeypatch, capsys):
-    monkeypatch.setattr("voxring.cli.status._Handler.timeout", 0.2)
-    with serving() as (server, _):
+def test_somebody_slow_or_broken_keeps_neither_others_nor_the_end_for_long(monkeypatch, capsys):
+    monkeypatch.setattr("voxring.cli.status.REQUEST_SECONDS", 0.3)
+    with serving() as (server, _), ThreadPoolExecutor(1) as pool:
         port = int(server.url.split(":")[2].strip("/"))
+        stop = threading.Event()
+
+        def drip(connection):
+            with contextlib.suppress(OSError):  # hung up
+                while not stop.wait(0.05):
+                    connection.sendall(b"G")
+
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.sendall(b"GET ")
-            assert ask(server)[0].status == 200
+            dripping = pool.submit(drip, slow)
+            time.sleep(0.1)
+            try:
+                assert ask(server)[0].status == 200
+                dripping.result(10)
+            finally:
+                stop.set()
         assert b"refused" in raw(server, b"nonsense\r\n\r\n")
         assert ask(server)[0].status == 200
     assert capsys.readouterr() == ("", "")

@@ -343,3 +343,19 @@ def test_the_images_that_a_party_left_out_are_counted_to_the_researcher_alone() 
 def test_a_number_of_images_left_out_that_cannot_be_is_malformed(skipped: object) -> None:
     with pytest.raises(RemoteProtocolError, match="status: the body is malformed"):
         bodies.read_status(msgspec.msgpack.encode(["ready", "", b"", skipped]))
+
+
+def test_images_left_out_are_told_once_while_others_still_compute() -> None:
+    researcher = Network(a_study()).researcher
+    researcher.step = "computing"
+    status = Message(
+        kind="status",
+        digest=researcher.plan.digest,
+        session=researcher.session,
+        sender="b",
+        receiver="researcher",
+        body=bodies.write_status(bodies.Status("ready", skipped=2)),
+    )
+    for _ in range(3):  # heartbeats are answered with it, too
+        researcher.take("b", encode(status))
+    assert list(researcher.news) == ["b left out 2 of its images, which cannot be used"]

@@ -116,7 +116,7 @@ def _cluster(scheduler: str, workers: int, task: Task, stack: ExitStack) -> tupl
     from dask_jobqueue import SLURMCluster  # takes memory, queue and time from its own configuration
 
     jobs = stack.enter_context(SLURMCluster())
-    jobs.scale(workers)
+    jobs.scale(jobs=workers)  # a job may have several workers, as the configuration has it
     return (jobs,)
 
 

@@ -3,13 +3,15 @@
 It tells what `voxring.cli.progress.Progress.snapshot` tells, so no value, patient, file name or path; whoever has an
 account on this machine can read it. A page of another site that has its own name point to 127.0.0.1 (DNS rebinding)
 cannot: the browser then sends that name as Host, and only this machine's own names are answered. Requests are served
-one after the other, each with little time: somebody slow holds up the page, never the party.
+one after the other, each within `REQUEST_SECONDS`: somebody slow holds up the page, never the party.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -72,13 +74,27 @@ class _Server(HTTPServer):
     snapshot: Snapshot
     allow_reuse_address = True
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a request, and hang up when its time is over: who sends a byte now and then would stay for ever."""
+        over = threading.Timer(REQUEST_SECONDS, _hang_up, (request,))
+        over.daemon = True
+        over.start()
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            over.cancel()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing of somebody who hung up; a fault of ours shows as an empty answer, and the party goes on."""
 
 
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = REQUEST_SECONDS
 
     def do_GET(self) -> None:
         """Answer a request of this machine's own."""
