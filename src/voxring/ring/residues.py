@@ -328,7 +328,8 @@ class Limbs(Residues[Planes]):
 
     def centred(self, vector: Planes) -> list[int]:
         low = vector[0].view(np.int64)
-        if all(np.array_equal(plane.view(np.int64), low >> 63) for plane in vector[1:]):
+        half = self.limbs == 1 and (low == np.iinfo(np.int64).min).any()  # stands for N/2, which an int64 does not hold
+        if not half and all(np.array_equal(plane.view(np.int64), low >> 63) for plane in vector[1:]):
             values: list[int] = low.tolist()  # the planes above repeat the sign
             return values
         return super().centred(vector)
