@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.report import Progress, print_table, write_result
+from voxring.cli.report import Progress, print_table, report_option, report_path, write_report, write_result
 from voxring.errors import StudyError
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ of a hospital that put theirs side by side would learn its value. That is collus
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the study, the hospitals' images and manifests, and the result in this folder.",
 )
+@report_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-def demo(keep: Path | None, as_json: bool) -> int:
+def demo(keep: Path | None, report: Path | None, as_json: bool) -> int:
     """Three hospitals compute the exact mean and deviation of a real CT's seven tissues, together.
 
     The CT (slicerio's CTChest4, with its segmentation) is cut into three parts along the body. Each part belongs to a
@@ -39,14 +40,15 @@ def demo(keep: Path | None, as_json: bool) -> int:
     """
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        return _demo(keep, as_json)
+        return _demo(keep, report, as_json)
     with tempfile.TemporaryDirectory(prefix="voxring-demo-") as folder:
-        return _demo(Path(folder), as_json)
+        return _demo(Path(folder), report, as_json)
 
 
-def _demo(folder: Path, as_json: bool) -> int:
+def _demo(folder: Path, report: Path | None, as_json: bool) -> int:
     from voxring import simulation
 
+    page = report_path(folder / "result.json", report)
     start = time.monotonic()
     with Progress() as progress:
         progress("demo", "reading the CT")
@@ -59,6 +61,7 @@ def _demo(folder: Path, as_json: bool) -> int:
         equal = simulation.pooled_totals(study, manifests) == run.answer
         progress("demo", f"done in {time.monotonic() - start:.1f} s")
     write_result(run.answer, run.study, folder / "result.json")
+    write_report(run.answer, run.study, run.course, page)
     if as_json:
         click.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
     else:

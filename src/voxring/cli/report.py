@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -19,6 +19,8 @@ from voxring.totals import Statistics, result_document
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
+
+    from voxring.session import Course
 
 
 class Progress:
@@ -69,6 +71,52 @@ def write_result(answer: Mapping[str, Statistics | str], study: Study, out: Path
     """
     document = msgspec.json.format(msgspec.json.encode(result_document(answer, study)), indent=2)
     write_whole(out, document + b"\n")
+
+
+def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option ``--report`` of the commands that write a result."""
+    return click.option(
+        "--report",
+        type=click.Path(path_type=Path),
+        help="Where to write the report, one HTML page for a browser.  [default: beside the result, as .html]",
+    )(command)
+
+
+def report_path(out: Path, report: Path | None) -> Path:
+    """Return where the report goes, and refuse a path that cannot be written before anybody computes for it.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing, or the path is a folder, or that of the result.
+    """
+    report = report or out.with_name(f"{out.name}.html" if out.suffix == ".html" else f"{out.stem}.html")
+    check_writable(report)
+    if report.absolute() == out.absolute():
+        raise StudyError(f"{report}: expected another file for the report than for the result: name one with --report")
+    return report
+
+
+def write_report(answer: Mapping[str, Statistics | str], study: Study, course: Course, report: Path) -> None:
+    """Write the report of a finished study, whole or not at all.
+
+    Raises
+    ------
+    StudyError
+        It cannot be written.
+    """
+    from datetime import UTC, datetime
+
+    from voxring.report import result_report
+
+    page = result_report(
+        result_document(answer, study),
+        study,
+        rings=course.rings,
+        steps=course.steps,
+        finished=datetime.now(UTC),
+    )
+    write_whole(report, page.encode())
 
 
 def write_whole(out: Path, content: bytes) -> None:

@@ -10,7 +10,15 @@ from typing import Any
 import click
 
 from voxring.cli.batch import batch_options, read_batch, resumable
-from voxring.cli.report import Progress, check_writable, print_table, write_result
+from voxring.cli.report import (
+    Progress,
+    check_writable,
+    print_table,
+    report_option,
+    report_path,
+    write_report,
+    write_result,
+)
 
 
 def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +170,7 @@ def party(
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the result, as JSON.")
+@report_option
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
@@ -175,6 +184,7 @@ def party(
 def research(
     study: Path,
     out: Path,
+    report: Path | None,
     retries: int,
     timeout: float,
     key: Path | None,
@@ -185,13 +195,16 @@ def research(
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.net import PrivateKey
-    from voxring.session import run_researcher
+    from voxring.session import Course, run_researcher
     from voxring.study import load_study
 
     checked = load_study(study)
     private = None if key is None else PrivateKey.read(key)
     check_writable(out)
+    page, course = report_path(out, report), Course()
     with Progress(quiet=quiet) as progress:
+        for party in checked.parties:
+            progress(party, "not connected yet")
         answer, _ = run_researcher(
             checked,
             key=private,
@@ -200,8 +213,12 @@ def research(
             insecure=insecure,
             retries=retries,
             notify=lambda what: progress("researcher", what),
+            # A party of `voxring party` answers for a study alone that its operator has approved.
+            follow=lambda party, what: progress(party, what.replace("takes part", "has approved the study")),
+            course=course,
         )
     write_result(answer, checked, out)
+    write_report(answer, checked, course, page)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
