@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from platform import python_version
 from typing import Any
 
@@ -123,8 +122,7 @@ def _statistics(classes: Mapping[str, Mapping[str, Any]], study: Study) -> Html:
             rows.append((name, "", tag("span", "withheld", class_="withheld"), ""))
             continue
         rows.append((name, f"{one['voxels']:,}", _decimal(one["mean_float"]), _decimal(one["std_float"])))
-        if isfinite(one["mean_float"]) and isfinite(one["std_float"]):
-            drawn.append((name, one["mean_float"], one["std_float"]))
+        drawn.append((name, one["mean_float"], one["std_float"]))
     parts = [table(("class", "voxels n", "mean μ", "sigma σ"), rows, label="Statistics of every class")]
     reasons = [(name, one["withheld"]) for name, one in classes.items() if "withheld" in one]
     if reasons:
@@ -153,9 +151,10 @@ def _figure(picture: Html, caption: str) -> Html:
 
 
 def _classes(document: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> Html:
-    parts = [
-        tag("p", "Each number is a fraction in lowest terms. Open one, and click it to select all of it, to copy it."),
-    ]
+    told = tag(
+        "p", "Each number is a fraction in lowest terms. Open one, and click it to select all of it, to copy it."
+    )
+    parts = []
     for number, (name, one) in enumerate(classes.items()):
         if "withheld" in one:
             continue
@@ -164,21 +163,20 @@ def _classes(document: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any
         counted = tag("p", tag("span", "voxels n ", class_="unit"), f"{one['voxels']:,}")
         more = additive(one["statistics"], document.get("features", ()), name) if one.get("statistics") else ""
         parts.append(tag("section", tag("h3", name, id=heading), counted, *exact, more, aria_labelledby=heading))
-    return join(parts)
+    return join([told, tag("div", *parts, class_="classes")])
 
 
 def _fraction(what: str, numerator: str, denominator: str) -> Html:
-    shown = tag("span", tag("b", what), " ", tag("span", _decimal(_float(numerator, denominator))), class_="value")
+    shown = tag(
+        "span",
+        tag("b", what),
+        " ",
+        tag("span", _decimal(float(Fraction(int(numerator), int(denominator))))),
+        class_="value",
+    )
     # The slash, not a bar: what is copied must be what a calculator takes.
     exact = numerator if denominator == "1" else f"{numerator}/{denominator}"
     return folded(shown, tag("code", exact, class_="exact", tabindex=0, role="region", aria_label=f"{what}, exact"))
-
-
-def _float(numerator: str, denominator: str) -> float:
-    try:
-        return float(Fraction(int(numerator), int(denominator)))
-    except OverflowError:
-        return float("inf")
 
 
 def _decimal(value: float) -> str:

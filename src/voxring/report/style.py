@@ -94,6 +94,7 @@ details>*:not(summary){margin-bottom:.75rem}
  white-space:pre-wrap;max-height:16rem;overflow:auto}
 figure{margin:1rem 0 0;min-width:0}
 figcaption{color:var(--muted);font-size:.85rem;margin-top:.35rem;max-width:46rem}
+.classes{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:0 2.5rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.25rem 2rem;
  align-items:start}
 svg{display:block;width:100%;height:auto;max-width:100%;font-size:12px}
@@ -115,7 +116,7 @@ footer{color:var(--muted);font-size:.85rem;padding-bottom:2rem}
 @media (max-width:40rem){
  header,main,footer{padding-left:1rem;padding-right:1rem}
  .alarm p{padding-left:1rem;padding-right:1rem}
- table.numbers{font-size:.82rem}
+ table.numbers{font-size:.8rem}
  time{white-space:normal}
  section{padding:1rem}
  section section{padding:1rem 0 0}

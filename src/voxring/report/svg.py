@@ -65,7 +65,7 @@ def _arrow_head(x: float, y: float, angle: float) -> Html:
 
 def deviations(rows: Sequence[tuple[str, float, float]], label: str) -> Html:
     """Draw for each (name, mean, sigma) a dot at the mean and a line of one sigma to both sides."""
-    left, right, pitch, top = 150, 16, 24, 8
+    left, right, pitch, top = 190, 16, 24, 8
     low = min(mean - sigma for _, mean, sigma in rows)
     high = max(mean + sigma for _, mean, sigma in rows)
     ticks = _ticks(low, high)
@@ -82,7 +82,7 @@ def deviations(rows: Sequence[tuple[str, float, float]], label: str) -> Html:
     for i, (name, mean, sigma) in enumerate(rows):
         y, x = top + pitch * (i + 0.5), left + (mean - low) * scale
         drawn += [
-            _text(left - 12, y + 4, _cut(name, 20), "end"),
+            _text(left - 12, y + 4, _cut(name, 27), "end"),
             tag("path", d=f"M{x - sigma * scale:.1f} {y:.1f}H{x + sigma * scale:.1f}", class_="line"),
             tag("circle", cx=x, cy=y, r=4, class_="fill"),
         ]
