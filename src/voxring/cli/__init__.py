@@ -14,6 +14,7 @@ _COMMANDS = {
     "ledger": ("ledger", "ledger", "Look at what a party approved, took part in and sent; check that it is whole."),
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
     "relay": ("relay", "relay", "Let members meet who can only dial out."),
+    "report": ("local", "report", "Show a hospital its own images: patient data, for the hospital alone."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "scan": ("scan", "scan", "Make a manifest of a folder's images and ground truths."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),

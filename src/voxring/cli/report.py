@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -119,8 +120,8 @@ def write_report(answer: Mapping[str, Statistics | str], study: Study, course: C
     write_whole(report, page.encode())
 
 
-def write_whole(out: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
+def write_whole(out: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file, whole or not at all; a private one is for its owner alone.
 
     Raises
     ------
@@ -129,10 +130,17 @@ def write_whole(out: Path, content: bytes) -> None:
     """
     partial = out.with_name(f".{out.name}.partial")
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb", opener=_owners_alone if private else None) as file:
+            file.write(content)
         partial.replace(out)
     except OSError as error:
         raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    """Open a file that nobody else can read at any moment, also where one lay there."""
+    Path(path).unlink(missing_ok=True)
+    return os.open(path, flags, 0o600)
 
 
 def check_writable(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reports as single HTML pages: of a finished study, and of a hospital's own images, for the hospital alone."""
+"""Reports as single HTML pages: of a finished study, and (`local`) of a hospital's own images, for it alone."""
 
 from voxring.report.result import result_report
 

@@ -109,6 +109,8 @@ svg.small{max-width:24rem}
 svg.large{max-width:44rem;min-width:34rem}
 img{display:block;width:100%;height:auto;image-rendering:pixelated;background:#000}
 .swatch{display:inline-block;width:.85em;height:.85em;margin-right:.5em;vertical-align:-.05em;overflow:visible}
+.figures+.scroll{margin-top:1.25rem}
+.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;margin:.5rem 0;padding:0}
 .alarm{background:var(--alarm);color:var(--on-alarm);padding:1rem 0;font-size:1.5rem;font-weight:600;line-height:1.3}
 .alarm p{max-width:68rem;margin:0 auto;padding:0 1.5rem}
 .alarm .more{font-size:1rem;font-weight:400;margin-top:.35rem}
