@@ -40,7 +40,7 @@ def local_report(
 ) -> str:
     """Return one HTML page about a hospital's own images: it must not leave the hospital.
 
-    For each image: the plane with the most classes and ground truth, the local means there, and for each class a histogram.
+    For each image: the plane with the most classes and ground truth, the local means there, a histogram of each class.
 
     Parameters
     ----------
@@ -151,13 +151,12 @@ def mean_plane(image: Image, plane: int, study: Study) -> Array:
     window = study.window
     fill = (window.fill - float(image.intercept)) / float(image.slope)
     if image.voxels.ndim == 2:
-        flat: Array = local_mean(image.voxels, window.size, window.border, fill=fill)
-        return flat
+        return local_mean(image.voxels, window.size, window.border, fill=fill)
     reach = window.along(3)[0]
     first = max(plane - reach, 0)
     slab = np.ascontiguousarray(image.voxels[first : plane + reach + 1])
-    means: Array = local_mean(slab, window.size, window.border, fill=fill)
-    return means[plane - first]
+    means: Array = local_mean(slab, window.size, window.border, fill=fill)[plane - first]
+    return means
 
 
 def _grey(plane: Array, slope: Any) -> npt.NDArray[np.uint8]:
