@@ -342,6 +342,19 @@ def test_separate_processes_run_a_study(demo, tmp_path):
     answer, said = research.communicate(timeout=90)
     assert research.returncode == 0, said
     document = json.loads(answer)
+    for name in manifests:
+        told = re.findall(rf"{name}: (.*)", said)
+        assert told[0] == "not connected yet"
+        assert "connected, has approved the study" in told
+        assert "has its totals" in told
+    report = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for words in (
+        document["digest"],
+        "/".join(document["classes"]["tissue"]["mean"]),
+        "Ring 1: researcher → ",
+        "secure sum of sdsum",
+    ):
+        assert words in report
     for party in parties:
         learned, said = party.communicate(timeout=30)
         assert party.returncode == 0, said

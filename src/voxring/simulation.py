@@ -19,7 +19,7 @@ from voxring.totals import LocalTotals, Statistics, pooled
 
 if TYPE_CHECKING:
     from voxring.net import PrivateKey
-    from voxring.session import Heard, View
+    from voxring.session import Course, Heard, View
 
 Notify = Callable[[str, str], None]
 _LOOPBACK = "tcp://127.0.0.1:0"
@@ -35,6 +35,7 @@ class Simulated:
     researcher: View
     parties: dict[str, Heard]
     seconds: float
+    course: Course
 
 
 def simulate(
@@ -80,8 +81,9 @@ def simulate(
     try:
         watcher.start()
         addresses = watcher.addresses()
-        from voxring.session import run_researcher
+        from voxring.session import Course, run_researcher
 
+        course = Course()
         answer, view = run_researcher(
             study,
             peers=addresses,
@@ -90,6 +92,7 @@ def simulate(
             relay="",
             timeout=timeout,
             notify=lambda what: notify(RESEARCHER, what),
+            course=course,
         )
         heard = watcher.outcomes(timeout)
     except PeerError as error:
@@ -97,7 +100,7 @@ def simulate(
         raise error
     finally:
         watcher.stop()
-    return Simulated(study, answer, view, heard, time.monotonic() - start)
+    return Simulated(study, answer, view, heard, time.monotonic() - start, course)
 
 
 def with_parties(study: Study, names: list[str]) -> Study:

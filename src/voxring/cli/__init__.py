@@ -17,6 +17,7 @@ _COMMANDS = {
     "party": ("party", "party", "Approve a study, and take part in it, as one hospital."),
     "preflight": ("preflight", "preflight", "Say what would stop a party, before the study's day."),
     "relay": ("relay", "relay", "Let members meet who can only dial out."),
+    "report": ("local", "report", "Show a hospital its own images: patient data, for the hospital alone."),
     "research": ("run", "research", "Run a study as the researcher and write the result."),
     "scan": ("scan", "scan", "Make a manifest of a folder's images and ground truths."),
     "simulate": ("simulate", "simulate", "Run a whole study on this machine, each party a process of its own."),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_table, write_result
+from voxring.cli.report import check_writable, print_table, report_option, report_path, write_report, write_result
 from voxring.cli.simulate import manifests_of
 from voxring.errors import StudyError
 
@@ -46,6 +46,7 @@ of a hospital that put theirs side by side would learn its value. That is collus
 )
 @click.option("--held-out", type=click.Path(path_type=Path), help="With --data: a manifest of images to be classified.")
 @click.option("--study", type=click.Path(path_type=Path), help="With --data: a study with features and gram = true.")
+@report_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 def demo(
     keep: Path | None,
@@ -55,6 +56,7 @@ def demo(
     manifests: dict[str, Path],
     held_out: Path | None,
     study: Path | None,
+    report: Path | None,
     as_json: bool,
 ) -> int:
     """Three hospitals compute the exact mean and deviation of a real CT's seven tissues, together.
@@ -77,7 +79,7 @@ def demo(
         keep.mkdir(parents=True, exist_ok=True)
     with nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="voxring-demo-") as folder:
         if not train:
-            return _demo(Path(folder), as_json)
+            return _demo(Path(folder), report, as_json)
         from voxring.cli import demo_train
         from voxring.study import load_study
 
@@ -85,9 +87,10 @@ def demo(
         return demo_train.run(Path(folder), classifier, checked, manifests, held_out, plot, as_json)
 
 
-def _demo(folder: Path, as_json: bool) -> int:
+def _demo(folder: Path, report: Path | None, as_json: bool) -> int:
     from voxring import simulation
 
+    page = report_path(folder / "result.json", report)
     start = time.monotonic()
     with Progress() as progress:
         progress("demo", "reading the CT")
@@ -100,6 +103,7 @@ def _demo(folder: Path, as_json: bool) -> int:
         equal = simulation.pooled_totals(study, manifests) == run.answer
         progress("demo", f"done in {time.monotonic() - start:.1f} s")
     write_result(run.answer, run.study, folder / "result.json")
+    write_report(run.answer, run.study, run.course, page)
     if as_json:
         click.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
     else:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
 
 from voxring.errors import StudyError
 from voxring.study import Study
 from voxring.totals import Statistics, result_document
+
+if TYPE_CHECKING:
+    from voxring.session import Course
 
 
 def write_result(
@@ -28,8 +33,60 @@ def write_result(
     write_whole(out, document + b"\n")
 
 
-def write_whole(out: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
+def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option ``--report`` of the commands that write a result."""
+    return click.option(
+        "--report",
+        type=click.Path(path_type=Path),
+        help="Where to write the report, one HTML page for a browser.  [default: beside the result, as .html]",
+    )(command)
+
+
+def report_path(out: Path, report: Path | None) -> Path:
+    """Return where the report goes, and refuse a path that cannot be written before anybody computes for it.
+
+    Raises
+    ------
+    StudyError
+        The folder is missing, or the path is a folder, or that of the result.
+    """
+    report = report or out.with_name(f"{out.name}.html" if out.suffix == ".html" else f"{out.stem}.html")
+    check_writable(report)
+    if report.absolute() == out.absolute():
+        raise StudyError(f"{report}: expected another file for the report than for the result: name one with --report")
+    return report
+
+
+def write_report(
+    answer: Mapping[str, Statistics | str],
+    study: Study,
+    course: Course,
+    report: Path,
+    skipped: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Write the report of a finished study, whole or not at all.
+
+    Raises
+    ------
+    StudyError
+        It cannot be written.
+    """
+    from datetime import UTC, datetime
+
+    from voxring.report import result_report
+
+    page = result_report(
+        result_document(answer, study, skipped),
+        study,
+        rings=course.rings,
+        steps=course.steps,
+        finished=datetime.now(UTC),
+    )
+    write_whole(report, page.encode())
+
+
+def write_whole(out: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file, whole or not at all; a private one is for its owner alone.
 
     Raises
     ------
@@ -38,10 +95,17 @@ def write_whole(out: Path, content: bytes) -> None:
     """
     partial = out.with_name(f".{out.name}.partial")
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb", opener=_owners_alone if private else None) as file:
+            file.write(content)
         partial.replace(out)
     except OSError as error:
         raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    """Open a file that nobody else can read at any moment, also where one lay there."""
+    Path(path).unlink(missing_ok=True)
+    return os.open(path, flags, 0o600)
 
 
 def check_writable(out: Path) -> None:

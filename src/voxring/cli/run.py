@@ -12,7 +12,15 @@ import click
 
 from voxring.cli.batch import batch_options, read_batch, resumable
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_statistics, print_table, write_result
+from voxring.cli.report import (
+    check_writable,
+    print_statistics,
+    print_table,
+    report_option,
+    report_path,
+    write_report,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from voxring.totals import LocalTotals
@@ -186,6 +194,7 @@ def party(
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the result, as JSON.")
+@report_option
 @click.option(
     "--retries",
     type=click.IntRange(min=0),
@@ -199,6 +208,7 @@ def party(
 def research(
     study: Path,
     out: Path,
+    report: Path | None,
     retries: int,
     timeout: float,
     key: Path | None,
@@ -209,13 +219,16 @@ def research(
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.net import PrivateKey
-    from voxring.session import run_researcher
+    from voxring.session import Course, run_researcher
     from voxring.study import load_study
 
     checked = load_study(study)
     private = None if key is None else PrivateKey.read(key)
     check_writable(out)
+    page, course = report_path(out, report), Course()
     with Progress(quiet=quiet, as_json=True) as progress:
+        for party in checked.parties:
+            progress(party, "not connected yet")
         answer, view = run_researcher(
             checked,
             key=private,
@@ -224,9 +237,13 @@ def research(
             insecure=insecure,
             retries=retries,
             notify=lambda what: progress("researcher", what),
+            # A party of `voxring party` answers for a study alone that its operator has approved.
+            follow=lambda party, what: progress(party, what.replace("takes part", "has approved the study")),
+            course=course,
         )
     skipped = {party: n for (what, party), n in view.learned.items() if what == "skipped" and isinstance(n, int)}
     write_result(answer, checked, out, skipped)
+    write_report(answer, checked, course, page, skipped)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:

@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_statistics, print_table, write_result
+from voxring.cli.report import (
+    check_writable,
+    print_statistics,
+    print_table,
+    report_option,
+    report_path,
+    write_report,
+    write_result,
+)
 
 
 def manifests_of(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
@@ -35,6 +43,7 @@ def manifests_of(context: click.Context, parameter: click.Parameter, given: tupl
     help="A party and its manifest; at least three.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the result, as JSON.")
+@report_option
 @click.option("--pooled", is_flag=True, help="Also compute the answer in the open and say whether they are equal.")
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Seconds of silence allowed."
@@ -42,7 +51,14 @@ def manifests_of(context: click.Context, parameter: click.Parameter, given: tupl
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def simulate(
-    study: Path, manifests: dict[str, Path], out: Path, pooled: bool, timeout: float, as_json: bool, quiet: bool
+    study: Path,
+    manifests: dict[str, Path],
+    out: Path,
+    report: Path | None,
+    pooled: bool,
+    timeout: float,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run the study file STUDY with every party as a process of its own, over real sockets on 127.0.0.1.
 
@@ -53,6 +69,7 @@ def simulate(
 
     checked = simulation.with_parties(load_study(study), list(manifests))
     check_writable(out)
+    page = report_path(out, report)
     with Progress(quiet=quiet, as_json=True) as progress:
         run = simulation.simulate(checked, manifests, timeout=timeout, notify=progress)
         equal = None
@@ -61,6 +78,7 @@ def simulate(
             equal = simulation.pooled_totals(checked, manifests) == run.answer
             progress("pooled", "done")
     write_result(run.answer, checked, out)
+    write_report(run.answer, checked, run.course, page)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
 
 from voxring.errors import PeerError, ProtocolError, RemoteProtocolError
 from voxring.net import Asking, Network, PrivateKey
 from voxring.ring.chunks import ChunkMaster
-from voxring.ring.order import RESEARCHER
+from voxring.ring.order import RESEARCHER, Ring
 from voxring.ring.views import View
 from voxring.session.as_party import LATER, TICK, grace
 from voxring.session.chunked import doors_of, leading, sealed_by
@@ -21,6 +23,22 @@ from voxring.study import Study
 from voxring.totals import Statistics
 
 ABORT_SECONDS = 1.0  # for telling a party that the session has ended; it may be gone itself
+
+
+_STANDING = {
+    "connected": "connected, takes part",
+    "computing": "computing its totals",
+    "ready": "has its totals",
+}
+"""What a party is heard to be at, where that is worth telling; the sums themselves are told as news."""
+
+
+@dataclass
+class Course:
+    """How a run went, for reports: the rings, and how long each step of the session took, in seconds."""
+
+    rings: tuple[Ring, ...] = ()
+    steps: list[tuple[str, float]] = field(default_factory=list)
 
 
 def run_researcher(
@@ -34,6 +52,8 @@ def run_researcher(
     insecure: bool = False,
     retries: int = 0,
     notify: Callable[[str], None] = lambda what: None,
+    follow: Callable[[str, str], None] = lambda party, what: None,
+    course: Course | None = None,
 ) -> tuple[dict[str, Statistics | str], View]:
     """Run a study as its researcher: greet the parties, start the secure sums, work out the answer.
 
@@ -60,6 +80,10 @@ def run_researcher(
         How many sessions may follow one that failed.
     notify : callable
         Gets the phases in plain words, in this thread.
+    follow : callable
+        Gets (party, what it is at) whenever that changes, in this thread.
+    course : Course, optional
+        Filled while the study runs; after a session that failed, with what the last one did.
 
     Returns
     -------
@@ -90,7 +114,12 @@ def run_researcher(
                 for name in study.parties:
                     link = network.link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
                     links.append(stack.enter_context(closing(link)))
-                _Process(machine, links, where, timeout, notify, last=not retries).run()
+                process = _Process(machine, links, where, timeout, notify, follow, last=not retries)
+                try:
+                    process.run()
+                finally:
+                    if course is not None:
+                        course.rings, course.steps = process.rings, process.steps
         except (PeerError, RemoteProtocolError) as error:
             if not retries or not machine.may_start_over:
                 raise
@@ -111,17 +140,26 @@ class _Process:
         where: Mapping[str, str],
         timeout: float,
         notify: Callable[[str], None],
+        follow: Callable[[str, str], None],
         *,
         last: bool,
     ) -> None:
-        self.machine, self.links, self.timeout, self.notify, self.last = machine, links, timeout, notify, last
-        self.where = where
+        self.machine, self.links, self.timeout, self.last = machine, links, timeout, last
+        self.where, self.notify, self.follow = where, notify, follow
+        self.steps: list[tuple[str, float]] = []
+        self._step, self._since = machine.step, time.monotonic()
+        self._told: dict[str, str] = {}
         self.changed = threading.Condition()
         self.heartbeat = min(1.0, timeout / 4)
         self.ended: str | None = None
         """Why the session has ended early, for the parties."""
         self.again = False
         """Whether another session follows, so that the parties are not told to end."""
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """The rings, if the coin was drawn."""
+        return () if self.machine.plan.coin is None else self.machine.plan.rings
 
     def run(self) -> None:
         """Run until the machine is done.
@@ -177,6 +215,11 @@ class _Process:
         with self.changed:
             news = list(self.machine.news)
             self.machine.news.clear()
+            standing = dict(self.machine.standing)
+        for party, state in standing.items():
+            if self._told.get(party) != state and state in _STANDING:
+                self.follow(party, _STANDING[state])
+        self._told = standing
         for what in news:
             self.notify(what)
 
@@ -196,16 +239,25 @@ class _Process:
                 answer = link.ask(question, self.timeout)
                 with self.changed:
                     self.machine.take(link.peer, answer)
+                    self._note_step()
                     self.changed.notify_all()
         except PeerError:
             with self.changed:
                 goes_on = self.ended is not None or self.machine.lost(link.peer)
+                self._note_step()
                 self.changed.notify_all()
             if not goes_on:
                 raise
         if self.ended is not None and not self.again:
             with suppress(PeerError):
                 link.ask(self.machine.abort(link.peer, self.ended), ABORT_SECONDS)
+
+    def _note_step(self) -> None:
+        """Note how long a step took that has just ended."""
+        if self.machine.step != self._step:
+            now = time.monotonic()
+            self.steps.append((self._step, now - self._since))
+            self._step, self._since = self.machine.step, now
 
     @property
     def _over(self) -> bool:

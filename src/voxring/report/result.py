@@ -1,0 +1,273 @@
+"""The report of a finished study: what its researcher learned, and what everybody agreed to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Any
+
+from voxring.report import svg
+from voxring.report.additive import additive
+from voxring.report.markup import Html, facts, folded, join, table, tag
+from voxring.report.page import Section, page
+from voxring.ring.message import VERSION
+from voxring.ring.order import RESEARCHER, Ring
+from voxring.ring.sheet import sheet
+from voxring.study import Study
+
+_EXACT = (
+    ("sum", "sum of local means"),
+    ("mean", "global mean μ"),
+    ("sdsum", "sdsum Σ(x − μ)²"),
+    ("variance", "variance σ²"),
+)
+_STEPS = {
+    "gathering": "asking to start over",
+    "greeting": "greeting the parties",
+    "committing": "coin: commitments",
+    "opening": "coin: openings",
+    "computing": "parties compute their totals",
+    "voxels": "secure sum of n",
+    "releasing": "release of n",
+    "sum": "secure sum of local means",
+    "averaging": "release of μ",
+    "sdsum": "secure sum of sdsum",
+    "statistics": "secure sum of the statistics",
+    "closing": "end",
+}
+_PACKAGES = ("voxring", "cryptography", "msgspec", "numba", "numpy", "pynng", "pyopenssl")
+
+
+def result_report(
+    document: Mapping[str, Any],
+    study: Study,
+    *,
+    rings: Sequence[Ring] = (),
+    steps: Sequence[tuple[str, float]] = (),
+    finished: datetime | None = None,
+) -> str:
+    """Return the report of a finished study as one HTML page.
+
+    Parameters
+    ----------
+    document : mapping
+        What stands in the result file: `voxring.totals.result_document`.
+    study : Study
+        The study that ran.
+    rings : sequence of Ring
+        Those of the study, when they are known.
+    steps : sequence of (name, seconds)
+        How long each step of the session took.
+    finished : datetime, optional
+        When the session ended.
+
+    Examples
+    --------
+    >>> study = Study.of(name="liver", classes={"lesion": 1}, party=[{"name": n} for n in "abc"])
+    >>> document = {"study": "liver", "digest": study.digest, "parties": 3, "classes": {"lesion": {"withheld": "few"}}}
+    >>> "<h1>liver</h1>" in result_report(document, study)
+    True
+    """
+    classes: Mapping[str, Mapping[str, Any]] = document["classes"]
+    sections = [
+        Section("statistics", "Statistics", _statistics(classes, study)),
+        Section("classes", "Exact numbers", _classes(document, classes)),
+        Section("rings", "Rings", _rings(rings, study)),
+        *_disclosure(study),
+        *([Section("time", "Time", _times(steps))] if steps else []),
+        Section("study", "Study and versions", _study(study)),
+    ]
+    return page(
+        kind="Result of a voxring study",
+        title=str(document["study"]),
+        head=_head(document, classes, steps, finished),
+        sections=sections,
+        foot="This page holds what the researcher learned, and no hospital's own number. It needs no network.",
+    )
+
+
+def _head(
+    document: Mapping[str, Any],
+    classes: Mapping[str, Mapping[str, Any]],
+    steps: Sequence[tuple[str, float]],
+    finished: datetime | None,
+) -> Html:
+    released = [one for one in classes.values() if "withheld" not in one]
+    told: list[tuple[object, object]] = [
+        ("parties", document["parties"]),
+        ("classes released", f"{len(released)} of {len(classes)}"),
+        ("voxels, all classes", f"{sum(one['voxels'] for one in released):,}"),
+    ]
+    if finished is not None:
+        told.append(
+            (
+                "finished",
+                tag("time", f"{finished:%Y-%m-%d %H:%M} {finished.tzname() or ''}", datetime=finished.isoformat()),
+            )
+        )
+    if steps:
+        told.append(("session", f"{sum(seconds for _, seconds in steps):.1f} s"))
+    digest = tag("p", tag("span", "study digest ", class_="unit"), tag("code", document["digest"]))
+    return join([facts(told), digest])
+
+
+def _statistics(classes: Mapping[str, Mapping[str, Any]], study: Study) -> Html:
+    rows: list[Sequence[object]] = []
+    drawn = []
+    for name, one in classes.items():
+        if "withheld" in one:
+            rows.append((name, "", tag("span", "withheld", class_="withheld"), ""))
+            continue
+        rows.append((name, f"{one['voxels']:,}", _decimal(one["mean_float"]), _decimal(one["std_float"])))
+        drawn.append((name, one["mean_float"], one["std_float"]))
+    parts = [table(("class", "voxels n", "mean μ", "sigma σ"), rows, label="Statistics of every class")]
+    reasons = [(name, one["withheld"]) for name, one in classes.items() if "withheld" in one]
+    if reasons:
+        parts.append(tag("h3", "Withheld"))
+        parts.append(table(("class", "reason"), reasons, label="Withheld classes", numbers=False))
+    if drawn:
+        picture = svg.deviations(drawn, "Mean of each class, with one standard deviation to both sides")
+        caption = "Mean μ of each class; the line reaches one standard deviation σ to both sides."
+        parts.append(_figure(picture, caption))
+    parts.append(
+        tag(
+            "p",
+            f"μ is the mean of the local means, over a window of {_window(study)}; σ is the square root of "
+            "sdsum / (n − 1). Both are rounded here alone: the exact numbers follow.",
+            class_="unit",
+        )
+    )
+    return join(parts)
+
+
+def _figure(picture: Html, caption: str) -> Html:
+    box = tag(
+        "div", picture, class_="scroll", tabindex=0, role="region", aria_label=f"{caption.partition(';')[0]}, diagram"
+    )
+    return tag("figure", box, tag("figcaption", caption))
+
+
+def _classes(document: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> Html:
+    told = tag(
+        "p", "Each number is a fraction in lowest terms. Open one, and click it to select all of it, to copy it."
+    )
+    parts = []
+    for number, (name, one) in enumerate(classes.items()):
+        if "withheld" in one:
+            continue
+        heading = f"class-{number}"
+        exact = [_fraction(what, *one[key]) for key, what in _EXACT]
+        counted = tag("p", tag("span", "voxels n ", class_="unit"), f"{one['voxels']:,}")
+        more = additive(one["statistics"], document.get("features", ()), name) if one.get("statistics") else ""
+        parts.append(tag("section", tag("h3", name, id=heading), counted, *exact, more, aria_labelledby=heading))
+    return join([told, tag("div", *parts, class_="classes")])
+
+
+def _fraction(what: str, numerator: str, denominator: str) -> Html:
+    shown = tag(
+        "span",
+        tag("b", what),
+        " ",
+        tag("span", _decimal(float(Fraction(int(numerator), int(denominator))))),
+        class_="value",
+    )
+    # The slash, not a bar: what is copied must be what a calculator takes.
+    exact = numerator if denominator == "1" else f"{numerator}/{denominator}"
+    return folded(shown, tag("code", exact, class_="exact", tabindex=0, role="region", aria_label=f"{what}, exact"))
+
+
+def _decimal(value: float) -> str:
+    """Six decimals, so that a column lines up; where they would say nothing, as many digits as there are to say."""
+    small = value != 0 and abs(value) < 1e-3
+    return (f"{value:.6g}" if small or abs(value) >= 1e15 else f"{value:,.6f}").replace("-", "−")
+
+
+def _rings(rings: Sequence[Ring], study: Study) -> Html:
+    parts = [
+        tag(
+            "p",
+            "Shares go round a ring from its master, the researcher, in the way of the arrows, and back. R is the "
+            "researcher. Who stands where follows from the coin that the parties drew together.",
+        )
+    ]
+    if not rings:
+        return join([*parts, tag("p", "The rings of this session are not known here.")])
+    numbers = {name: number for number, name in enumerate(study.parties, 1)}
+    figures = []
+    for number, ring in enumerate(rings, 1):
+        said = " → ".join([*ring.members, RESEARCHER])
+        label = f"Ring {number} of {len(rings)}: {said}"
+        drawn = svg.ring(ring.members, [numbers.get(name, 0) for name in ring.members], label)
+        figures.append(tag("figure", drawn, tag("figcaption", f"Ring {number}: {said}")))
+    if len(study.parties) > svg.MOST_NAMES:
+        rows = [(number, name) for name, number in numbers.items()]
+        parts.append(table(("number", "party"), rows, label="Numbers of the parties", numbers=False))
+    return join([*parts, tag("div", *figures, class_="figures")])
+
+
+def _disclosure(study: Study) -> Iterator[Section]:
+    parts = []
+    for section in sheet(study).sections:
+        parts.append(tag("h3", section.title))
+        parts += [tag("p", sentence) for sentence in section.sentences]
+        if section.head:
+            parts.append(
+                table(section.head, section.rows, label=section.title, numbers=False, wide=len(section.head) > 3)
+            )
+    yield Section("disclosure", "Disclosure sheet", join(parts))
+
+
+def _times(steps: Sequence[tuple[str, float]]) -> Html:
+    steps = [(_STEPS.get(step, step), seconds) for step, seconds in steps]
+    parts = [_figure(svg.times(steps, "Time of each step of the session"), "Each step, one after the other.")]
+    parts.append(
+        folded(
+            "as a table",
+            table(
+                ("step", "seconds"), [(what, f"{seconds:.3f}") for what, seconds in steps], label="Time of each step"
+            ),
+        )
+    )
+    return join(parts)
+
+
+def _study(study: Study) -> Html:
+    privacy = study.privacy
+    agreed = [
+        ("window", _window(study)),
+        ("border", study.window.border),
+        ("standardisation", study.standardise.method),
+        ("least voxels of a class", f"{privacy.min_voxels:,}"),
+        ("least patients of a class", f"{privacy.min_patients:,}"),
+        ("collusion threshold", privacy.collusion),
+    ]
+    parties = [(party.name, party.address or "not in the study") for party in study.party]
+    labels = [(name, label) for name, label in study.classes.items()]
+    software = [*_versions(), ("Python", python_version()), ("protocol", VERSION)]
+    return join(
+        [
+            facts(agreed),
+            tag("h3", "Parties"),
+            table(("party", "address"), parties, label="Parties", numbers=False),
+            tag("h3", "Classes"),
+            table(("class", "label"), labels, label="Classes and their labels", numbers=False),
+            tag("h3", "Versions, at the researcher"),
+            table(("software", "version"), software, label="Versions", numbers=False),
+        ]
+    )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _window(study: Study) -> str:
+    size = study.window.size
+    return f"{size} voxels along every axis" if isinstance(size, int) else f"{' × '.join(map(str, size))} voxels"
