@@ -127,7 +127,7 @@ def test_maps_are_exact_up_to_the_widths_that_are_allowed(kinds, largest, window
             assert {q: int(array[q]) for q in made} == made, feature.label
 
 
-@pytest.mark.parametrize("base", [2**31 - 10, 10 - 2**31, 2**15 - 10, 10 - 2**15])
+@pytest.mark.parametrize("base", [2**31 - 10, 10 - 2**31, 1_234_567_891, 2**15 - 10])
 def test_a_small_spread_on_a_large_base_loses_nothing(base):
     """Of numbers of 100 bits and more, all but a few cancel."""
     integers = base + np.random.default_rng(9).integers(-9, 10, (3, 4, 5))
