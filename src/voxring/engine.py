@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -81,12 +81,47 @@ def local_totals(
     >>> totals["lesion"].voxels, totals["lesion"].sum == 5 * study.denominator
     (1, True)
     """
-    on_gpu = takes_gpu(device)
     named = labels if labels is not None else _label_values(study)
     check_shapes(image, ground_truth)
+    image, *scale = _on_integers(image, Fraction(slope), Fraction(intercept), study)
+    scaling = _scaling((image,), *scale, study)
+    return _totals(image, ground_truth, study, scaling, named, device, threads)
+
+
+def part_totals(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    scaling: Scaling,
+    *,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
+    labels: Mapping[str, int],
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> LocalTotals:
+    """Reduce a part of an image, as `local_totals` does a whole one, by the scaling of all its voxels (`scaling_of`).
+
+    Parameters and errors as for `local_totals`. What lies past the part is taken for what lies past the image, so it
+    must hold all that windows over its ground truth `reach`.
+    """
+    check_shapes(image, ground_truth)
+    image, *_ = _on_integers(image, Fraction(slope), Fraction(intercept), study)
+    return _totals(image, ground_truth, study, scaling, labels, device, threads)
+
+
+def _totals(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    scaling: Scaling,
+    named: Mapping[str, int],
+    device: Device,
+    threads: int | None,
+) -> LocalTotals:
+    on_gpu = takes_gpu(device)
     window = study.window.along(image.ndim)
-    voxels, mapping = _standardised(image, Fraction(slope), Fraction(intercept), study)
-    a, b = mapping
+    voxels, (a, b) = _standardised(image, scaling)
     if device == "auto" and voxels.dtype.itemsize == 8:  # standardised beyond 32 bits: the GPU has no kernels for it
         on_gpu = False
     reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)
@@ -135,7 +170,7 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
-    everything = _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
+    everything = depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
@@ -145,12 +180,18 @@ def planes_needed(
             return 0, planes
         if here is not None:
             first, stop = (min(first, here[0]), max(stop, here[1])) if stop else here
-    if not stop:
-        return 0, 0
+    return reach(first, stop, planes, size) if stop else (0, 0)
+
+
+def reach(first: int, stop: int, length: int, size: int) -> tuple[int, int]:
+    """Return which part of an axis the windows at ``first`` to ``stop`` read, whatever the border, as (start, stop).
+
+    That part alone gives these places the sums, and the counts of what is inside, that the whole axis gives them.
+    """
     low, high = first - size // 2, stop - 1 - size // 2 + size
     if low < 0:  # `mirror` reads plane k for -k, which may lie one plane past an even window
         high = max(high, size // 2 + 1)
-    return max(low, 0), min(high, planes)
+    return max(low, 0), min(high, length)
 
 
 def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:
@@ -175,7 +216,7 @@ def _holds(dtype: np.dtype[Any], value: int) -> bool:
     return int(info.min) <= value <= int(info.max)
 
 
-def _depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+def depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
     """Whether the totals, or whether there is an error, may depend on voxels that no window reaches."""
     if dtype.kind == "f" or dtype.itemsize > 2:
         return True
@@ -291,33 +332,69 @@ def _class_totals(reduction: Reduction, a: int, b: int, window: tuple[int, int, 
     )
 
 
-def _standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, tuple[int, int]]:
-    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
-    shift = 0
-    if image.dtype.kind == "f":
-        image, slope, intercept = on_grid(image, slope, intercept, study)
-        shift = fixedpoint.FLOAT_SHIFT
+class Scaling(NamedTuple):
+    """How the stored integers of an image become standardised ones."""
+
+    mapping: AffineMap
+    single: tuple[int, int] | None  # (a, b) where one piece of the map holds the whole image
+    stored: tuple[int, int]  # no stored integer lies outside
+    standardised: tuple[int, int]
+
+
+def scaling_of(
+    parts: Iterable[Array], dtype: np.dtype[Any], study: Study, *, slope: float | Fraction, intercept: float | Fraction
+) -> Scaling:
+    """Return the scaling of an image that is seen in parts, each voxel once; ``dtype`` is that of all its parts.
+
+    Raises
+    ------
+    ImageError
+        As `local_totals`, or more distinct intensities than can be counted.
+    """
+    of = (Fraction(slope), Fraction(intercept), study)
+    _, *scale = _on_integers(np.zeros(0, dtype), *of)
+    return _scaling((_on_integers(part, *of)[0] for part in parts), *scale, study)
+
+
+def _on_integers(
+    image: Array, slope: Fraction, intercept: Fraction, study: Study
+) -> tuple[Array, Fraction, Fraction, int]:
+    """Stored integers, their slope and intercept, and the shift that a float image's grid brings."""
+    if image.dtype.kind != "f":
+        return image, slope, intercept, 0
+    return *on_grid(image, slope, intercept, study), fixedpoint.FLOAT_SHIFT
+
+
+def _scaling(parts: Iterable[Array], slope: Fraction, intercept: Fraction, shift: int, study: Study) -> Scaling:
     if slope == 0:
         raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
     try:
-        counted = _Counted.of(image) if study.standardise.method in _OF_ALL_VOXELS else None
+        counted = _Counted.of(parts) if study.standardise.method in _OF_ALL_VOXELS else None
         if counted is not None:
             low, high = int(counted.values[0]), int(counted.values[-1])
         else:
-            low, high = _range(image, slope, intercept, study)
+            low, high = _range(parts, slope, intercept, study)
         mapping = _mapping(counted, slope, intercept, study, shift)
         least, largest = mapping.ends(low, high)
         single = mapping.single(low, high)
-        limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
-        if least < -limit or largest > limit:
-            raise ImageError(
-                f"standardised values run from {least / study.unit:.6g} to {largest / study.unit:.6g}, "
-                f"the study allows {limit / study.unit:.6g} either way: "
-                "use a larger bounds.intensity, fewer fraction_bits or another method"
-            )
-        if single is not None:
-            return _narrowed(image, low, high), single
-        return mapping.apply(image).astype(_narrowest(least, largest)), (1, 0)
+    except (ValueError, OverflowError) as error:
+        raise ImageError(str(error)) from None
+    limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
+    if least < -limit or largest > limit:
+        raise ImageError(
+            f"standardised values run from {least / study.unit:.6g} to {largest / study.unit:.6g}, "
+            f"the study allows {limit / study.unit:.6g} either way: "
+            "use a larger bounds.intensity, fewer fraction_bits or another method"
+        )
+    return Scaling(mapping, single, (low, high), (least, largest))
+
+
+def _standardised(image: Array, scaling: Scaling) -> tuple[Array, tuple[int, int]]:
+    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+    if scaling.single is not None:
+        return _narrowed(image, *scaling.stored), scaling.single
+    try:
+        return scaling.mapping.apply(image).astype(_narrowest(*scaling.standardised)), (1, 0)
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
 
@@ -336,12 +413,16 @@ def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) ->
     return integers, Fraction(1, study.unit), Fraction(0)
 
 
-def _range(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
+def _range(parts: Iterable[Array], slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
     """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
-    if study.standardise.method == "none" and image.dtype.itemsize <= 2 and _fits(image.dtype, slope, intercept, study):
-        info = np.iinfo(image.dtype)
-        return int(info.min), int(info.max)
-    return int(image.min()), int(image.max())
+    low, high = [], []
+    for part in parts:
+        if study.standardise.method == "none" and part.dtype.itemsize <= 2 and _fits(part.dtype, slope, intercept, study):
+            info = np.iinfo(part.dtype)
+            return int(info.min), int(info.max)
+        low.append(int(part.min()))
+        high.append(int(part.max()))
+    return min(low), max(high)
 
 
 def _fits(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
@@ -368,6 +449,7 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
 
 
 _OF_ALL_VOXELS = ("zscore", "percentile", "nyul")
+_DISTINCT = 1 << 24  # intensities that are counted of an image in parts: 16 bytes each, some times over
 
 
 def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
@@ -404,7 +486,18 @@ class _Counted:
         self.values, self.counts = values, counts
 
     @classmethod
-    def of(cls, image: Array) -> _Counted:
+    def of(cls, parts: Iterable[Array]) -> _Counted:
+        """Count an image that comes in parts."""
+        counted: _Counted | None = None
+        for part in parts:
+            here = cls._of_one(part)
+            counted = here if counted is None else counted._with(here)
+        if counted is None:
+            raise ValueError("expected at least one voxel, got none")
+        return counted
+
+    @classmethod
+    def _of_one(cls, image: Array) -> _Counted:
         if image.dtype.itemsize > 2:
             values, counts = np.unique(image, return_counts=True)
             return cls(values.astype(np.int64), counts.astype(np.int64))
@@ -414,6 +507,17 @@ class _Counted:
         counts = histogram(image)
         present = np.flatnonzero(counts)
         return cls(present + low, counts[present])
+
+    def _with(self, other: _Counted) -> _Counted:
+        values, places = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)
+        if values.size > _DISTINCT:
+            raise ValueError(
+                f"more than {_DISTINCT} distinct intensities in an image too large to be held whole: "
+                "convert it to 16 bits, or use standardise.method rescale or none"
+            )
+        counts = np.zeros(values.size, np.int64)
+        np.add.at(counts, places, np.concatenate((self.counts, other.counts)))
+        return _Counted(values, counts)
 
     def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
         """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""
