@@ -83,8 +83,8 @@ def local_totals(
     """
     named = labels if labels is not None else _label_values(study)
     check_shapes(image, ground_truth)
-    image, *scale = _on_integers(image, Fraction(slope), Fraction(intercept), study)
-    scaling = _scaling((image,), *scale, study)
+    image, scale = _on_integers(image, Fraction(slope), Fraction(intercept), study)
+    scaling = _scaling((image,), scale, study)
     return _totals(image, ground_truth, study, scaling, named, device, threads)
 
 
@@ -106,7 +106,7 @@ def part_totals(
     must hold all that windows over its ground truth `reach`.
     """
     check_shapes(image, ground_truth)
-    image, *_ = _on_integers(image, Fraction(slope), Fraction(intercept), study)
+    image, _ = _on_integers(image, Fraction(slope), Fraction(intercept), study)
     return _totals(image, ground_truth, study, scaling, labels, device, threads)
 
 
@@ -352,20 +352,23 @@ def scaling_of(
         As `local_totals`, or more distinct intensities than can be counted.
     """
     of = (Fraction(slope), Fraction(intercept), study)
-    _, *scale = _on_integers(np.zeros(0, dtype), *of)
-    return _scaling((_on_integers(part, *of)[0] for part in parts), *scale, study)
+    _, scale = _on_integers(np.zeros(0, dtype), *of)
+    return _scaling((_on_integers(part, *of)[0] for part in parts), scale, study)
 
 
-def _on_integers(
-    image: Array, slope: Fraction, intercept: Fraction, study: Study
-) -> tuple[Array, Fraction, Fraction, int]:
-    """Stored integers, their slope and intercept, and the shift that a float image's grid brings."""
+_Scale = tuple[Fraction, Fraction, int]
+"""Slope and intercept of stored integers, and the shift that the grid of a float image brings."""
+
+
+def _on_integers(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, _Scale]:
     if image.dtype.kind != "f":
-        return image, slope, intercept, 0
-    return *on_grid(image, slope, intercept, study), fixedpoint.FLOAT_SHIFT
+        return image, (slope, intercept, 0)
+    image, slope, intercept = on_grid(image, slope, intercept, study)
+    return image, (slope, intercept, fixedpoint.FLOAT_SHIFT)
 
 
-def _scaling(parts: Iterable[Array], slope: Fraction, intercept: Fraction, shift: int, study: Study) -> Scaling:
+def _scaling(parts: Iterable[Array], scale: _Scale, study: Study) -> Scaling:
+    slope, intercept, shift = scale
     if slope == 0:
         raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
     try:
@@ -417,7 +420,11 @@ def _range(parts: Iterable[Array], slope: Fraction, intercept: Fraction, study: 
     """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
     low, high = [], []
     for part in parts:
-        if study.standardise.method == "none" and part.dtype.itemsize <= 2 and _fits(part.dtype, slope, intercept, study):
+        if (
+            study.standardise.method == "none"
+            and part.dtype.itemsize <= 2
+            and _fits(part.dtype, slope, intercept, study)
+        ):
             info = np.iinfo(part.dtype)
             return int(info.min), int(info.max)
         low.append(int(part.min()))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images.room import empty
-from voxring.images.source import Source, identify
+from voxring.images.source import Source, Span, identify
 
 # The most bytes that one compressed byte can become: deflate's longest match codes 258 bytes in 2 bits; a block of
 # bzip2 holds 900,000 symbols, each run of 5 of which stands for up to 259 bytes, in some 40 bytes.
@@ -111,6 +111,16 @@ class Mapped:
         except (ValueError, OverflowError) as error:  # shorter by now, or beyond what this machine can address
             raise ImageError(f"{self.path}: cannot be mapped ({error}): copy it again from its source") from error
         return voxels, Source(self.path, self.identity, ((start, start + length),))
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Voxels are read one by one."""
+        return 1, 1
+
+    def read_block(self, rows: Span, columns: Span) -> tuple[NDArray[np.generic], Source]:
+        """Return part of a 2D image, and where its rows stand."""
+        voxels, source = self.read(*rows)
+        return voxels[:, slice(*columns)], source
 
 
 class Packed:
