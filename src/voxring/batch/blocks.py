@@ -22,20 +22,16 @@ import numpy.typing as npt
 
 from voxring.engine import Device, Scaling, depends_on_all, local_totals, part_totals, reach, scaling_of
 from voxring.errors import ImageError
-from voxring.images import GroundTruthFile, ImageFile, Source, Span, together
+from voxring.images import GroundTruthFile, ImageFile, Rectangle, Source, Span, rectangles, together
 from voxring.study import Study
 from voxring.totals import LocalTotals
 
 Array = npt.NDArray[Any]
-Block = tuple[Span, Span]
-
-SIDE = 4096
-"""Rows and columns of a block. Blocks of an image whose strips are as wide as it have as many voxels."""
 
 
 def pays(image: ImageFile, ground_truth: GroundTruthFile) -> bool:
     """Whether the two are large, and can be read in blocks."""
-    return image.block is not None and ground_truth.block is not None and prod(image.grid.shape) > SIDE * SIDE
+    return image.block is not None and ground_truth.block is not None and prod(image.grid.shape) > rectangles.SIDE**2
 
 
 def totals_in_blocks(
@@ -61,7 +57,7 @@ def totals_in_blocks(
     scaling: Scaling | None = None
     totals = LocalTotals()
     seen, truth_seen = _Seen(image.read(0, 0).sources), _Seen(())
-    for block in _blocks((rows, columns), image.block or (1, 1), ground_truth.block or (1, 1)):
+    for block in rectangles.rectangles((rows, columns), image.block or (1, 1), ground_truth.block or (1, 1)):
         truth, sources = ground_truth.read_block(*block)
         truth_seen.add(sources)
         box = _labelled(truth, labels.values())
@@ -100,7 +96,7 @@ def totals_in_blocks(
                     threads=threads,
                 )
         except ImageError as error:
-            raise ImageError(f"{Path(image.name).name}: {error}") from error
+            raise _named(image, error) from error
     one = {name: replace(totals[name], patients=int(totals[name].voxels > 0)) for name in study.classes}
     return LocalTotals(one), seen.sources, truth_seen.sources
 
@@ -115,28 +111,25 @@ class _Seen:
         self.sources = together((*self.sources, *sources))
 
 
-def _blocks(shape: tuple[int, ...], *units: tuple[int, int]) -> Iterator[Block]:
-    """Rectangles that cover a 2D image, each of whole tiles or strips, save at its end, of those with the largest."""
-    rows, columns = shape
-    high, wide = (max(unit) for unit in zip(*units, strict=True))
-    across = columns if 2 * wide > columns else -(-SIDE // wide) * wide
-    down = max(SIDE * SIDE // min(across, columns) // high, 1) * high
-    for top in range(0, rows, down):
-        for left in range(0, columns, across):
-            yield (top, min(top + down, rows)), (left, min(left + across, columns))
-
-
 def _scaling(image: ImageFile, study: Study, seen: _Seen) -> Scaling:
     def parts() -> Iterator[Array]:
-        for block in _blocks(image.grid.shape, image.block or (1, 1)):
+        for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1)):
             read = image.read_block(*block)
             seen.add(read.sources)
             yield read.voxels
 
-    return scaling_of(parts(), image.dtype, study, slope=image.slope, intercept=image.intercept)
+    try:
+        return scaling_of(parts(), image.dtype, study, slope=image.slope, intercept=image.intercept)
+    except ImageError as error:
+        raise _named(image, error) from error
 
 
-def _labelled(truth: Array, labels: Iterable[int]) -> Block | None:
+def _named(image: ImageFile, error: ImageError) -> ImageError:
+    """What a reader says has the file's name, what the engine says has not."""
+    return error if str(error).startswith(image.name) else ImageError(f"{Path(image.name).name}: {error}")
+
+
+def _labelled(truth: Array, labels: Iterable[int]) -> Rectangle | None:
     """The rectangle with all labels, or None where there are none."""
     info = np.iinfo(truth.dtype)
     present = np.zeros(truth.shape, np.bool_)
@@ -154,7 +147,7 @@ def _moved(span: Span, by: int) -> Span:
     return span[0] + by, span[1] + by
 
 
-def _alone(truth: Array, box: Block, part: Block, labels: Iterable[int]) -> Array:
+def _alone(truth: Array, box: Rectangle, part: Rectangle, labels: Iterable[int]) -> Array:
     """The label map of a part of the image in which only a box, whose labels are given, has any."""
     labels = set(labels)
     none = next(value for value in range(len(labels) + 1) if value not in labels)

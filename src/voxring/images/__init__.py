@@ -12,9 +12,11 @@ import os
 from pathlib import Path
 
 from voxring.errors import ImageError
+from voxring.images import rectangles
 from voxring.images.image import Grid, GroundTruth, Image, Segment
+from voxring.images.rectangles import Rectangle, Span
 from voxring.images.room import Room
-from voxring.images.source import Identity, Source, Span, identify, together
+from voxring.images.source import Identity, Source, identify, together
 from voxring.images.stored import GroundTruthFile, ImageFile, Stored, as_image_file, readable
 from voxring.study import Colour
 
@@ -24,6 +26,7 @@ __all__ = [
     "GroundTruthFile",
     "Image",
     "ImageFile",
+    "Rectangle",
     "Room",
     "Segment",
     "Source",
@@ -34,6 +37,7 @@ __all__ = [
     "open_image",
     "read_ground_truth",
     "read_image",
+    "rectangles",
     "together",
 ]
 

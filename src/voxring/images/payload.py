@@ -12,8 +12,9 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
+from voxring.images.rectangles import Span
 from voxring.images.room import empty
-from voxring.images.source import Source, Span, identify
+from voxring.images.source import Source, identify
 
 # The most bytes that one compressed byte can become: deflate's longest match codes 258 bytes in 2 bits; a block of
 # bzip2 holds 900,000 symbols, each run of 5 of which stands for up to 259 bytes, in some 40 bytes.
@@ -111,6 +112,11 @@ class Mapped:
         except (ValueError, OverflowError) as error:  # shorter by now, or beyond what this machine can address
             raise ImageError(f"{self.path}: cannot be mapped ({error}): copy it again from its source") from error
         return voxels, Source(self.path, self.identity, ((start, start + length),))
+
+    @property
+    def headers(self) -> tuple[Span, ...]:
+        """All before the voxels."""
+        return ((0, self.offset),)
 
     @property
     def block(self) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images import colour as colours
-from voxring.images.source import Source, Span, identify
+from voxring.images.rectangles import Span
+from voxring.images.source import Source, identify
 from voxring.images.stored import Stored
 from voxring.study import Colour
 
@@ -47,6 +48,7 @@ class Level:
         self.shape: tuple[int, ...] = slide.dimensions[::-1]
         self.dtype: np.dtype[np.generic] = np.dtype(np.uint8)
         self.block = _SIDE, _SIDE
+        self.headers = ((0, self.identity[1]),)
         self._slide, self._colour = slide, colour
         background = slide.properties.get("openslide.background-color", _WHITE)
         self._background = np.frombuffer(bytes.fromhex(background), np.uint8)

@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from voxring.images.rectangles import Span
+
 Identity = tuple[int, int, int, int]
 """Inode, size, time of the last change to the content, and to the file, in nanoseconds."""
 
@@ -73,18 +75,15 @@ class InFile(Protocol):
         """Return planes ``first`` to ``stop``, along the first axis, and the bytes that they come from."""
 
 
-Span = tuple[int, int]
-"""Start and stop along an axis."""
-
-
 @runtime_checkable
 class InBlocks(InFile, Protocol):
     """Voxels of a 2D image, of which any rectangle can be read alone.
 
-    ``block`` is the rows and columns that are unpacked at once.
+    ``block`` is the rows and columns that are unpacked at once, ``headers`` the bytes that say where they stand.
     """
 
     block: tuple[int, int]
+    headers: tuple[Span, ...]
 
     def read_block(self, rows: Span, columns: Span, /) -> tuple[NDArray[np.generic], Source]:
         """Return these rows and columns, and the bytes that they come from."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images.image import Grid, GroundTruth, Image, Segment
-from voxring.images.source import Identity, InBlocks, InFile, Source, Span
+from voxring.images.rectangles import Span
+from voxring.images.source import Identity, InBlocks, InFile, Source
 
 _HEADER = 1 << 16  # a compressed header lies within these
 _LABEL_DTYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
@@ -160,6 +161,8 @@ def _read_block(
 
 def _headers(path: Path, identity: Identity, voxels: InFile) -> tuple[Source, ...]:
     """The bytes that a reader took before it came to the voxels."""
+    if isinstance(voxels, InBlocks) and len(voxels.shape) == 2 and voxels.path == path:
+        return (Source(path, identity, voxels.headers),)
     if voxels.path != path:
         return (Source.whole(path, identity),)
     return (Source(path, identity, ((0, voxels.offset or min(_HEADER, identity[1])),)),)

@@ -18,8 +18,9 @@ from tifffile import PHOTOMETRIC, TiffFile, TiffPage
 from voxring.errors import ImageError
 from voxring.images import colour as colours
 from voxring.images import payload
+from voxring.images.rectangles import Span
 from voxring.images.room import empty
-from voxring.images.source import Source, Span, identify, together
+from voxring.images.source import Source, identify, together
 from voxring.images.stored import Stored
 from voxring.study import Colour
 
@@ -88,7 +89,7 @@ class Page:
         self.shape: tuple[int, ...] = (rows, columns)
         self.block = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, rows), columns)
         self._colour = colour
-        self._headers = together([Source(path, self.identity, tuple(headers))])[0].ranges
+        self.headers = together([Source(path, self.identity, tuple(headers))])[0].ranges
         self._decode, self._compression = page.decode, page.compression
         self._tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         self._offsets, self._lengths = page.dataoffsets, page.databytecounts
@@ -104,7 +105,7 @@ class Page:
         return pixels, self._fill(pixels, rows, columns)
 
     def _fill(self, pixels: NDArray[np.generic], rows: Span, columns: Span) -> Source:
-        (high, wide), used = self.block, list(self._headers)
+        (high, wide), used = self.block, list[Span]()
         across = -(-self.shape[1] // wide)
         with self.path.open("rb") as file:
             for row in range(rows[0] // high, -(-rows[1] // high)):
@@ -136,9 +137,11 @@ def _page(path: Path, tiff: TiffFile, pages: list[TiffPage], colour: Colour | No
     grey = page.samplesperpixel == 1
     if page.is_final and grey and dtype.kind != "b":
         return payload.Mapped(path, page.dataoffsets[0], dtype.newbyteorder(tiff.byteorder), page.shape)
-    headers = [
-        (tag.valueoffset, tag.valueoffset + tag.valuebytecount) for one in pages for tag in one.tags.values()
-    ] + [(one.offset, one.offset + 20 * len(one.tags) + 8) for one in pages]
+    headers = (
+        [(0, 16)]
+        + [(tag.valueoffset, tag.valueoffset + tag.valuebytecount) for one in pages for tag in one.tags.values()]
+        + [(one.offset, one.offset + 20 * len(one.tags) + 8) for one in pages]
+    )
     return Page(path, page, None if grey else colours.chosen(path, colour), headers)
 
 
