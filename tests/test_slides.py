@@ -416,3 +416,9 @@ def test_a_slide_of_40960_by_40960_takes_the_memory_of_a_block(tmp_path):
     expected = (local_totals(near, labels, study) + local_totals(flat, np.ones_like(flat), study))["a"]
     assert totals == [expected.voxels, expected.sum, expected.total, expected.squares]
     assert grown < 256  # MiB
+
+
+def test_the_variance_of_floats_is_in_their_units_squared():
+    halves = np.array([[0.5, 1.0, 2.0]])
+    whole = local_variance((2 * halves).astype(np.int16), (1, 3), "clip")
+    assert np.array_equal(local_variance(halves, (1, 3), "clip"), whole / 4)
