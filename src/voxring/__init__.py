@@ -20,6 +20,7 @@ _HOMES = {
     "local_totals": "engine",
     "local_variance": "maps",
     "load_study": "study",
+    "open_image": "images",
     "party_totals": "batch",
     "pooled": "totals",
     "read_ground_truth": "images",
@@ -42,6 +43,7 @@ __all__ = [
     "local_mean",
     "local_totals",
     "local_variance",
+    "open_image",
     "party_totals",
     "pooled",
     "read_ground_truth",
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
         StudyError,
         VoxringError,
     )
-    from voxring.images import read_ground_truth, read_image
+    from voxring.images import open_image, read_ground_truth, read_image
     from voxring.maps import local_mean, local_variance
     from voxring.study import Study, load_study
     from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled

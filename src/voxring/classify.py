@@ -127,7 +127,7 @@ def classify_image(
     from voxring.images.writing import map_path, map_writer
 
     path, out = Path(path), Path(out)
-    image = open_image(path)
+    image = open_image(path, model.study.colour)
     stem = out / image_stem(path)
     segments = [Segment(name, value, 0) for name, value in zip(model.classes, model.values, strict=True)]
     dtype = np.dtype(np.uint8 if max(model.values) < 256 else np.uint16)
@@ -194,7 +194,7 @@ def evaluate_image(
     ModelError
         The classifier has no probabilities.
     """
-    image = open_image(path)
+    image = open_image(path, model.study.colour)
     truth = read_ground_truth(ground_truth, image.grid)
     difference = image.grid.difference(truth.grid)
     if difference is not None:

@@ -18,7 +18,17 @@ import numpy.typing as npt
 from voxring.errors import DeviceError, ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
-from voxring.standardise import OF_ALL_VOXELS, check_shapes, fits, label_values, standardised, volume
+from voxring.standardise import (
+    OF_ALL_VOXELS,
+    Scaling,
+    check_shapes,
+    fits,
+    label_values,
+    on_integers,
+    scaling_of_integers,
+    standardised_by,
+    volume,
+)
 from voxring.statistics import layout
 from voxring.study import Border, Study
 from voxring.totals import ClassTotals, LocalTotals
@@ -83,24 +93,62 @@ def local_totals(
     >>> totals["lesion"].voxels, totals["lesion"].sum == 5 * study.denominator
     (1, True)
     """
-    on_gpu = takes_gpu(device)
     named = labels if labels is not None else label_values(study)
     check_shapes(image, ground_truth)
+    stored = image
+    image, scale = on_integers(image, Fraction(slope), Fraction(intercept), study)
+    scaling = scaling_of_integers((image,), scale, study)
+    totals = _totals(image, ground_truth, study, scaling, named, device, threads)
+    if not layout(study):
+        return totals
+    more = class_statistics(
+        stored, ground_truth, study, slope=slope, intercept=intercept, labels=named, threads=threads
+    )
+    return LocalTotals(
+        {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in totals.classes.items()}
+    )
+
+
+def part_totals(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    scaling: Scaling,
+    *,
+    slope: float | Fraction = 1.0,
+    intercept: float | Fraction = 0.0,
+    labels: Mapping[str, int],
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> LocalTotals:
+    """Reduce a part of an image, as `local_totals` does a whole one, by the scaling of all its voxels (`scaling_of`).
+
+    Parameters and errors as for `local_totals`. What lies past the part is taken for what lies past the image, so it
+    must hold all that windows over its ground truth `reach`.
+    """
+    check_shapes(image, ground_truth)
+    image, _ = on_integers(image, Fraction(slope), Fraction(intercept), study)
+    return _totals(image, ground_truth, study, scaling, labels, device, threads)
+
+
+def _totals(
+    image: Array,
+    ground_truth: Array,
+    study: Study,
+    scaling: Scaling,
+    named: Mapping[str, int],
+    device: Device,
+    threads: int | None,
+) -> LocalTotals:
+    on_gpu = takes_gpu(device)
     window = study.window.along(image.ndim)
-    voxels, mapping = standardised(image, Fraction(slope), Fraction(intercept), study)
-    a, b = mapping
+    voxels, (a, b) = standardised_by(image, scaling)
     if device == "auto" and voxels.dtype.itemsize == 8:  # standardised beyond 32 bits: the GPU has no kernels for it
         on_gpu = False
     reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)
-    classes = {
-        name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)
-    }
-    if layout(study):
-        more = class_statistics(
-            image, ground_truth, study, slope=slope, intercept=intercept, labels=named, threads=threads
-        )
-        classes = {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in classes.items()}
-    return LocalTotals(classes)
+    return LocalTotals(
+        {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}
+    )
 
 
 def planes_needed(
@@ -144,25 +192,31 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
-    everything = _depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
+    everything = depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
-        planes, size = truth.shape[0], _reach(study, truth.ndim)
+        planes, size = truth.shape[0], _widest(study, truth.ndim)
         here = _labelled(truth, tuple(labels))
         if here is not None and (everything or truth.ndim == 2):
             return 0, planes
         if here is not None:
             first, stop = (min(first, here[0]), max(stop, here[1])) if stop else here
-    if not stop:
-        return 0, 0
+    return reach(first, stop, planes, size) if stop else (0, 0)
+
+
+def reach(first: int, stop: int, length: int, size: int) -> tuple[int, int]:
+    """Return which part of an axis the windows at ``first`` to ``stop`` read, whatever the border, as (start, stop).
+
+    That part alone gives these places the sums, and the counts of what is inside, that the whole axis gives them.
+    """
     low, high = first - size // 2, stop - 1 - size // 2 + size
     if low < 0:  # `mirror` reads plane k for -k, which may lie one plane past an even window
         high = max(high, size // 2 + 1)
-    return max(low, 0), min(high, planes)
+    return max(low, 0), min(high, length)
 
 
-def _reach(study: Study, ndim: int) -> int:
+def _widest(study: Study, ndim: int) -> int:
     """Planes of the largest window of the study: of the local means or a feature, or that of a gradient.
 
     Pairs of neighbours are counted where both have the class, so they reach no further.
@@ -195,7 +249,7 @@ def _holds(dtype: np.dtype[Any], value: int) -> bool:
     return int(info.min) <= value <= int(info.max)
 
 
-def _depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+def depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
     """Whether the totals, or whether there is an error, may depend on voxels that no window reaches."""
     if dtype.kind == "f" or dtype.itemsize > 2:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import prod
 from typing import Any, Literal, overload
@@ -9,19 +10,21 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import Device, takes_gpu
+from voxring.engine import Device, reach, takes_gpu
 from voxring.errors import ImageError
+from voxring.images import ImageFile, Rectangle, Span, rectangles
 from voxring.standardise import check_shapes, on_grid, volume
 from voxring.study import Border, Study
 
 Array = npt.NDArray[Any]
 Window = int | tuple[int, ...]
 Float = Literal["float32", "float64"]
+Kernel = Literal["mean_map", "variance_map"]
 
 
 @overload
 def local_mean(
-    image: Array,
+    image: Array | ImageFile,
     window: Window,
     border: Border = ...,
     *,
@@ -35,7 +38,7 @@ def local_mean(
 ) -> npt.NDArray[np.floating[Any]]: ...
 @overload
 def local_mean(
-    image: Array,
+    image: Array | ImageFile,
     window: Window,
     border: Border = ...,
     *,
@@ -48,7 +51,7 @@ def local_mean(
     threads: int | None = ...,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
 def local_mean(
-    image: Array,
+    image: Array | ImageFile,
     window: Window,
     border: Border = "reflect",
     *,
@@ -63,12 +66,14 @@ def local_mean(
     """Mean of the window around every voxel (Algorithm 1, line 7), as a map.
 
     For an image of integers, memory beyond the result is a tile for each thread, whatever its size: with an ``image``
-    and an ``out`` of numpy.memmap, images larger than memory go through. An image of floats is copied first.
+    and an ``out`` of numpy.memmap, images larger than memory go through. So do 2D images of floats, and slides and
+    other tiled TIFFs from `voxring.open_image`, a rectangle of 4096 × 4096 at a time. Volumes of floats are copied.
 
     Parameters
     ----------
-    image : (rows, cols) or (planes, rows, cols) array
-        Integers of at most 32 bits, or floats, which are put on the grid 2^-fraction_bits first.
+    image : (rows, cols) or (planes, rows, cols) array, or what `voxring.open_image` returns
+        Integers of at most 32 bits, or floats, which are put on the grid 2^-fraction_bits first. Of a file, the numbers
+        that it stores; without ``exact``, and in 2D, it is read in rectangles where its format allows that.
     window : int or tuple of int
         Size along every axis, or one per axis; odd or even, 1 leaves an axis out.
     border : {"reflect", "mirror", "nearest", "constant", "clip"}
@@ -110,15 +115,16 @@ def local_mean(
     >>> sums, counts
     (array([[3, 7, 6]]), array([[2, 3, 2]]))
     """
-    voxels, along, outside, unit = _prepared(image, window, border, fill, fraction_bits)
-    kernels = _kernels(device, voxels)
-    if exact and out is not None:
+    if not exact:
+        study = _study(window, border, fill, fraction_bits)
+        return _floats("mean_map", image, study, dtype, out, device, threads)
+    if out is not None:
         raise ImageError("out= takes means, exact=True returns integers: leave one of them out")
+    if isinstance(image, ImageFile):
+        image = image.read().voxels
+    voxels, along, outside, _ = _prepared(image, _study(window, border, fill, fraction_bits))
+    kernels = _kernels(device, voxels)
     try:
-        if not exact:
-            into = _volume_out(out, image.shape, dtype)
-            kernels.mean_map(voxels, along, border, fill=outside, out=into, threads=threads)
-            return _in_units(into, unit, image.shape, out)
         sums = kernels.window_sums(voxels, along, border, fill=outside, threads=threads).reshape(image.shape)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
@@ -130,7 +136,7 @@ def local_mean(
 
 
 def local_variance(
-    image: Array,
+    image: Array | ImageFile,
     window: Window,
     border: Border = "reflect",
     *,
@@ -171,14 +177,69 @@ def local_variance(
     >>> local_variance(np.array([[1, 2, 4]], np.int16), (1, 3), "clip").round(3)
     array([[0.25 , 1.556, 1.   ]])
     """
-    voxels, along, outside, unit = _prepared(image, window, border, fill, fraction_bits)
-    kernels = _kernels(device, voxels)
-    into = _volume_out(out, image.shape, dtype)
+    return _floats("variance_map", image, _study(window, border, fill, fraction_bits), dtype, out, device, threads)
+
+
+def _floats(
+    kernel: Kernel,
+    image: Array | ImageFile,
+    study: Study,
+    dtype: Float,
+    out: Array | None,
+    device: Device,
+    threads: int | None,
+) -> Array:
+    """Make a map, in rectangles where the image is not to be read, or copied, whole."""
+    shape = image.grid.shape if isinstance(image, ImageFile) else image.shape
+    into = _volume_out(out, shape, dtype)
+    if isinstance(image, ImageFile) and image.block is not None:
+        file, parts = image, rectangles.rectangles(shape, image.block)
+        _in_rectangles(kernel, lambda *part: file.read_block(*part).voxels, parts, study, into[0], device, threads)
+    elif isinstance(image, ImageFile):
+        _fill(kernel, image.read().voxels, study, into, device, threads)
+    elif image.ndim == 2 and image.dtype.kind == "f" and image.size > rectangles.SIDE**2:
+        array, parts = image, rectangles.rectangles(shape, (1, 1))
+        _in_rectangles(kernel, lambda y, x: array[slice(*y), slice(*x)], parts, study, into[0], device, threads)
+    else:
+        _fill(kernel, image, study, into, device, threads)
+    return out if out is not None else into.reshape(shape)
+
+
+def _in_rectangles(
+    kernel: Kernel,
+    read: Callable[[Span, Span], Array],
+    parts: Iterable[Rectangle],
+    study: Study,
+    out: Array,
+    device: Device,
+    threads: int | None,
+) -> None:
+    """Fill the map of a 2D image part by part, from what windows in each part reach."""
+    _, high, wide = study.window.along(2)
+    for (top, bottom), (left, right) in parts:
+        rows, columns = reach(top, bottom, out.shape[0], high), reach(left, right, out.shape[1], wide)
+        part = read(rows, columns)
+        made = np.empty((1, *part.shape), out.dtype)
+        _fill(kernel, part, study, made, device, threads)
+        out[top:bottom, left:right] = made[0, top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]]
+
+
+def _fill(
+    kernel: Kernel,
+    image: Array,
+    study: Study,
+    into: Array,
+    device: Device,
+    threads: int | None,
+) -> None:
+    voxels, along, outside, unit = _prepared(image, study)
     try:
-        kernels.variance_map(voxels, along, border, fill=outside, out=into, threads=threads)
+        make = getattr(_kernels(device, voxels), kernel)
+        make(voxels, along, study.window.border, fill=outside, out=into, threads=threads)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
-    return _in_units(into, unit * unit, image.shape, out)
+    if unit != 1:  # a power of two
+        into /= unit if kernel == "mean_map" else unit * unit
 
 
 def _kernels(device: Device, voxels: Array) -> Any:
@@ -193,17 +254,19 @@ def _kernels(device: Device, voxels: Array) -> Any:
     return cpu
 
 
-def _prepared(
-    image: Array, window: Window, border: Border, fill: float, fraction_bits: int
-) -> tuple[Array, tuple[int, int, int], int, int]:
-    """The image as a volume of integers, its window, the fill in its integers, and how many of them make 1."""
-    study = Study.of(
+def _study(window: Window, border: Border, fill: float, fraction_bits: int) -> Study:
+    """What is asked for, checked."""
+    return Study.of(
         name="map",
         classes={"all": 1},
         window={"size": window, "border": border, "fill": fill if border == "constant" else 0.0},
         standardise={"fraction_bits": fraction_bits},
         bounds={"intensity": 2**32},
     )
+
+
+def _prepared(image: Array, study: Study) -> tuple[Array, tuple[int, int, int], int, int]:
+    """The image as a volume of integers, its window, the fill in its integers, and how many of them make 1."""
     check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
     unit = 1
     if image.dtype.kind == "f":
@@ -223,10 +286,3 @@ def _volume_out(out: Array | None, shape: tuple[int, ...], dtype: Float) -> Arra
             f"{'writeable' if out.flags.writeable else 'read-only'}"
         )
     return out.reshape(1, *shape) if len(shape) == 2 else out
-
-
-def _in_units(made: Array, unit: int, shape: tuple[int, ...], out: Array | None) -> Array:
-    """Divide by a power of two, in place, and give the image's axes back."""
-    if unit != 1:
-        made /= unit
-    return out if out is not None else made.reshape(shape)

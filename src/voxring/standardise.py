@@ -6,8 +6,9 @@ are stored, for whoever sums them first and applies a and b to the sums.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,33 +60,78 @@ def volume(array: Array) -> Array:
     return np.ascontiguousarray(array.reshape(1, *array.shape) if array.ndim == 2 else array)
 
 
-def standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, tuple[int, int]]:
-    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
-    shift = 0
-    if image.dtype.kind == "f":
-        image, slope, intercept = on_grid(image, slope, intercept, study)
-        shift = fixedpoint.FLOAT_SHIFT
+class Scaling(NamedTuple):
+    """How the stored integers of an image become standardised ones."""
+
+    mapping: AffineMap
+    single: tuple[int, int] | None  # (a, b) where one piece of the map holds the whole image
+    stored: tuple[int, int]  # no stored integer lies outside
+    standardised: tuple[int, int]
+
+
+def scaling_of(
+    parts: Iterable[Array], dtype: np.dtype[Any], study: Study, *, slope: float | Fraction, intercept: float | Fraction
+) -> Scaling:
+    """Return the scaling of an image that is seen in parts, each voxel once; ``dtype`` is that of all its parts.
+
+    Raises
+    ------
+    ImageError
+        As `local_totals`, or more distinct intensities than can be counted.
+    """
+    of = (Fraction(slope), Fraction(intercept), study)
+    _, scale = on_integers(np.zeros(0, dtype), *of)
+    return scaling_of_integers((on_integers(part, *of)[0] for part in parts), scale, study)
+
+
+_Scale = tuple[Fraction, Fraction, int]
+"""Slope and intercept of stored integers, and the shift that the grid of a float image brings."""
+
+
+def on_integers(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, _Scale]:
+    if image.dtype.kind != "f":
+        return image, (slope, intercept, 0)
+    image, slope, intercept = on_grid(image, slope, intercept, study)
+    return image, (slope, intercept, fixedpoint.FLOAT_SHIFT)
+
+
+def scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) -> Scaling:
+    slope, intercept, shift = scale
     if slope == 0:
         raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
     try:
-        counted = _Counted.of(image) if study.standardise.method in OF_ALL_VOXELS else None
+        counted = _Counted.of(parts) if study.standardise.method in OF_ALL_VOXELS else None
         if counted is not None:
             low, high = int(counted.values[0]), int(counted.values[-1])
         else:
-            low, high = _range(image, slope, intercept, study)
+            low, high = _range(parts, slope, intercept, study)
         mapping = _mapping(counted, slope, intercept, study, shift)
         least, largest = mapping.ends(low, high)
         single = mapping.single(low, high)
-        limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
-        if least < -limit or largest > limit:
-            raise ImageError(
-                f"standardised values run from {least / study.unit:.6g} to {largest / study.unit:.6g}, "
-                f"the study allows {limit / study.unit:.6g} either way: "
-                "use a larger bounds.intensity, fewer fraction_bits or another method"
-            )
-        if single is not None:
-            return _narrowed(image, low, high), single
-        return mapping.apply(image).astype(_narrowest(least, largest)), (1, 0)
+    except (ValueError, OverflowError) as error:
+        raise ImageError(str(error)) from None
+    limit = study.intensity_bound if single else min(study.intensity_bound, STANDARDISED_LIMIT - 1)
+    if least < -limit or largest > limit:
+        raise ImageError(
+            f"standardised values run from {least / study.unit:.6g} to {largest / study.unit:.6g}, "
+            f"the study allows {limit / study.unit:.6g} either way: "
+            "use a larger bounds.intensity, fewer fraction_bits or another method"
+        )
+    return Scaling(mapping, single, (low, high), (least, largest))
+
+
+def standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, tuple[int, int]]:
+    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+    image, scale = on_integers(image, slope, intercept, study)
+    return standardised_by(image, scaling_of_integers((image,), scale, study))
+
+
+def standardised_by(image: Array, scaling: Scaling) -> tuple[Array, tuple[int, int]]:
+    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+    if scaling.single is not None:
+        return _narrowed(image, *scaling.stored), scaling.single
+    try:
+        return scaling.mapping.apply(image).astype(_narrowest(*scaling.standardised)), (1, 0)
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
 
@@ -104,12 +150,30 @@ def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) ->
     return integers, Fraction(1, study.unit), Fraction(0)
 
 
-def _range(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
+def _range(parts: Iterable[Array], slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
     """Least and largest stored integer: those of the dtype where they already fit, so that the image is not read."""
-    if study.standardise.method == "none" and image.dtype.itemsize <= 2 and fits(image.dtype, slope, intercept, study):
-        info = np.iinfo(image.dtype)
-        return int(info.min), int(info.max)
-    return int(image.min()), int(image.max())
+    low, high = [], []
+    for part in parts:
+        if (
+            study.standardise.method == "none"
+            and part.dtype.itemsize <= 2
+            and fits(part.dtype, slope, intercept, study)
+        ):
+            info = np.iinfo(part.dtype)
+            return int(info.min), int(info.max)
+        low.append(int(part.min()))
+        high.append(int(part.max()))
+    return min(low), max(high)
+
+
+def fits(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+    """Whether the study allows all that a type can hold, under ``none``."""
+    info = np.iinfo(dtype)
+    try:
+        ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
+    except (ValueError, OverflowError):
+        return False  # said where the image is standardised
+    return max(-ends[0], ends[1]) <= study.intensity_bound
 
 
 def _narrowed(image: Array, low: int, high: int) -> Array:
@@ -125,14 +189,7 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
     return np.int64
 
 
-def fits(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
-    """Whether the study allows all that a type can hold, under ``none``."""
-    info = np.iinfo(dtype)
-    try:
-        ends = fixedpoint.plain(slope, intercept, study.standardise.fraction_bits).ends(int(info.min), int(info.max))
-    except (ValueError, OverflowError):
-        return False  # said where the image is standardised
-    return max(-ends[0], ends[1]) <= study.intensity_bound
+_DISTINCT = 1 << 24  # intensities that are counted of an image in parts: 16 bytes each, some times over
 
 
 def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
@@ -169,7 +226,18 @@ class _Counted:
         self.values, self.counts = values, counts
 
     @classmethod
-    def of(cls, image: Array) -> _Counted:
+    def of(cls, parts: Iterable[Array]) -> _Counted:
+        """Count an image that comes in parts."""
+        counted: _Counted | None = None
+        for part in parts:
+            here = cls._of_one(part)
+            counted = here if counted is None else counted._with(here)
+        if counted is None:
+            raise ValueError("expected at least one voxel, got none")
+        return counted
+
+    @classmethod
+    def _of_one(cls, image: Array) -> _Counted:
         if image.dtype.itemsize > 2:
             values, counts = np.unique(image, return_counts=True)
             return cls(values.astype(np.int64), counts.astype(np.int64))
@@ -179,6 +247,17 @@ class _Counted:
         counts = histogram(image)
         present = np.flatnonzero(counts)
         return cls(present + low, counts[present])
+
+    def _with(self, other: _Counted) -> _Counted:
+        values, places = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)
+        if values.size > _DISTINCT:
+            raise ValueError(
+                f"more than {_DISTINCT} distinct intensities in an image too large to be held whole: "
+                "convert it to 16 bits, or use standardise.method rescale or none"
+            )
+        counts = np.zeros(values.size, np.int64)
+        np.add.at(counts, places, np.concatenate((self.counts, other.counts)))
+        return _Counted(values, counts)
 
     def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
         """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""

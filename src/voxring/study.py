@@ -20,6 +20,7 @@ from voxring.errors import StudyError
 
 Border = Literal["reflect", "mirror", "nearest", "constant", "clip"]
 Kind = Literal["intensity", "mean", "variance", "std", "gradient", "skewness", "contrast"]
+Colour = Literal["luminance", "red", "green", "blue"]
 Axis = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Size = Axis | Annotated[tuple[Axis, ...], msgspec.Meta(min_length=2, max_length=3)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -65,7 +66,10 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Standardise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How intensities become comparable between images (Algorithm 1, line 1)."""
+    """How intensities become comparable between images (Algorithm 1, line 1).
+
+    ``colour`` says which intensity a colour image has. A study that does not say it takes greyscale images alone.
+    """
 
     method: Literal["none", "rescale", "zscore", "percentile", "nyul"] = "none"
     fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=40)] = 16
@@ -73,6 +77,7 @@ class Standardise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     percentiles: tuple[float, ...] | None = None
     landmarks: tuple[float, ...] | None = None
     foreground: Literal["all", "nonzero", "above-mean"] = "above-mean"
+    colour: Colour | msgspec.UnsetType = msgspec.UNSET  # is left out of the canonical form, as it came later
 
 
 class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -246,6 +251,12 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def unit(self) -> int:
         """2^p: a standardised integer x stands for x / unit."""
         return 1 << self.standardise.fraction_bits
+
+    @property
+    def colour(self) -> Colour | None:
+        """Which intensity a colour image has; None refuses colour."""
+        colour = self.standardise.colour
+        return None if colour is msgspec.UNSET else colour
 
     @property
     def denominator(self) -> int:

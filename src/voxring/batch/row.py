@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from voxring.batch import blocks
 from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
 from voxring.engine import Device, local_totals, planes_needed
 from voxring.errors import DeviceError, ImageError, VoxringError
-from voxring.images import GroundTruth, Room, Source, identify, open_image, read_ground_truth
+from voxring.images import GroundTruth, Room, Source, identify, open_ground_truth, open_image
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -64,6 +65,7 @@ def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int
 
     The ground truth is read first, then the planes of the image that its windows reach, or the whole image where the
     standardisation needs it. Where no voxel has a class of the study, the image's header is all that is read of it.
+    Large 2D images are read and reduced block by block (`voxring.batch.blocks`).
 
     Raises
     ------
@@ -76,14 +78,17 @@ def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int
 def _reduce(
     row: Row, study: Study, device: Device, threads: int | None
 ) -> tuple[LocalTotals, tuple[Source, ...], tuple[Source, ...]]:
-    image = open_image(row.image)
-    truth = read_ground_truth(row.ground_truth, image.grid)
-    difference = image.grid.difference(truth.grid)
+    image = open_image(row.image, study.colour)
+    opened = open_ground_truth(row.ground_truth, image.grid)
+    difference = image.grid.difference(opened.grid)
     if difference is not None:
         raise ImageError(
             f"{row.ground_truth.name} does not lie on the grid of {row.image.name}: {difference}: "
             "resample the ground truth onto the image"
         )
+    if blocks.pays(image, opened):
+        return blocks.totals_in_blocks(image, opened, study, device=device, threads=threads)
+    truth = opened.read()
     layers = _layers(truth, study)
     truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
     first, stop = planes_needed(truths, image.dtype, study, slope=image.slope, intercept=image.intercept)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from voxring.cli.report import Progress, check_writable, write_whole
+from voxring.cli.progress import Progress
+from voxring.cli.report import check_writable, write_whole
 
 
 @click.command()

@@ -405,7 +405,7 @@ def _images(plan: Plan) -> Iterator[Finding]:
 def _look(row: Row, study: Study) -> _Looked:
     from voxring.images import open_image, read_ground_truth
 
-    image = open_image(row.image)
+    image = open_image(row.image, study.colour)
     truth = read_ground_truth(row.ground_truth, image.grid)
     difference = image.grid.difference(truth.grid)
     if difference is not None:

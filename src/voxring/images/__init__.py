@@ -1,7 +1,7 @@
 """One reader per format: a file becomes stored integers, slope and intercept, and geometry when the format has it.
 
 A reader is one module with ``read(path) -> Stored`` and one line in ``_READERS``; DICOM's takes the grid too on which
-its segments are to be placed. It is imported on the first file of
+its segments are to be placed, and those of slides what a colour stands for. It is imported on the first file of
 its format, because the libraries behind some of them are slow to import. Whatever is wrong with a file is an
 :class:`~voxring.errors.ImageError`; what a header declares is held against the bytes of the file before any memory
 is taken for it.
@@ -12,24 +12,33 @@ import os
 from pathlib import Path
 
 from voxring.errors import ImageError
+from voxring.images import rectangles
 from voxring.images.image import Grid, GroundTruth, Image, Segment
+from voxring.images.rectangles import Rectangle, Span
 from voxring.images.room import Room
-from voxring.images.source import Identity, Source, identify
-from voxring.images.stored import ImageFile, Stored, as_ground_truth, as_image_file, readable
+from voxring.images.source import Identity, Source, identify, together
+from voxring.images.stored import GroundTruthFile, ImageFile, Stored, as_image_file, readable
+from voxring.study import Colour
 
 __all__ = [
     "Grid",
     "GroundTruth",
+    "GroundTruthFile",
     "Image",
     "ImageFile",
+    "Rectangle",
     "Room",
     "Segment",
     "Source",
+    "Span",
     "identify",
     "known_ending",
+    "open_ground_truth",
     "open_image",
     "read_ground_truth",
     "read_image",
+    "rectangles",
+    "together",
 ]
 
 _READERS = {
@@ -41,20 +50,32 @@ _READERS = {
     ".mhd": "metaimage",
     ".tif": "tiff",
     ".tiff": "tiff",
+    ".ome.tif": "tiff",
+    ".ome.tiff": "tiff",
+    ".svs": "tiff",
+    ".bif": "slide",
+    ".mrxs": "slide",
+    ".ndpi": "slide",
+    ".scn": "slide",
+    ".svslide": "slide",
+    ".vms": "slide",
     ".png": "png",
     ".npy": "npy",
     ".dcm": "dicom",
 }
 
 
-def read_image(path: str | os.PathLike[str]) -> Image:
+def read_image(path: str | os.PathLike[str], colour: Colour | None = None) -> Image:
     """Read an image with its numbers as the file stores them.
 
     Parameters
     ----------
     path : str or path
-        A file whose name ends in .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .tif, .tiff, .png, .npy or .dcm; a DICOM
-        file with another ending or none; or a folder with the DICOM files of one series.
+        A file whose name ends in .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, .tif, .tiff, .png, .npy or .dcm; a slide,
+        .svs, .ndpi, .mrxs, .scn, .bif, .svslide or .vms, of which the finest level is taken; a DICOM file with another
+        ending or none; or a folder with the DICOM files of one series.
+    colour : {"luminance", "red", "green", "blue"}, optional
+        The intensity of an RGB pixel of a TIFF or a slide; without it, RGB is refused.
 
     Returns
     -------
@@ -76,10 +97,10 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     array([[0, 1, 2],
            [3, 4, 5]], dtype=int16)
     """
-    return open_image(path).read()
+    return open_image(path, colour).read()
 
 
-def open_image(path: str | os.PathLike[str]) -> ImageFile:
+def open_image(path: str | os.PathLike[str], colour: Colour | None = None) -> ImageFile:
     """Read the header of an image, so that no more of its voxels are read than are used.
 
     Parameters and errors as for :func:`read_image`.
@@ -93,7 +114,7 @@ def open_image(path: str | os.PathLike[str]) -> ImageFile:
     array([[[4, 5],
             [6, 7]]], dtype=int16)
     """
-    return as_image_file(os.fspath(path), *_read(Path(path)))
+    return as_image_file(os.fspath(path), *_read(Path(path), None, colour))
 
 
 def read_ground_truth(path: str | os.PathLike[str], grid: Grid | None = None) -> GroundTruth:
@@ -128,11 +149,18 @@ def read_ground_truth(path: str | os.PathLike[str], grid: Grid | None = None) ->
     array([[0, 1],
            [1, 2]], dtype=uint8)
     """
-    with readable(Path(path)):
-        return as_ground_truth(os.fspath(path), *_read(Path(path), grid))
+    return open_ground_truth(path, grid).read()
 
 
-def _read(path: Path, grid: Grid | None = None) -> tuple[Stored, Identity]:
+def open_ground_truth(path: str | os.PathLike[str], grid: Grid | None = None) -> GroundTruthFile:
+    """Read the header of a ground truth, so that a large one need not be held whole.
+
+    Parameters and errors as for :func:`read_ground_truth`.
+    """
+    return GroundTruthFile(os.fspath(path), *_read(Path(path), grid, None))
+
+
+def _read(path: Path, grid: Grid | None, colour: Colour | None) -> tuple[Stored, Identity]:
     with readable(path):
         if not path.exists():
             raise ImageError(f"{path}: expected an image file, found nothing there: check the path")
@@ -143,7 +171,8 @@ def _read(path: Path, grid: Grid | None = None) -> tuple[Stored, Identity]:
             raise ImageError(f"{path}: expected an image, got an empty file: copy it again from its source")
         name = _reader(path)
         read = importlib.import_module(f"{__name__}.{name}").read
-        stored: Stored = read(path, grid) if name == "dicom" else read(path)
+        options = {"dicom": (grid,), "tiff": (colour,), "slide": (colour,)}
+        stored: Stored = read(path, *options.get(name, ()))
         return stored, identity
 
 

@@ -12,6 +12,7 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
+from voxring.images.rectangles import Span
 from voxring.images.room import empty
 from voxring.images.source import Source, identify
 
@@ -111,6 +112,21 @@ class Mapped:
         except (ValueError, OverflowError) as error:  # shorter by now, or beyond what this machine can address
             raise ImageError(f"{self.path}: cannot be mapped ({error}): copy it again from its source") from error
         return voxels, Source(self.path, self.identity, ((start, start + length),))
+
+    @property
+    def headers(self) -> tuple[Span, ...]:
+        """All before the voxels."""
+        return ((0, self.offset),)
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Voxels are read one by one."""
+        return 1, 1
+
+    def read_block(self, rows: Span, columns: Span) -> tuple[NDArray[np.generic], Source]:
+        """Return part of a 2D image, and where its rows stand."""
+        voxels, source = self.read(*rows)
+        return voxels[:, slice(*columns)], source
 
 
 class Packed:

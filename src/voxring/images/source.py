@@ -1,12 +1,15 @@
 """Which bytes of which files a result depends on: what a batch's journal compares before it takes a result again."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from voxring.images.rectangles import Span
 
 Identity = tuple[int, int, int, int]
 """Inode, size, time of the last change to the content, and to the file, in nanoseconds."""
@@ -36,6 +39,30 @@ def identify(path: str | os.PathLike[str]) -> Identity:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+_GAP = 1 << 20
+
+
+def together(sources: Iterable[Source]) -> tuple[Source, ...]:
+    """Return one source for each file that was read in parts.
+
+    Ranges that touch, or have little between them, become one: a journal is to hold a line, not a list of tiles.
+    """
+    ranges: dict[tuple[Path, Identity], list[tuple[int, int]]] = {}
+    for source in sources:
+        ranges.setdefault((source.path, source.identity), []).extend(source.ranges)
+    return tuple(Source(path, identity, _joined(used)) for (path, identity), used in ranges.items())
+
+
+def _joined(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and start <= joined[-1][1] + _GAP:
+            joined[-1] = joined[-1][0], max(joined[-1][1], stop)
+        else:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
 class InFile(Protocol):
     """Voxels that stand in a file, behind ``offset`` bytes of it, and are not read yet."""
 
@@ -46,3 +73,17 @@ class InFile(Protocol):
 
     def read(self, first: int, stop: int, /) -> tuple[NDArray[np.generic], Source]:
         """Return planes ``first`` to ``stop``, along the first axis, and the bytes that they come from."""
+
+
+@runtime_checkable
+class InBlocks(InFile, Protocol):
+    """Voxels of a 2D image, of which any rectangle can be read alone.
+
+    ``block`` is the rows and columns that are unpacked at once, ``headers`` the bytes that say where they stand.
+    """
+
+    block: tuple[int, int]
+    headers: tuple[Span, ...]
+
+    def read_block(self, rows: Span, columns: Span, /) -> tuple[NDArray[np.generic], Source]:
+        """Return these rows and columns, and the bytes that they come from."""

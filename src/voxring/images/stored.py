@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images.image import Grid, GroundTruth, Image, Segment
-from voxring.images.source import Identity, InFile, Source
+from voxring.images.rectangles import Span
+from voxring.images.source import Identity, InBlocks, InFile, Source
 
 _HEADER = 1 << 16  # a compressed header lies within these
 _LABEL_DTYPES = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
@@ -24,7 +25,8 @@ class Stored:
 
     ``layers`` are arrays of the grid's shape with integers, booleans or floats of any width up to 64 bits and any byte
     order, or voxels in a file that are read later. ``palette`` says that the numbers are indices of colours.
-    ``sources`` are the files behind layers that are arrays, all of the named file when left out.
+    ``sources`` are the files behind layers that are arrays, all of the named file when left out; of voxels that are
+    read later, the files beside those that they are read from.
     """
 
     layers: tuple[NDArray[np.generic] | InFile, ...]
@@ -80,13 +82,87 @@ class ImageFile:
                 sources = _headers(path, self._identity, self._voxels)
             else:
                 voxels, source = self._voxels.read(first, stop)
-                sources = (*_headers(path, self._identity, self._voxels), source)
+                sources = (*_headers(path, self._identity, self._voxels), *self._sources, source)
             voxels = _at_most_32_bits(self.name, voxels) if voxels.size else voxels
         return Image(voxels, self.slope, self.intercept, self.grid, sources)
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """Rows and columns that are unpacked at once; None where no part of the image can be read without the rest."""
+        return _block(self._voxels)
+
+    def read_block(self, rows: Span, columns: Span) -> Image:
+        """Read part of an image that has a `block`; errors as for `read`."""
+        path = Path(self.name)
+        with readable(path):
+            voxels, sources = _read_block(path, self._voxels, rows, columns, self._sources, self._identity)
+            return Image(_at_most_32_bits(self.name, voxels), self.slope, self.intercept, self.grid, sources)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroundTruthFile:
+    """A ground truth of which the header has been read, and voxels as far as the format has no other way."""
+
+    name: str
+    _stored: Stored
+    _identity: Identity
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and position."""
+        return Grid(self._stored.layers[0].shape, self._stored.affine)
+
+    def read(self) -> GroundTruth:
+        """Read all of it; errors as for `voxring.read_ground_truth`."""
+        with readable(Path(self.name)):
+            return as_ground_truth(self.name, self._stored, self._identity)
+
+    def find(self, label: int | str) -> int:
+        """Return the label value of a class; errors as for `GroundTruth.find`."""
+        return GroundTruth((), self._stored.segments, self.grid, self.name).find(label)[1]
+
+    @property
+    def block(self) -> tuple[int, int] | None:
+        """As of an image; None too where there are several layers, or segments with names."""
+        alone = len(self._stored.layers) == 1 and not self._stored.segments
+        return _block(self._stored.layers[0]) if alone else None
+
+    def read_block(self, rows: Span, columns: Span) -> tuple[NDArray[np.integer], tuple[Source, ...]]:
+        """Read part of a label map that has a `block`, and say what was read for it."""
+        path, stored = Path(self.name), self._stored
+        with readable(path):
+            voxels, sources = _read_block(path, stored.layers[0], rows, columns, stored.sources, self._identity)
+            return _labels(self.name, voxels, stored.slope, stored.intercept), sources
+
+
+def _block(voxels: NDArray[np.generic] | InFile) -> tuple[int, int] | None:
+    if len(voxels.shape) != 2:
+        return None
+    if isinstance(voxels, np.ndarray):
+        return 1, 1
+    return voxels.block if isinstance(voxels, InBlocks) else None
+
+
+def _read_block(
+    path: Path,
+    voxels: NDArray[np.generic] | InFile,
+    rows: Span,
+    columns: Span,
+    sources: tuple[Source, ...],
+    identity: Identity,
+) -> tuple[NDArray[np.generic], tuple[Source, ...]]:
+    if isinstance(voxels, np.ndarray):
+        return voxels[slice(*rows), slice(*columns)], sources or (Source.whole(path, identity),)
+    if not isinstance(voxels, InBlocks):
+        raise ImageError(f"{path}: no part of it can be read without the rest: save it as a tiled TIFF")
+    part, source = voxels.read_block(rows, columns)
+    return part, (*_headers(path, identity, voxels), *sources, source)
 
 
 def _headers(path: Path, identity: Identity, voxels: InFile) -> tuple[Source, ...]:
     """The bytes that a reader took before it came to the voxels."""
+    if isinstance(voxels, InBlocks) and len(voxels.shape) == 2 and voxels.path == path:
+        return (Source(path, identity, voxels.headers),)
     if voxels.path != path:
         return (Source.whole(path, identity),)
     return (Source(path, identity, ((0, voxels.offset or min(_HEADER, identity[1])),)),)

@@ -94,7 +94,7 @@ def _swatch(number: int) -> Html:
 def _image(row: Row, study: Study) -> Html:
     where = tag("p", f"line {row.line} of the manifest", class_="unit")
     try:
-        image = read_image(row.image)
+        image = read_image(row.image, study.colour)
         truth = read_ground_truth(row.ground_truth, image.grid)
         difference = image.grid.difference(truth.grid)
         if difference is not None:
