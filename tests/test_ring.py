@@ -128,7 +128,7 @@ def naive_vectors() -> dict:
     bad = {
         "empty": ("", "something else"),
         "another program": (head, "something else"),
-        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 2, got 1"),
+        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 3, got 1"),
         "a bit flipped": ((frame[:-1] + bytes([frame[-1] ^ 1])).hex(), "damaged"),
         "cut short": (frame[:-1].hex(), "damaged"),
         "longer than allowed": ((frame + bytes(2000)).hex(), "at most"),

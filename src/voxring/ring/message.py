@@ -17,7 +17,7 @@ import msgspec
 
 from voxring.errors import RemoteProtocolError
 
-VERSION = 2
+VERSION = 3
 OVERHEAD = 512
 """No frame is longer than its body plus this."""
 
