@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from voxring.cli.train import train
+from voxring.cli.warm import _classifier
 from voxring.errors import ModelError
-from voxring.kernels.cpu.classify import BLOCK, STEP
+from voxring.kernels.cpu.classify import BLOCK, STEP, classify_block
 from voxring.learn import Model, Moments
 from voxring.learn.discriminant import Discriminant
 from voxring.learn.export import scikit_learn, write_onnx, write_skops
@@ -126,6 +127,13 @@ def test_kernel_and_numpy_have_the_same_bits_whatever_the_size(size):
             parts = [model.classify([one[a:b] for one in maps]) for a, b in ((0, cut), (cut, size)) if b > a]
             assert np.array_equal(np.concatenate([part[0] for part in parts]), labels)
             assert np.array_equal(np.concatenate([part[1] for part in parts], axis=1), chances)
+
+
+def test_warm_compiles_what_a_model_runs():
+    _classifier()
+    compiled = list(classify_block.signatures)
+    model_of("qda", 2).classify(image((2, 3, 4)))
+    assert classify_block.signatures == compiled
 
 
 def test_threads_change_nothing():

@@ -24,7 +24,7 @@ _WINDOWS = ((3, 3, 3), (1, 7, 7), (7, 7, 7), (5, 21, 21), (9, 61, 61))
     show_default=True,
     help="Stored types to compile for; may be given several times.",
 )
-@click.option("--features", is_flag=True, help="Also the kernels of feature maps and additive statistics.")
+@click.option("--features", is_flag=True, help="Also the kernels of feature maps, additive statistics and classifiers.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def warm(types: tuple[str, ...], features: bool, quiet: bool) -> None:
     """Compile the kernels for images of the given types, and keep the machine code.
@@ -57,6 +57,7 @@ def warm(types: tuple[str, ...], features: bool, quiet: bool) -> None:
         if features:
             progress("features", "compiling")
             _features()
+            _classifier()
             progress("features", "ready")
     click.echo(f"ready for {', '.join(types)}: {time.monotonic() - start:.1f} s")
 
@@ -83,3 +84,15 @@ def _features() -> None:
     )
     for largest in (1, 1 << 20):
         class_statistics(np.full((3, 4, 5), largest, np.int32), np.ones((3, 4, 5), np.uint8), study)
+
+
+def _classifier() -> None:
+    """Two classes and one feature: the numbers of a classifier have the same types whatever it is."""
+    import numpy as np
+
+    from voxring.kernels.cpu.classify import Weights, classify
+
+    ones = np.ones((2, 1))
+    weights = Weights(ones, ones, np.ones(2), np.ones((2, 1, 1)), ones)
+    maps = [np.zeros((1, 1, 1), np.int64)]
+    classify(maps, 1, weights, np.array([1, 2], np.uint8), labels=True, probabilities=True)
