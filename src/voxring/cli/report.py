@@ -4,44 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
-
-import msgspec
 
 from voxring.errors import StudyError
 from voxring.study import Study
-from voxring.totals import Statistics, result_document
-
-
-def write_result(
-    answer: Mapping[str, Statistics | str], study: Study, out: Path, skipped: Mapping[str, int] = MappingProxyType({})
-) -> None:
-    """Write the result file, whole or not at all; ``skipped`` are the parties that left images out, and how many.
-
-    Raises
-    ------
-    StudyError
-        The folder is missing or cannot be written.
-    """
-    document = msgspec.json.format(msgspec.json.encode(result_document(answer, study, skipped)), indent=2)
-    write_whole(out, document + b"\n")
-
-
-def write_whole(out: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises
-    ------
-    StudyError
-        The folder is missing or cannot be written.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(out)
-    except OSError as error:
-        raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None
+from voxring.totals import Statistics
 
 
 def check_writable(out: Path) -> None:
@@ -80,10 +46,11 @@ def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> No
     from rich.console import Console
     from rich.table import Table
 
+    from voxring.result import few_of
     from voxring.statistics import derived
 
     found = {name: derived(one.additive, one.voxels, study) for name, one in answer.items() if not isinstance(one, str)}
-    rows = {name: _few(one) for name, one in found.items()}
+    rows = {name: few_of(one) for name, one in found.items()}
     titles = dict.fromkeys(title for row in rows.values() for title in row)
     if not titles:
         return
@@ -94,10 +61,3 @@ def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> No
     for name, row in rows.items():
         table.add_row(name, *("" if row[title] is None else f"{row[title]:.6g}" for title in titles))
     Console(highlight=False).print(table)
-
-
-def _few(derived: Mapping[str, Any]) -> dict[str, float | None]:
-    first = derived.get("first_order", {})
-    texture = derived.get("glcm", {}).get("haralick", {})
-    shown = [(first, ("median", "skewness", "kurtosis", "entropy")), (texture, ("contrast", "correlation"))]
-    return {title: of[title] for of, titles in shown for title in titles if title in of}

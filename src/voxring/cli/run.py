@@ -12,7 +12,7 @@ import click
 
 from voxring.cli.batch import batch_options, read_batch, resumable
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_statistics, print_table, write_result
+from voxring.cli.report import check_writable, print_statistics, print_table
 
 if TYPE_CHECKING:
     from voxring.totals import LocalTotals
@@ -209,6 +209,7 @@ def research(
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.net import PrivateKey
+    from voxring.result import Result
     from voxring.session import run_researcher
     from voxring.study import load_study
 
@@ -226,7 +227,7 @@ def research(
             notify=lambda what: progress("researcher", what),
         )
     skipped = {party: n for (what, party), n in view.learned.items() if what == "skipped" and isinstance(n, int)}
-    write_result(answer, checked, out, skipped)
+    Result.of(answer, checked, skipped).save(out)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:

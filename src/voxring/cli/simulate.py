@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_statistics, print_table, write_result
+from voxring.cli.report import check_writable, print_statistics, print_table
 
 
 def manifests_of(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Path]:
@@ -60,7 +60,7 @@ def simulate(
             progress("pooled", "computing the same in the open")
             equal = simulation.pooled_totals(checked, manifests) == run.answer
             progress("pooled", "done")
-    write_result(run.answer, checked, out)
+    run.save(out)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
