@@ -127,11 +127,11 @@ class Result:
         return Model.of(self.study, Moments.of_result(self.document, self.study), classifier, **settings)
 
     def __repr__(self) -> str:
-        classes = (f"{n}: {'withheld' if isinstance(one, str) else f'{one.voxels} voxels'}" for n, one in self.rows)
+        classes = (f"{n}: {'withheld' if isinstance(one, str) else f'{one.voxels} voxels'}" for n, one in self._rows)
         return f"Result({self.study.name!r}, {', '.join(classes)})"
 
     @property
-    def rows(self) -> list[tuple[str, Statistics | str]]:
+    def _rows(self) -> list[tuple[str, Statistics | str]]:
         """Classes in the study's order."""
         return [(name, self.answer[name]) for name in self.study.classes]
 
@@ -139,7 +139,7 @@ class Result:
         few = {name: few_of(one) for name, one in self.statistics.items()}
         more = list(dict.fromkeys(title for one in few.values() for title in one))
         body: list[list[object]] = []
-        for name, one in self.rows:
+        for name, one in self._rows:
             if isinstance(one, str):
                 body.append([name, "withheld", one, *[""] * (1 + len(more))])
                 continue

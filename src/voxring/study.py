@@ -244,12 +244,12 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def unit(self) -> int:
-        """2^p: a standardised integer x stands for x / unit."""
+        """2^p; a standardised integer x stands for x / unit."""
         return 1 << self.standardise.fraction_bits
 
     @property
     def denominator(self) -> int:
-        """D = 2^p · L: local means are integers over it."""
+        """D = 2^p · L; local means are integers over it."""
         return self.unit * self.window.denominator
 
     @property

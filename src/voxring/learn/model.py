@@ -284,7 +284,7 @@ class Model:
         return found
 
     def probabilities(self, maps: Sequence[Array], *, threads: int | None = None) -> Array:
-        """Return the probability maps of an image, one a class, as float32 of shape (classes, *shape).
+        """Return the probability maps of an image, one a class, as float32 of shape ``(classes, *shape)``.
 
         Raises
         ------
