@@ -62,6 +62,11 @@ def test_a_result_without_further_statistics_comes_back(image, tmp_path):
     assert result.statistics == {"lesion": {}, "liver": {}}
     with pytest.raises(ModelError, match="gram = true"):
         result.train()
+    document = json.loads(json.dumps(result.document))
+    document["classes"]["lesion"]["voxels"] = 1  # of which no sigma follows
+    (tmp_path / "result.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ModelError, match="class 'lesion' has numbers that no voxels can have"):
+        Result.load(tmp_path / "result.json", study)
 
 
 def test_statistics_are_those_of_the_file(result):
