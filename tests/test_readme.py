@@ -24,12 +24,15 @@ def blocks(language):
 
 
 def test_readmes_study_is_a_study():
-    text, members = blocks("toml")
+    text, members, more = blocks("toml")
     assert parse_study(text).window.size == 7
     relay, party, researcher = members.split("\n\n")
     keys = iter([PrivateKey.new().public for _ in range(4)])
     parties = [party.replace("north", name) for name in ("north", "centre", "south")]
     tables = [re.sub("…", lambda _: next(keys), table) for table in (*parties, researcher)]
+    asked = parse_study("\n".join([text, more]))
+    assert [feature.label for feature in asked.feature] == ["mean-7", "gradient"]
+    assert asked.statistics.gram
     whole = parse_study("\n".join([relay, text, *tables]))
     assert whole.relay == "tcp://relay.example:7000"
     assert len(set(whole.keys.values())) == 4

@@ -7,11 +7,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "BoundError": "errors",
     "ClassTotals": "totals",
+    "Classifier": "learn.model",
     "DeviceError": "errors",
     "ImageError": "errors",
     "LocalTotals": "totals",
     "PeerError": "errors",
     "ProtocolError": "errors",
+    "Result": "result",
     "Statistics": "totals",
     "Study": "study",
     "StudyError": "errors",
@@ -25,15 +27,18 @@ _HOMES = {
     "pooled": "totals",
     "read_ground_truth": "images",
     "read_image": "images",
+    "simulate": "simulation",
 }
 __all__ = [
     "BoundError",
     "ClassTotals",
+    "Classifier",
     "DeviceError",
     "ImageError",
     "LocalTotals",
     "PeerError",
     "ProtocolError",
+    "Result",
     "Statistics",
     "Study",
     "StudyError",
@@ -48,6 +53,7 @@ __all__ = [
     "pooled",
     "read_ground_truth",
     "read_image",
+    "simulate",
 ]
 
 if TYPE_CHECKING:
@@ -63,7 +69,10 @@ if TYPE_CHECKING:
         VoxringError,
     )
     from voxring.images import open_image, read_ground_truth, read_image
+    from voxring.learn.model import Classifier
     from voxring.maps import local_mean, local_variance
+    from voxring.result import Result
+    from voxring.simulation import simulate
     from voxring.study import Study, load_study
     from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
 

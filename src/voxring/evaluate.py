@@ -154,7 +154,7 @@ class Counts:
 
     @property
     def vector(self) -> tuple[int, ...]:
-        """All counts in one row, as a secure sum carries them: confusion, histograms, sums."""
+        """All counts in one row, as a secure sum carries them (confusion, histograms, sums)."""
         return tuple(int(one) for part in (self.confusion, self.histograms, self.sums) for one in part.ravel())
 
     @classmethod
@@ -284,7 +284,7 @@ class Calibration:
 
     @property
     def error(self) -> Fraction | None:
-        """Expected calibration error: Σ |promised − positives| over the groups, divided by all voxels."""
+        """Expected calibration error, Σ |promised − positives| over the groups, divided by all voxels."""
         apart = sum(
             (abs(promised - positive) for promised, positive in zip(self.promised, self.positives, strict=True)),
             Fraction(0),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxring.errors import PeerError, StudyError, VoxringError
+from voxring.result import Result
 from voxring.ring.order import RESEARCHER
 from voxring.study import Party, Study
-from voxring.totals import LocalTotals, Statistics, pooled
+from voxring.totals import LocalTotals, Statistics, pooled, result_document
 
 if TYPE_CHECKING:
     from voxring.net import PrivateKey
@@ -26,12 +27,10 @@ _LOOPBACK = "tcp://127.0.0.1:0"
 _START_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Simulated:
-    """What came of a simulated study: R's answer, and what each process heard."""
+@dataclass(frozen=True, repr=False)
+class Simulated(Result):
+    """The result of a simulated study, and what each process heard."""
 
-    study: Study
-    answer: dict[str, Statistics | str]
     researcher: View
     parties: dict[str, Heard]
     seconds: float
@@ -59,6 +58,11 @@ def simulate(
         Seconds after which a silent peer ends the study.
     notify : callable
         Called with (who, what) from a thread of its own as the parties advance.
+
+    Returns
+    -------
+    Simulated
+        A `voxring.Result` that also tells what each process heard.
 
     Raises
     ------
@@ -100,7 +104,8 @@ def simulate(
         raise error
     finally:
         watcher.stop()
-    return Simulated(study, answer, view, heard, time.monotonic() - start, course)
+    seconds = time.monotonic() - start
+    return Simulated(study, answer, result_document(answer, study), view, heard, seconds, course)
 
 
 def with_parties(study: Study, names: list[str]) -> Study:

@@ -10,11 +10,12 @@ An integer of a feature f stands for f / unit, one of a product for it over unit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
 from math import isqrt, prod
+from typing import Any
 
 from voxring.errors import StudyError
 from voxring.fixedpoint import square_root
@@ -222,6 +223,53 @@ def derived(values: Sequence[int], voxels: int, study: Study) -> dict[str, objec
     if first_order:
         found["first_order"] = first_order
     return found
+
+
+def integers_of(found: Mapping[str, Any], study: Study) -> tuple[int, ...]:
+    """Return the integers that `derived` was given, from its exact numbers.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError, ZeroDivisionError
+        A number is missing, or none that an image's integers can give.
+
+    Examples
+    --------
+    >>> study = Study.of(name="t", classes={"lesion": 1}, statistics={"moments": 2})
+    >>> integers_of(derived((5, 13), 3, study), study)
+    (5, 13)
+    """
+    unit, integers = study.unit, list[int]()
+    for block in layout(study):
+        if block.name == "histogram":
+            histogram = found["histogram"]
+            numbers = [_integer(n) for n in (histogram["below"], *histogram["counts"], histogram["above"])]
+        elif block.name == "glcm":
+            numbers = [_integer(n) for row in found["glcm"]["counts"] for n in row]
+        elif block.name == "powers":
+            numbers = [_times(pair, unit**k) for k, pair in enumerate(found["moments"]["powers"], 1)]
+        elif block.name == "gram":
+            numbers = [_times(pair, unit**2) for i, row in enumerate(found["gram"]) for pair in row[i:]]
+        else:
+            numbers = [_times(pair, unit) for pair in found[block.name]]
+        if len(numbers) != block.size:
+            raise ValueError(f"{block.name} has {len(numbers)} numbers, not {block.size}")
+        integers += numbers
+    return tuple(integers)
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError("a count is no integer")
+    return value
+
+
+def _times(pair: Pair, scale: int) -> int:
+    numerator, denominator = pair
+    value = Fraction(f"{numerator}/{denominator}") * scale
+    if value.denominator != 1:
+        raise ValueError(f"an exact number is not one over {scale}")
+    return value.numerator
 
 
 def _pair(value: Fraction) -> Pair:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from math import isfinite, lcm, prod
@@ -249,7 +249,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def unit(self) -> int:
-        """2^p: a standardised integer x stands for x / unit."""
+        """2^p; a standardised integer x stands for x / unit."""
         return 1 << self.standardise.fraction_bits
 
     @property
@@ -260,7 +260,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def denominator(self) -> int:
-        """D = 2^p · L: local means are integers over it."""
+        """D = 2^p · L; local means are integers over it."""
         return self.unit * self.window.denominator
 
     @property
@@ -296,11 +296,29 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             del tables["statistics"]
         return msgspec.json.encode(tables, order="sorted")
 
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, classes={self.classes}, parties={len(self.party)}, digest={self.digest[:12]!r})"
+
+    def _repr_html_(self) -> str:
+        from voxring.tables import html_table
+
+        tables = msgspec.to_builtins(self)
+        rows = [("classes", _shown(self.classes))]
+        rows += [(key, _shown(tables[key])) for key in ("window", "standardise", "privacy", "bounds", "statistics")]
+        if self.feature:
+            rows.insert(3, ("features", ", ".join(feature.label for feature in self.feature)))
+        rows += [("parties", ", ".join(self.parties) or "named when it is run"), ("digest", self.digest[:12])]
+        return html_table(f"Study {self.name}", [], [row for row in rows if row[1]])
+
     def with_parties(self, parties: Sequence[Party]) -> Study:
         """Return the same study with these parties."""
         return _checked(
             {**msgspec.to_builtins(self), "party": [msgspec.to_builtins(party) for party in parties]}, "study"
         )
+
+
+def _shown(table: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in table.items() if value not in (None, False, 0, 0.0))
 
 
 def load_study(path: str | Path) -> Study:

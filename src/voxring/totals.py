@@ -105,7 +105,7 @@ class Statistics:
 
     @property
     def std(self) -> float:
-        """σ (line 27): the one number that is rounded, to the nearest float."""
+        """σ (line 27), the one number that is rounded, to the nearest float."""
         return square_root(self.variance)
 
 

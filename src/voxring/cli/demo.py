@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_table, report_option, report_path, write_report, write_result
+from voxring.cli.report import check_writable, print_table, report_option, report_path, write_report
 from voxring.cli.simulate import manifests_of
 from voxring.errors import StudyError
 
@@ -102,8 +102,8 @@ def _demo(folder: Path, report: Path | None, as_json: bool) -> int:
         progress("demo", "computing the same in the open, to compare")
         equal = simulation.pooled_totals(study, manifests) == run.answer
         progress("demo", f"done in {time.monotonic() - start:.1f} s")
-    write_result(run.answer, run.study, folder / "result.json")
-    write_report(run.answer, run.study, run.course, page)
+    run.save(folder / "result.json")
+    write_report(run, run.course, page)
     if as_json:
         click.echo((folder / "result.json").read_text(encoding="utf-8"), nl=False)
     else:

@@ -13,8 +13,8 @@ import click
 import msgspec
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import write_result, write_whole
 from voxring.errors import StudyError, VoxringError
+from voxring.result import write_whole
 
 if TYPE_CHECKING:
     from voxring.evaluate import Counts
@@ -92,7 +92,7 @@ def run(
         progress("demo", f"{len(manifests)} hospitals and a researcher together, each in a process of its own")
         together = simulation.simulate(study, manifests, notify=progress)
         equal = pooled(sum(totals.values(), LocalTotals()), study) == together.answer
-        write_result(together.answer, together.study, folder / "result.json")
+        together.save(folder / "result.json")
         progress("demo", "classifying the patients that none was trained on")
         models = {
             name: _model(answer, study, classifier) for name, answer in (answers | {TOGETHER: together.answer}).items()

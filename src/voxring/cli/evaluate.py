@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, write_whole
+from voxring.cli.report import check_writable
+from voxring.result import write_whole
 
 if TYPE_CHECKING:
     from voxring.evaluate import Counts, Region

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, write_whole
+from voxring.cli.report import check_writable
+from voxring.result import write_whole
 
 
 @click.command()

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from voxring.errors import StudyError
+from voxring.result import Result, write_whole
 from voxring.study import Study
-from voxring.totals import Statistics, result_document
+from voxring.totals import Statistics
 
 if TYPE_CHECKING:
     from voxring.session import Course
-
-
-def write_result(
-    answer: Mapping[str, Statistics | str], study: Study, out: Path, skipped: Mapping[str, int] = MappingProxyType({})
-) -> None:
-    """Write the result file, whole or not at all; ``skipped`` are the parties that left images out, and how many.
-
-    Raises
-    ------
-    StudyError
-        The folder is missing or cannot be written.
-    """
-    document = msgspec.json.format(msgspec.json.encode(result_document(answer, study, skipped)), indent=2)
-    write_whole(out, document + b"\n")
 
 
 def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,13 +41,7 @@ def report_path(out: Path, report: Path | None) -> Path:
     return report
 
 
-def write_report(
-    answer: Mapping[str, Statistics | str],
-    study: Study,
-    course: Course,
-    report: Path,
-    skipped: Mapping[str, int] = MappingProxyType({}),
-) -> None:
+def write_report(result: Result, course: Course, report: Path) -> None:
     """Write the report of a finished study, whole or not at all.
 
     Raises
@@ -76,36 +54,9 @@ def write_report(
     from voxring.report import result_report
 
     page = result_report(
-        result_document(answer, study, skipped),
-        study,
-        rings=course.rings,
-        steps=course.steps,
-        finished=datetime.now(UTC),
+        result.document, result.study, rings=course.rings, steps=course.steps, finished=datetime.now(UTC)
     )
     write_whole(report, page.encode())
-
-
-def write_whole(out: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file, whole or not at all; a private one is for its owner alone.
-
-    Raises
-    ------
-    StudyError
-        The folder is missing or cannot be written.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        with open(partial, "wb", opener=_owners_alone if private else None) as file:
-            file.write(content)
-        partial.replace(out)
-    except OSError as error:
-        raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None
-
-
-def _owners_alone(path: str, flags: int) -> int:
-    """Open a file that nobody else can read at any moment, also where one lay there."""
-    Path(path).unlink(missing_ok=True)
-    return os.open(path, flags, 0o600)
 
 
 def check_writable(out: Path) -> None:
@@ -144,10 +95,11 @@ def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> No
     from rich.console import Console
     from rich.table import Table
 
+    from voxring.result import few_of
     from voxring.statistics import derived
 
     found = {name: derived(one.additive, one.voxels, study) for name, one in answer.items() if not isinstance(one, str)}
-    rows = {name: _few(one) for name, one in found.items()}
+    rows = {name: few_of(one) for name, one in found.items()}
     titles = dict.fromkeys(title for row in rows.values() for title in row)
     if not titles:
         return
@@ -158,10 +110,3 @@ def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> No
     for name, row in rows.items():
         table.add_row(name, *("" if row[title] is None else f"{row[title]:.6g}" for title in titles))
     Console(highlight=False).print(table)
-
-
-def _few(derived: Mapping[str, Any]) -> dict[str, float | None]:
-    first = derived.get("first_order", {})
-    texture = derived.get("glcm", {}).get("haralick", {})
-    shown = [(first, ("median", "skewness", "kurtosis", "entropy")), (texture, ("contrast", "correlation"))]
-    return {title: of[title] for of, titles in shown for title in titles if title in of}

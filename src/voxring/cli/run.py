@@ -19,7 +19,6 @@ from voxring.cli.report import (
     report_option,
     report_path,
     write_report,
-    write_result,
 )
 
 if TYPE_CHECKING:
@@ -219,6 +218,7 @@ def research(
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.net import PrivateKey
+    from voxring.result import Result
     from voxring.session import Course, run_researcher
     from voxring.study import load_study
 
@@ -242,8 +242,9 @@ def research(
             course=course,
         )
     skipped = {party: n for (what, party), n in view.learned.items() if what == "skipped" and isinstance(n, int)}
-    write_result(answer, checked, out, skipped)
-    write_report(answer, checked, course, page, skipped)
+    result = Result.of(answer, checked, skipped)
+    result.save(out)
+    write_report(result, course, page)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:

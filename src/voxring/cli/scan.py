@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from voxring.cli.report import check_writable, write_whole
+from voxring.cli.report import check_writable
 from voxring.errors import StudyError
+from voxring.result import write_whole
 
 if TYPE_CHECKING:
     from voxring.scan import LeftOut

@@ -14,7 +14,6 @@ from voxring.cli.report import (
     report_option,
     report_path,
     write_report,
-    write_result,
 )
 
 
@@ -77,8 +76,8 @@ def simulate(
             progress("pooled", "computing the same in the open")
             equal = simulation.pooled_totals(checked, manifests) == run.answer
             progress("pooled", "done")
-    write_result(run.answer, checked, out)
-    write_report(run.answer, checked, run.course, page)
+    run.save(out)
+    write_report(run, run.course, page)
     if as_json:
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from voxring.cli.report import check_writable, write_whole
+from voxring.cli.report import check_writable
 from voxring.cli.sheet import FORMATS
+from voxring.result import write_whole
 from voxring.ring.disclosure import disclosure
 from voxring.ring.sheet import additive_warnings, moduli, sheet
 from voxring.statistics import layout

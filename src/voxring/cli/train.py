@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -57,6 +57,7 @@ def train(
     """
     from voxring.learn import Model, Moments
     from voxring.learn.export import write_onnx, write_skops
+    from voxring.result import check_same, read_result
     from voxring.study import load_study
 
     for path in filter(None, (out, skops, onnx)):
@@ -82,52 +83,6 @@ def train(
         write_onnx(model, onnx)
     _summary(model, checked, warnings)
     return 0
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read a result file.
-
-    Raises
-    ------
-    ModelError
-        It is missing or none.
-    """
-    import msgspec
-
-    from voxring.errors import ModelError
-
-    try:
-        document = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: no result can be read there: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise ModelError(f"{path}: expected a result file, which is JSON, got something else") from None
-    if not isinstance(document, dict) or not {"study", "digest", "classes"} <= set(document):
-        raise ModelError(f"{path}: expected a result file with study, digest and classes, got other JSON")
-    return document
-
-
-def check_same(document: dict[str, Any], study: Study, result: Path, path: Path) -> list[str]:
-    """Refuse a result of another study; return what could not be checked.
-
-    Raises
-    ------
-    ModelError
-        The digests differ, or, where the study names no parties, the names of the studies.
-    """
-    from voxring.errors import ModelError
-
-    if study.party and document["digest"] != study.digest:
-        raise ModelError(
-            f"{result}: the digest is not that of {path}: give the study file that the result was made with, unchanged"
-        )
-    if document["study"] != study.name:
-        raise ModelError(f"{result}: it is of the study {document['study']!r}, and {path} is {study.name!r}")
-    if study.party or document["digest"] == study.digest:
-        return []
-    return [
-        f"{path} names no parties, so its digest cannot be compared with the result's: see that it is the same file"
-    ]
 
 
 def _shrinkage(given: str | None) -> float | str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from voxring.learn import discriminant as made
 from voxring.learn.discriminant import Discriminant
 from voxring.learn.moments import Moments, check_class, fraction_of, pair_of, predicted_labels
 from voxring.study import Study
+from voxring.tables import html_table
 
 FORMAT = "voxring-model"
 VERSION = 1
@@ -49,6 +51,8 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
 _TABLES = ("name", "classes", "window", "standardise", "bounds", "feature")  # what feature maps depend on
 
 Array = npt.NDArray[Any]
+_VOXELS = 1 << 21
+"""Voxels that are predicted together, unless a plane alone has more: their maps take some 100 bytes a voxel."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,62 @@ class Model:
         """The rounded numbers that voxels are scored with."""
         return CLASSIFIERS[self.classifier](self.moments, **self.settings)
 
+    def predict(
+        self,
+        image: Array | str | Path,
+        *,
+        slope: float | Fraction = 1.0,
+        intercept: float | Fraction = 0.0,
+        threads: int | None = None,
+    ) -> Array:
+        """Return the label map of an image: features are computed and scored some planes at a time.
+
+        Parameters
+        ----------
+        image : (rows, cols) or (planes, rows, cols) array, or path
+            Stored intensities, or an image file, which says slope and intercept itself.
+        slope, intercept : float or Fraction
+            The intensity that a stored v of an array stands for is slope·v + intercept.
+        threads : int, optional
+            Threads of this call; they change no result.
+
+        Returns
+        -------
+        uint8 or uint16 array of the image's shape
+
+        Raises
+        ------
+        ImageError, StudyError
+            The image cannot be read, or its values or axes are not those that the study expects.
+        """
+        from voxring.features import FeatureStack
+
+        if isinstance(image, str | Path):
+            from voxring.images import read_image
+
+            read = read_image(image)
+            image, slope, intercept = read.voxels, read.slope, read.intercept
+        stack = FeatureStack(image, self.study, slope=slope, intercept=intercept, threads=threads)
+        if image.ndim == 2:
+            return self.labels(stack.maps(), threads=threads)
+        step = max(1, _VOXELS // image[0].size)
+        parts = (stack.maps((first, min(first + step, len(image)))) for first in range(0, len(image), step))
+        found: Array = np.concatenate([self.labels(maps, threads=threads) for maps in parts])
+        return found
+
+    def __repr__(self) -> str:
+        features = ", ".join(self.moments.features)
+        return f"Classifier({self.classifier!r}, classes: {', '.join(self.classes)}; features: {features})"
+
+    def _repr_html_(self) -> str:
+        moments = self.moments
+        rows = [
+            [name, self.values[k], f"{moments.counts[k]:,}", *(f"{float(mean):.6g}" for mean in moments.mean(k))]
+            for k, name in enumerate(moments.classes)
+        ]
+        titles = ["class", "label", "voxels", *(f"mean of {name}" for name in moments.features)]
+        return html_table(f"Classifier {self.classifier} of {self.study.name}", titles, rows)
+
     def labels(self, maps: Sequence[Array], *, threads: int | None = None) -> Array:
         """Return the label map of an image.
 
@@ -224,7 +284,7 @@ class Model:
         return found
 
     def probabilities(self, maps: Sequence[Array], *, threads: int | None = None) -> Array:
-        """Return the probability maps of an image, one a class, as float32 of shape (classes, *shape).
+        """Return the probability maps of an image, one a class, as float32 of shape ``(classes, *shape)``.
 
         Raises
         ------
@@ -275,6 +335,10 @@ class Model:
                 for k, name in enumerate(moments.classes)
             ],
         }
+
+
+Classifier = Model
+"""What a model is called where it is used: ``voxring.Classifier``."""
 
 
 class _Class(msgspec.Struct, forbid_unknown_fields=True, rename={"name": "class"}):
