@@ -38,7 +38,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "one bound above alone": ("residues", "-times * bound <= low and high <= times * bound", "high <= times * bound"),
     "the first block's bounds again": ("residues", "limit = times * bound[start : start + _BLOCK]", "limit = times * bound[: len(block)]"),
     "only the first block": ("residues", "for start in range(0, len(values), _BLOCK):", "for start in range(0, min(len(values), 1), _BLOCK):"),
-    "the caller's values are changed": ("chunks", "self._vector = None if values is None else agreed.residues.lifted(values, agreed.bound)", "self._vector = None if values is None else agreed.residues.add(*[agreed.residues.lifted(values, agreed.bound)] * 2)"),
+    "the caller's values are changed": ("chunks", "self._vector = None if values is None else agreed.lifted(values)", "self._vector = None if values is None else agreed.residues.add(*[agreed.lifted(values)] * 2)"),
     "what came back replaces the total": ("residues", "self.add(to[:, slots], self.subtract(self._planes(body), self._planes(minus)))", "to[:, slots] = self.subtract(self._planes(body), self._planes(minus))"),
     # keystream
     "chunks overlap": ("keystream", 'number.to_bytes(8, "big") + bytes(8)', '(number).to_bytes(16, "big")'),
@@ -64,10 +64,10 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "a repeat counts twice": ("chunks", "return known == check", "return False"),
     "another chunk in the place of one is taken": ("chunks", "if known not in (check, _NOT_YET):", "if False:"),
     "chunks are not counted": ("chunks", "self._checks[ring][chunk] = check", "pass"),
-    "the check of the answer is noted": ("chunks", "self._came.note(ring, chunk, check)\n        return ring, chunk\n\n\nclass ChunkMaster", "self._came.note(ring, chunk, *_CHECK.unpack_from(frame, _HEAD.size))\n        return ring, chunk\n\n\nclass ChunkMaster"),
+    "the check of the answer is noted": ("chunks", "self._came.note(ring, chunk, check)\n        if not again:", "self._came.note(ring, chunk, *_CHECK.unpack_from(frame, _HEAD.size))\n        if not again:"),
     "the head is not written": ("chunks", "self._plan.stamp(frame, ring, self._me, chunk)\n        self._came", "self._came"),
     "chunks that were not sent are taken": ("chunks", "if not self._sent[ring, chunk]:", "if False:"),
-    "a total beyond all bounds is told": ("chunks", "if not within(total, agreed.bound, agreed.parties):", "if False:"),
+    "a total beyond all bounds is told": ("protocol", "if not within(total, self.bound, self.parties):", "if False:"),
 }  # fmt: skip
 
 

@@ -741,7 +741,10 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site(tmp_path, "abcd")
+    site = Site(tmp_path, "abcd")
+    # Compiles the kernels, which makes syntax trees: CPython 3.11 fails at times when several threads do.
+    party_batch(site.manifest("a"), a_study())
+    return site
 
 
 def test_a_real_run_leaves_its_account_and_nothing_of_the_hospitals(site: Site) -> None:
