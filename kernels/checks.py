@@ -32,12 +32,12 @@ def magnitude_of(dtype: np.dtype[Any]) -> int:
 
 
 def as_native(array: Array) -> Array:
-    """The same numbers in this machine's byte order, bools as bytes, C-contiguous. Copies only when it must."""
+    """The same numbers in this machine's byte order, bools as bytes, C-contiguous, aligned; copied only if need be."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
-    if array.dtype.isnative and array.flags.c_contiguous:
+    if array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned:
         return array
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return np.require(array, array.dtype.newbyteorder("="), ("C_CONTIGUOUS", "ALIGNED"))
 
 
 def check_kind(shape: tuple[int, ...], dtype: np.dtype[Any], window: Shape, border: str) -> None:

@@ -198,6 +198,34 @@ def test_every_road_equals_naive(image, stretch, window, border, data):
         assert got == expected
 
 
+def test_memory_that_is_kept_between_images_holds_nothing_of_the_last():
+    """Images of one shape and type share a plan, and with it memory; dense, sparse and again dense."""
+    draw = np.random.default_rng(5)
+    for dtype, share in itertools.product(("int16", "uint8", "uint16", "int16"), (0.9, 0.2, 0.001, 0.5)):
+        image = draw.integers(0, 200, (6, 160, 160)).astype(dtype)
+        labels = (draw.random(image.shape) < share).astype(np.uint8)
+        for window in ((1, 3, 3), (3, 5, 4)):
+            expected = cpu.window_sums(image, window, "reflect")[labels == 1].sum()
+            (found,) = cpu.reduce(image, labels, [1], window, "reflect", threads=1)
+            assert sum(total for _, total in found.groups.values()) == expected
+            assert (found.voxels, found.total) == (labels.sum(), image[labels == 1].sum(dtype=np.int64))
+
+
+def test_images_that_may_not_be_written_or_are_not_aligned_take_the_same_code():
+    from voxring.kernels.cpu.adjoint import adjoint
+
+    image = np.random.default_rng(6).integers(-900, 900, (2, 40, 40)).astype(np.int16)
+    labels = (image > 0).astype(np.uint8)
+    expected = cpu.reduce(image, labels, [1], (1, 3, 3), "reflect")
+    compiled = list(adjoint.signatures)
+    for read_only in (np.frombuffer(image.tobytes(), np.int16), np.frombuffer(b"0" + image.tobytes(), np.int16, -1, 1)):
+        mine = read_only.reshape(image.shape)
+        assert not mine.flags.writeable
+        assert cpu.reduce(mine, labels, [1], (1, 3, 3), "reflect") == expected
+        assert cpu.reduce(mine[:1], labels[:1], [1], (1, 3, 3), "reflect")
+    assert adjoint.signatures == compiled
+
+
 @pytest.mark.parametrize("border", BORDERS)
 @pytest.mark.parametrize(
     ("shape", "window"),

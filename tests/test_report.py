@@ -50,7 +50,7 @@ VOID = {"meta", "img", "br", "hr", "col", "link", "input", "area", "base", "embe
 
 
 def a_report(**more):
-    document = result_document(ANSWER, STUDY)
+    document = result_document(ANSWER, STUDY, {"south": 1204})
     document["features"] = ["mean-7", "std-7"]
     document["classes"]["lesion"]["statistics"] = ADDITIVE
     return result_report(
@@ -105,6 +105,7 @@ def test_exact_fractions_withheld_classes_rings_and_digest_stand_in_the_report(p
                 assert f"{value.numerator}/{value.denominator}" in page.text
             assert f"{one.voxels:,}" in page.text
     assert ANSWER["rare"] in page.text
+    assert "images left outsouth: 1,204" in text
     assert STUDY.digest in page.text
     for ring in rings_of(bytes(32), STUDY.parties, 3):
         assert " → ".join([*ring.members, "researcher"]) in text

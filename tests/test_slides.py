@@ -270,6 +270,12 @@ def test_a_slide_without_openslide_says_what_to_install(tmp_path, monkeypatch):
     refused(r"voxring\[slides\]", read_image, tmp_path / "a.mrxs", "red")
 
 
+def test_additive_statistics_of_a_slide_are_refused_with_the_remedy(tmp_path, small_blocks):
+    row = row_of(tmp_path, np.zeros((64, 64), np.uint8), np.ones((64, 64), np.uint8))
+    study = Study.of(name="slides", classes={"a": 1}, window={"size": 3}, statistics={"moments": 2})
+    refused("cut the image, or leave the statistics out", image_totals, row, study)
+
+
 def test_two_sizes_are_refused_before_a_pixel_is_read(tmp_path, small_blocks):
     row = row_of(tmp_path, np.zeros((40, 40), np.uint8), np.ones((40, 41), np.uint8))
     refused("does not lie on the grid", image_totals, row, study_of())

@@ -369,8 +369,6 @@ def adjoint(
     for row in range(near.shape[0]):
         for b in range(near.shape[1]):
             near[row, b] = 0
-    for b in range(line.size):
-        line[b] = 0
     z_map, y_map, x_map = work.maps
     work = Work(
         work.shape,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from voxring.errors import ImageError, StudyError
 from voxring.evaluate import BINS, Counts
 from voxring.features import FeatureStack
-from voxring.images import GroundTruth, ImageFile, Segment, known_ending, open_image, read_ground_truth
+from voxring.images import GroundTruth, ImageFile, Segment, check_same_grid, known_ending, open_image, read_ground_truth
 
 if TYPE_CHECKING:
     from voxring.learn import Model
@@ -196,12 +196,7 @@ def evaluate_image(
     """
     image = open_image(path, model.study.colour)
     truth = read_ground_truth(ground_truth, image.grid)
-    difference = image.grid.difference(truth.grid)
-    if difference is not None:
-        raise ImageError(
-            f"{Path(ground_truth).name} does not lie on the grid of {Path(path).name}: {difference}: "
-            "resample the ground truth onto the image"
-        )
+    check_same_grid(Path(path).name, image.grid, Path(ground_truth).name, truth.grid)
     names = class_names(model)
     indices = _indices(truth, names, model.study.classes if classes is None else classes)
     of_value = np.zeros(max(model.values) + 1, np.intp)

@@ -20,12 +20,13 @@ from voxring.features import class_statistics
 from voxring.kernels import Reduction
 from voxring.standardise import (
     OF_ALL_VOXELS,
+    Scaled,
     Scaling,
     check_shapes,
     fits,
     label_values,
     on_integers,
-    scaling_of_integers,
+    standardised,
     standardised_by,
     volume,
 )
@@ -95,15 +96,11 @@ def local_totals(
     """
     named = labels if labels is not None else label_values(study)
     check_shapes(image, ground_truth)
-    stored = image
-    image, scale = on_integers(image, Fraction(slope), Fraction(intercept), study)
-    scaling = scaling_of_integers((image,), scale, study)
-    totals = _totals(image, ground_truth, study, scaling, named, device, threads)
+    scaled = standardised(image, Fraction(slope), Fraction(intercept), study)
+    totals = _totals(scaled, ground_truth, study, named, device, threads)
     if not layout(study):
         return totals
-    more = class_statistics(
-        stored, ground_truth, study, slope=slope, intercept=intercept, labels=named, threads=threads
-    )
+    more = class_statistics(image, ground_truth, study, labels=named, threads=threads, scaled=scaled)
     return LocalTotals(
         {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in totals.classes.items()}
     )
@@ -127,22 +124,21 @@ def part_totals(
     must hold all that windows over its ground truth `reach`.
     """
     check_shapes(image, ground_truth)
-    image, _ = on_integers(image, Fraction(slope), Fraction(intercept), study)
-    return _totals(image, ground_truth, study, scaling, labels, device, threads)
+    integers, _ = on_integers(image, Fraction(slope), Fraction(intercept), study)
+    return _totals(standardised_by(integers, scaling), ground_truth, study, labels, device, threads)
 
 
 def _totals(
-    image: Array,
+    scaled: Scaled,
     ground_truth: Array,
     study: Study,
-    scaling: Scaling,
     named: Mapping[str, int],
     device: Device,
     threads: int | None,
 ) -> LocalTotals:
     on_gpu = takes_gpu(device)
-    window = study.window.along(image.ndim)
-    voxels, (a, b) = standardised_by(image, scaling)
+    voxels, (a, b) = scaled
+    window = study.window.along(voxels.ndim)
     if device == "auto" and voxels.dtype.itemsize == 8:  # standardised beyond 32 bits: the GPU has no kernels for it
         on_gpu = False
     reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)

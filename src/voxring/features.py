@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxring.errors import ImageError
-from voxring.standardise import check_shapes, label_values, standardised, volume
+from voxring.standardise import Scaled, check_shapes, label_values, standardised, volume
 from voxring.statistics import layout
 from voxring.study import Study
 
@@ -95,7 +95,7 @@ def feature_maps(
 class FeatureStack:
     """An image that is standardised once, and whose feature maps are computed slab by slab.
 
-    Parameters and errors are those of `feature_maps`.
+    Parameters and errors are those of `feature_maps`; ``scaled`` is the image standardised, when it is at hand.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class FeatureStack:
         slope: float | Fraction = 1.0,
         intercept: float | Fraction = 0.0,
         threads: int | None = None,
+        scaled: Scaled | None = None,
     ) -> None:
         check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
         self.study, self._shape = study, image.shape
         self._windows = [feature.along(image.ndim) for feature in study.feature]
-        voxels, (a, b) = standardised(image, Fraction(slope), Fraction(intercept), study)
+        voxels, (a, b) = scaled or standardised(image, Fraction(slope), Fraction(intercept), study)
         fill = study.fill
         if study.window.border == "constant" and (a, b) != (1, 0):  # the fill is a standardised integer
             fill, rest = divmod(fill - b, a)
@@ -189,6 +190,7 @@ def class_statistics(
     intercept: float | Fraction = 0.0,
     labels: Mapping[str, int] | None = None,
     threads: int | None = None,
+    scaled: Scaled | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Sum up what ``study.statistics`` asks for, over the voxels of each class.
 
@@ -206,6 +208,8 @@ def class_statistics(
         The classes that this label map holds, when not those of the study file.
     threads : int, optional
         Threads of this call. The sums do not depend on it.
+    scaled : optional
+        The image as `voxring.standardise.standardised` returns it, when it is at hand; slope and intercept are in it.
 
     Returns
     -------
@@ -233,7 +237,7 @@ def class_statistics(
     """
     check_shapes(image, ground_truth)
     named = labels if labels is not None else label_values(study)
-    stack = FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads)
+    stack = FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads, scaled=scaled)
     sums = _Sums(stack, ground_truth, tuple(dict.fromkeys(named.values())))
     return {name: sums.of(label) for name, label in named.items()}
 

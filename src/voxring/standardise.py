@@ -60,6 +60,10 @@ def volume(array: Array) -> Array:
     return np.ascontiguousarray(array.reshape(1, *array.shape) if array.ndim == 2 else array)
 
 
+Scaled = tuple[Array, tuple[int, int]]
+"""Integers and the (a, b) that make them standardised: stored ones with theirs, or x with (1, 0)."""
+
+
 class Scaling(NamedTuple):
     """How the stored integers of an image become standardised ones."""
 
@@ -81,7 +85,7 @@ def scaling_of(
     """
     of = (Fraction(slope), Fraction(intercept), study)
     _, scale = on_integers(np.zeros(0, dtype), *of)
-    return scaling_of_integers((on_integers(part, *of)[0] for part in parts), scale, study)
+    return _scaling_of_integers((on_integers(part, *of)[0] for part in parts), scale, study)
 
 
 _Scale = tuple[Fraction, Fraction, int]
@@ -89,13 +93,14 @@ _Scale = tuple[Fraction, Fraction, int]
 
 
 def on_integers(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, _Scale]:
+    """Return an image as integers, a float one on the grid 2^-p, and how they are scaled."""
     if image.dtype.kind != "f":
         return image, (slope, intercept, 0)
     image, slope, intercept = on_grid(image, slope, intercept, study)
     return image, (slope, intercept, fixedpoint.FLOAT_SHIFT)
 
 
-def scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) -> Scaling:
+def _scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) -> Scaling:
     slope, intercept, shift = scale
     if slope == 0:
         raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
@@ -120,14 +125,14 @@ def scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) -> 
     return Scaling(mapping, single, (low, high), (least, largest))
 
 
-def standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, tuple[int, int]]:
-    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+def standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> Scaled:
+    """Standardise a whole image."""
     image, scale = on_integers(image, slope, intercept, study)
-    return standardised_by(image, scaling_of_integers((image,), scale, study))
+    return standardised_by(image, _scaling_of_integers((image,), scale, study))
 
 
-def standardised_by(image: Array, scaling: Scaling) -> tuple[Array, tuple[int, int]]:
-    """Return integers and the (a, b) that make them standardised: the stored ones with theirs, or x with (1, 0)."""
+def standardised_by(image: Array, scaling: Scaling) -> Scaled:
+    """Standardise an image, or a part of it, on integers already (`on_integers`)."""
     if scaling.single is not None:
         return _narrowed(image, *scaling.stored), scaling.single
     try:

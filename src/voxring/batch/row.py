@@ -13,7 +13,7 @@ from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
 from voxring.engine import Device, local_totals, planes_needed
 from voxring.errors import DeviceError, ImageError, VoxringError
-from voxring.images import GroundTruth, Room, Source, identify, open_ground_truth, open_image
+from voxring.images import GroundTruth, Room, Source, check_same_grid, identify, open_ground_truth, open_image
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -80,12 +80,7 @@ def _reduce(
 ) -> tuple[LocalTotals, tuple[Source, ...], tuple[Source, ...]]:
     image = open_image(row.image, study.colour)
     opened = open_ground_truth(row.ground_truth, image.grid)
-    difference = image.grid.difference(opened.grid)
-    if difference is not None:
-        raise ImageError(
-            f"{row.ground_truth.name} does not lie on the grid of {row.image.name}: {difference}: "
-            "resample the ground truth onto the image"
-        )
+    check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
     if blocks.pays(image, opened):
         return blocks.totals_in_blocks(image, opened, study, device=device, threads=threads)
     truth = opened.read()

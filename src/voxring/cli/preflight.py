@@ -403,13 +403,11 @@ def _images(plan: Plan) -> Iterator[Finding]:
 
 
 def _look(row: Row, study: Study) -> _Looked:
-    from voxring.images import open_image, read_ground_truth
+    from voxring.images import check_same_grid, open_image, read_ground_truth
 
     image = open_image(row.image, study.colour)
     truth = read_ground_truth(row.ground_truth, image.grid)
-    difference = image.grid.difference(truth.grid)
-    if difference is not None:
-        raise ImageError(f"{row.ground_truth.name} does not lie on the grid of {row.image.name}: {difference}")
+    check_same_grid(row.image.name, image.grid, row.ground_truth.name, truth.grid)
     voxels = 1
     for size in image.grid.shape:
         voxels *= size

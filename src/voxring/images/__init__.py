@@ -13,7 +13,7 @@ from pathlib import Path
 
 from voxring.errors import ImageError
 from voxring.images import rectangles
-from voxring.images.image import Grid, GroundTruth, Image, Segment
+from voxring.images.image import Grid, GroundTruth, Image, Segment, check_same_grid
 from voxring.images.rectangles import Rectangle, Span
 from voxring.images.room import Room
 from voxring.images.source import Identity, Source, identify, together
@@ -31,6 +31,7 @@ __all__ = [
     "Segment",
     "Source",
     "Span",
+    "check_same_grid",
     "identify",
     "known_ending",
     "open_ground_truth",

@@ -87,6 +87,22 @@ class Grid:
         return f"directions differ: the far corner is off by {apart.max():.3g} mm"
 
 
+def check_same_grid(image: str, grid: Grid, ground_truth: str, other: Grid) -> None:
+    """Refuse a ground truth on another grid than its image; both go by the names of their files.
+
+    Raises
+    ------
+    ImageError
+        Says how the grids differ.
+    """
+    difference = grid.difference(other)
+    if difference is not None:
+        raise ImageError(
+            f"{ground_truth} does not lie on the grid of {image}: {difference}: "
+            "resample the ground truth onto the image"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
     """An image as its file stores it.

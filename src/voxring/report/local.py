@@ -12,7 +12,7 @@ import numpy.typing as npt
 from voxring.batch import read_manifest
 from voxring.batch.manifest import Row
 from voxring.errors import ImageError
-from voxring.images import GroundTruth, Image, read_ground_truth, read_image
+from voxring.images import GroundTruth, Image, check_same_grid, read_ground_truth, read_image
 from voxring.maps import local_mean
 from voxring.report import svg
 from voxring.report.markup import Html, facts, join, table, tag
@@ -96,9 +96,7 @@ def _image(row: Row, study: Study) -> Html:
     try:
         image = read_image(row.image, study.colour)
         truth = read_ground_truth(row.ground_truth, image.grid)
-        difference = image.grid.difference(truth.grid)
-        if difference is not None:
-            raise ImageError(f"{row.ground_truth.name} does not lie on the grid of {row.image.name}: {difference}")
+        check_same_grid(row.image.name, image.grid, row.ground_truth.name, truth.grid)
         return join([where, *_shown(image, truth, study)])
     except ImageError as error:
         return join([where, tag("p", f"Not shown: {error}", class_="withheld")])

@@ -101,6 +101,9 @@ def _head(
         ("classes released", f"{len(released)} of {len(classes)}"),
         ("voxels, all classes", f"{sum(one['voxels'] for one in released):,}"),
     ]
+    skipped = document.get("skipped")
+    if skipped:
+        told.append(("images left out", ", ".join(f"{party}: {count:,}" for party, count in skipped.items())))
     if finished is not None:
         told.append(
             (
