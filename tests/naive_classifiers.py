@@ -126,3 +126,26 @@ def ridge(table, labels, voxels, *, alpha=1):
             ]
         )
     return [list(row) for row in zip(*found, strict=True)]
+
+
+def evaluation(names, actual, given, chances, bins):
+    """Counts of an evaluation, for the voxels of each class: given none and each class; histograms; sums in 2^-20.
+
+    ``actual`` and ``given`` are a name for each voxel, or None; ``chances`` of a class its probability of each voxel.
+    """
+    rows = {}
+    for own in names:
+        voxels = [i for i, name in enumerate(actual) if name == own]
+        got = [sum(given[i] not in names for i in voxels), *(sum(given[i] == name for i in voxels) for name in names)]
+        counts = {(name, b): 0 for name in names for b in range(bins)}
+        sums = dict(counts)
+        for name in names:
+            for i in voxels:
+                exact = Fraction(chances[name][i] if name in chances else 0) * 2**20
+                floor, rest = exact.numerator // exact.denominator, exact - exact.numerator // exact.denominator
+                q = floor + (rest > Fraction(1, 2) or (rest == Fraction(1, 2) and floor % 2 == 1))
+                at = name, min(q * bins // 2**20, bins - 1)
+                counts[at] += 1
+                sums[at] += q
+        rows[own] = [*got, *counts.values(), *sums.values()]
+    return rows

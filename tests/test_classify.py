@@ -245,7 +245,11 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
     refused = run("classify", tmp_path / "model.json", images[0], "--out", tmp_path / "file" / "x", check=3)
     assert "cannot be made" in refused.stderr
 
-    done = run("evaluate", tmp_path / "model.json", tmp_path / "manifest.csv", "--out", tmp_path / "eval.json", check=0)
+    done = run(
+        "evaluate", tmp_path / "model.json", tmp_path / "manifest.csv", "--out", tmp_path / "eval.json",
+        "--report", tmp_path / "eval.html", check=0,
+    )  # fmt: skip
+    assert model.digest in (tmp_path / "eval.html").read_text()
     expected = {"model": model.digest, "classifier": "lda", "images": 2, **document(counts)}
     assert json.loads((tmp_path / "eval.json").read_text()) == expected
     assert f"{float(counts.outcomes('bone').dice):.4f}" in done.stdout

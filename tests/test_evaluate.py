@@ -36,14 +36,13 @@ def test_every_count_is_that_of_a_loop_over_the_voxels(seed):
     truth, given, probabilities = sample(seed, size=200)
     counts = Counts.of(CLASSES, truth, given, probabilities, bins=32)
     confusion = np.zeros((4, 4), int)
-    histograms, sums = np.zeros((3, 3, 32), int), np.zeros((3, 3, 32), int)
+    histograms, sums = np.zeros((3, 4, 32), int), np.zeros((3, 4, 32), int)
     for voxel, (actual, got) in enumerate(zip(truth, given, strict=True)):
         confusion[actual, got] += 1
         for index in range(3):
-            group = 0 if actual == index + 1 else 2 if actual == 0 else 1
             at, q = bin_of(probabilities[index, voxel], 32)
-            histograms[index, group, at] += 1
-            sums[index, group, at] += q
+            histograms[index, actual, at] += 1
+            sums[index, actual, at] += q
     assert np.array_equal(counts.confusion, confusion)
     assert np.array_equal(counts.histograms, histograms)
     assert np.array_equal(counts.sums, sums)
@@ -99,28 +98,30 @@ def test_accuracy_counts_labelled_voxels_alone():
 
 
 @pytest.mark.parametrize("cut", [0, 1, 137, 400])
-def test_parts_add_up_to_the_whole_and_go_through_a_vector(cut):
-    truth, given, probabilities = sample(4)
+def test_parts_add_up_to_the_whole_and_go_through_rows(cut):
+    truth, given, probabilities = sample(4, none=False)
     whole = Counts.of(CLASSES, truth, given, probabilities)
     parts = [
         Counts.of(CLASSES, truth[part], given[part], probabilities[:, part]) for part in (slice(cut), slice(cut, None))
     ]
     assert parts[0] + parts[1] == whole
     assert sum(parts, Counts.none(CLASSES)) == whole
-    assert Counts.of_vector(CLASSES, whole.vector) == whole
+    rows = {name: whole.of_class(name) for name in CLASSES}
+    assert Counts.of_classes(CLASSES, rows) == whole
     assert (whole != parts[0]) == (cut < 400)
-    added = [one + other for one, other in zip(parts[0].vector, parts[1].vector, strict=True)]
-    assert Counts.of_vector(CLASSES, added) == whole
-    bounds = whole.bounds(400)
-    assert len(bounds) == len(whole.vector)
-    assert all(0 <= one <= bound for one, bound in zip(whole.vector, bounds, strict=True))
+    added = {
+        name: [one + other for one, other in zip(*(part.of_class(name) for part in parts), strict=True)]
+        for name in CLASSES
+    }
+    assert Counts.of_classes(CLASSES, added) == whole
 
 
-def test_bounds_are_reached_where_all_voxels_agree():
-    ones = np.ones(9, int)
-    counts = Counts.of(("all",), ones, ones, np.ones((1, 9)))
-    reached = [one == bound for one, bound in zip(counts.vector, counts.bounds(9), strict=True)]
-    assert sum(reached) == 3  # a cell of each part
+def test_rows_of_some_classes_leave_the_others_and_none_out():
+    truth, given, probabilities = sample(4)
+    whole = Counts.of(CLASSES, truth, given, probabilities)
+    some = Counts.of_classes(CLASSES, {name: whole.of_class(name) for name in ("bone", "liver")})
+    kept = np.isin(truth, [1, 3])
+    assert some == Counts.of(CLASSES, truth[kept], given[kept], probabilities[:, kept])
 
 
 def test_shape_and_type_do_not_matter():
@@ -180,7 +181,7 @@ def test_counts_of_other_classes_or_lengths_do_not_add():
         Counts.none(CLASSES) + Counts.none(CLASSES[:2])
     with pytest.raises(ImageError, match="do not add"):
         Counts.none(CLASSES, 16) + Counts.none(CLASSES, 32)
-    with pytest.raises(ImageError, match="expected 4624 counts, got 3"):
-        Counts.of_vector(CLASSES, [1, 2, 3])
+    with pytest.raises(ImageError, match="expected 1540 counts of a class, got 3"):
+        Counts.of_classes(CLASSES, {"liver": [1, 2, 3]})
     with pytest.raises(ImageError, match="divides"):
         Counts.none(CLASSES).calibration("liver", groups=7)

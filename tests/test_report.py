@@ -8,11 +8,14 @@ from fractions import Fraction
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 import browser
 from voxring.errors import StudyError
-from voxring.report import result_report
+from voxring.evaluate import Counts
+from voxring.evaluate import document as scores
+from voxring.report import evaluation_report, result_report
 from voxring.report.markup import tag
 from voxring.report.style import COLOURS, TEXT_ON
 from voxring.ring.order import rings_of
@@ -45,6 +48,15 @@ ADDITIVE = {
     "feature_means": [1.5, -2.5],
     "covariance": [[1.0, 0.25], [0.25, 3.0]],
 }
+EVALUATED = Counts.of(
+    tuple(STUDY.classes),
+    np.array([1, 1, 1, 1, 2, 2]),
+    np.array([1, 1, 1, 2, 2, 3]),
+    np.array([[0.9, 0.6, 0.6, 0.2, 0.4, 0.0], [0.1, 0.4, 0.4, 0.8, 0.6, 0.3], [0.0, 0.0, 0.0, 0.0, 0.0, 0.7]]),
+    16,
+)
+EVALUATION = {"model": "0123" * 16, **scores(EVALUATED)}
+EVALUATION["classes"]["rare"] = {"withheld": ANSWER["rare"]}
 STEPS = [("greeting", 0.21), ("computing", 8.4), ("voxels", 0.2)]
 VOID = {"meta", "img", "br", "hr", "col", "link", "input", "area", "base", "embed", "source", "track", "wbr"}
 
@@ -53,6 +65,7 @@ def a_report(**more):
     document = result_document(ANSWER, STUDY, {"south": 1204})
     document["features"] = ["mean-7", "std-7"]
     document["classes"]["lesion"]["statistics"] = ADDITIVE
+    document["evaluation"] = EVALUATION
     return result_report(
         document,
         STUDY,
@@ -117,6 +130,39 @@ def test_exact_fractions_withheld_classes_rings_and_digest_stand_in_the_report(p
         "tcp://west.example:5000",
     ):
         assert words in text, words
+
+
+def test_an_evaluation_is_shown_with_its_scores_curves_and_confusion(page):
+    text = "".join(page.text)
+    assert EVALUATION["model"] in text
+    # lesion: 3 of 4 found, none of 2 others taken for it; 8 pairs, of which one is in the wrong order.
+    assert "lesion40.85710.75001.00001.00000.8750" in text
+    assert "rarewithheld" in text
+    labels = page.attributes("aria-label")
+    for name in ("lesion", EVIL.replace("\u202e", "\ufffd")):
+        assert {f"ROC curve of {name}", f"Calibration of {name}"} <= set(labels)
+    assert "ROC curve of rare" not in labels
+    cells = "".join(page.text[page.text.index("given") :])
+    assert "75.0%25.0%0%" in cells  # of the four lesions, one row, no column for none
+    assert "0%50.0%50.0%" in cells
+    roc = next(i for i, (_, a) in enumerate(page.elements) if a.get("aria-label") == "ROC curve of lesion")
+    line = next(a["d"] for _, a in page.elements[roc:] if a.get("class") == "line")
+    points = [tuple(map(float, point.split())) for point in line[1:].split("L")]
+    # (fp, tp): above 0.9 none, then 1, 3 of 4; both others before the last lesion at 0.2.
+    assert points == [(58, 230), (58, 175), (58, 65), (168, 65), (168, 10), (278, 10)]
+
+
+def test_a_hospitals_own_evaluation_says_that_it_is_its_own():
+    made = {"model": "0123" * 16, "classifier": "qda", "images": 2, **scores(EVALUATED, "everywhere")}
+    page = Page(evaluation_report(made, finished=datetime(2026, 2, 3, tzinfo=UTC)))
+    text = "".join(page.text)
+    assert "must not leave it" in text
+    assert "Over 6 voxels, also those of no class" in text
+    assert not page.faults
+    rejected = Counts.of(("a",), np.array([0, 1]), np.array([0, 0]), np.array([[0.5, 0.5]]), 16)
+    cells = "".join(Page(evaluation_report(made | scores(rejected, "everywhere"))).text)
+    assert "nonea" in cells  # a column and a row for none, where there is something in them
+    assert "none100%0%a100%0%" in cells
 
 
 def test_additive_statistics_are_shown_as_far_as_there_are_any(page):

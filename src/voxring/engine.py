@@ -18,6 +18,7 @@ import numpy.typing as npt
 from voxring.errors import DeviceError, ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
+from voxring.learn.evaluation import class_evaluation, model_of
 from voxring.standardise import (
     OF_ALL_VOXELS,
     Scaled,
@@ -30,7 +31,7 @@ from voxring.standardise import (
     standardised_by,
     volume,
 )
-from voxring.statistics import layout
+from voxring.statistics import layout, of_images
 from voxring.study import Border, Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -100,7 +101,14 @@ def local_totals(
     totals = _totals(scaled, ground_truth, study, named, device, threads)
     if not layout(study):
         return totals
-    more = class_statistics(image, ground_truth, study, labels=named, threads=threads, scaled=scaled)
+    more: dict[str, tuple[int, ...]] = dict.fromkeys(named, ())
+    if of_images(study):
+        more = class_statistics(image, ground_truth, study, labels=named, threads=threads, scaled=scaled)
+    if study.evaluate is not None:
+        counts = class_evaluation(
+            image, ground_truth, study, slope=slope, intercept=intercept, labels=named, threads=threads
+        )
+        more = {name: more[name] + counts[name] for name in named}
     return LocalTotals(
         {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in totals.classes.items()}
     )
@@ -157,7 +165,8 @@ def planes_needed(
 ) -> tuple[int, int]:
     """Return which part of an image, along its first axis, gives the totals of the whole: the same integers.
 
-    That is the planes that the windows over ground truth reach, those of the study's features too. It is all of them
+    That is the planes that the windows over ground truth reach, those of the features too that the study, or the model
+    that it evaluates, asks for. It is all of them
     where the standardisation depends on all voxels, or where the type of the image does not say that each of them is
     one that the study allows.
 
@@ -188,7 +197,8 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
-    everything = depends_on_all(dtype, Fraction(slope), Fraction(intercept), study)
+    studies = [study] if study.evaluate is None else [study, model_of(study).study]
+    everything = any(depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in studies)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
@@ -217,10 +227,11 @@ def _widest(study: Study, ndim: int) -> int:
 
     Pairs of neighbours are counted where both have the class, so they reach no further.
     """
-    sizes = [study.window.along(ndim)[0]]
-    if layout(study):
-        sizes += [3 if feature.kind == "gradient" else feature.along(ndim)[0] for feature in study.feature]
-    return max(sizes)
+    features = study.feature if of_images(study) else ()
+    if study.evaluate is not None:
+        features += model_of(study).study.feature
+    sizes = [3 if feature.kind == "gradient" else feature.along(ndim)[0] for feature in features]
+    return max([study.window.along(ndim)[0], *sizes])
 
 
 def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:

@@ -1,14 +1,15 @@
 """How well labels and probabilities meet a ground truth: counts, and what follows from counts alone.
 
-All that is kept of an image is integers that add: the confusion matrix, and for every class histograms of its
-probability on public bins. Those of several images, or hospitals, are added up, in the open or by a secure sum, and
-Dice, sensitivity, specificity, the ROC curve and calibration follow from the totals as they would from the pooled
-voxels. Probabilities are first put on the grid 2^-20, half to even, so that their sums are exact too.
+All that is kept of an image is integers that add, for the voxels of each class of the ground truth apart: how many
+were given which class, and for every class a histogram of its probability on public bins. Those of several images, or
+hospitals, are added up, in the open or by a secure sum, and Dice, sensitivity, specificity, the ROC curve and
+calibration follow from the totals as they would from the pooled voxels. Probabilities are first put on the grid 2^-20,
+half to even, so that their sums are exact too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -22,8 +23,8 @@ BINS = 256
 """Bins of probability when nothing else is said."""
 RELIABILITY = 16
 """Groups of bins of a reliability diagram."""
-_BITS = 20
-_GROUPS = 3  # a voxel's ground truth is the class, another class, or none
+BITS = 20
+"""Probabilities are multiples of 2^-20."""
 _LONGEST = 2**33  # voxels of one call: sums of the grid stay exact in float64
 
 Region = Literal["labelled", "everywhere"]
@@ -41,9 +42,9 @@ class Counts:
         Names; class i has the index i + 1, and 0 is none of them.
     confusion : (K + 1, K + 1) int64 array
         Voxels by ground truth (row) and by what they were given (column).
-    histograms : (K, 3, bins) int64 array
-        Voxels by the bin of a class's probability: those of the class, of other classes, of none.
-    sums : (K, 3, bins) int64 array
+    histograms : (K, K + 1, bins) int64 array
+        For each class, voxels by ground truth (row) and by the bin of the class's probability (column).
+    sums : (K, K + 1, bins) int64 array
         Their probabilities added up, in units of 2^-20.
 
     Examples
@@ -72,7 +73,7 @@ class Counts:
     def none(cls, classes: Sequence[str], bins: int = BINS) -> Counts:
         """Of no image."""
         size = len(classes)
-        shape = (size, _GROUPS, bins)
+        shape = (size, size + 1, bins)
         return cls(
             tuple(classes),
             np.zeros((size + 1, size + 1), np.int64),
@@ -124,7 +125,7 @@ class Counts:
         rows = truth.ravel().astype(np.intp)
         cells = rows * (size + 1) + given.ravel()
         confusion = np.bincount(cells, minlength=(size + 1) ** 2).reshape(size + 1, size + 1)
-        counted = [_binned(rows, index, one, bins) for index, one in enumerate(probabilities, 1)]
+        counted = [_binned(rows, one, size + 1, bins) for one in probabilities]
         return cls(
             tuple(classes),
             confusion.astype(np.int64),
@@ -143,7 +144,13 @@ class Counts:
         )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Counts) and (self.classes, self.vector) == (other.classes, other.vector)
+        return (
+            isinstance(other, Counts)
+            and (self.classes, self.bins) == (other.classes, other.bins)
+            and np.array_equal(self.confusion, other.confusion)
+            and np.array_equal(self.histograms, other.histograms)
+            and np.array_equal(self.sums, other.sums)
+        )
 
     __hash__ = None  # type: ignore[assignment]  # it holds arrays
 
@@ -152,33 +159,39 @@ class Counts:
         """How many bins of probability."""
         return int(self.histograms.shape[2])
 
-    @property
-    def vector(self) -> tuple[int, ...]:
-        """All counts in one row, as a secure sum carries them (confusion, histograms, sums)."""
-        return tuple(int(one) for part in (self.confusion, self.histograms, self.sums) for one in part.ravel())
+    def of_class(self, name: str) -> tuple[int, ...]:
+        """All counts of the voxels of one class of the ground truth, in one row, as a secure sum carries them.
+
+        What they were given, none first; then for each class the histogram of its probability; then the sums.
+        """
+        at = self.classes.index(name) + 1
+        parts = (self.confusion[at], self.histograms[:, at], self.sums[:, at])
+        return tuple(int(one) for part in parts for one in part.ravel())
 
     @classmethod
-    def of_vector(cls, classes: Sequence[str], vector: Sequence[int], bins: int = BINS) -> Counts:
-        """Take them out of the row again.
+    def of_classes(cls, classes: Sequence[str], rows: Mapping[str, Sequence[int]], bins: int = BINS) -> Counts:
+        """Take the counts of some classes out of their rows again; of the others, and of none, there is no voxel.
 
         Raises
         ------
         ImageError
-            The row has another length.
-        """
-        empty = cls.none(classes, bins)
-        parts = (empty.confusion, empty.histograms, empty.sums)
-        if len(vector) != sum(part.size for part in parts):
-            raise ImageError(f"expected {sum(part.size for part in parts)} counts, got {len(vector)}")
-        made, at = [], 0
-        for part in parts:
-            made.append(np.array(vector[at : at + part.size], np.int64).reshape(part.shape))
-            at += part.size
-        return cls(tuple(classes), *made)
+            A row has another length.
 
-    def bounds(self, voxels: int) -> tuple[int, ...]:
-        """Return the largest that each number of `vector` can be with so many voxels."""
-        return (voxels,) * (self.confusion.size + self.histograms.size) + (voxels << _BITS,) * self.sums.size
+        Examples
+        --------
+        >>> counts = Counts.of(("fat",), np.array([1, 0]), np.array([1, 1]), np.array([[0.5, 1.0]]), 16)
+        >>> Counts.of_classes(("fat",), {"fat": counts.of_class("fat")}, 16).confusion
+        array([[0, 0],
+               [0, 1]])
+        """
+        made, size = cls.none(classes, bins), len(classes)
+        for name, row in rows.items():
+            if len(row) != size + 1 + 2 * size * bins:
+                raise ImageError(f"expected {size + 1 + 2 * size * bins} counts of a class, got {len(row)}")
+            at, numbers = classes.index(name) + 1, np.array(row, np.int64)
+            made.confusion[at] = numbers[: size + 1]
+            made.histograms[:, at], made.sums[:, at] = numbers[size + 1 :].reshape(2, size, bins)
+        return made
 
     @property
     def voxels(self) -> int:
@@ -211,12 +224,13 @@ class Counts:
         return Calibration(
             tuple(map(int, of_class + others)),
             tuple(map(int, of_class)),
-            tuple(Fraction(int(one), 1 << _BITS) for one in np.asarray(promised)),
+            tuple(Fraction(int(one), 1 << BITS) for one in np.asarray(promised)),
         )
 
     def _against(self, name: str, region: Region, parts: npt.NDArray[np.int64]) -> tuple[Array, Array]:
-        of_class, of_others, of_none = parts[self.classes.index(name)]
-        return of_class, of_others if region == "labelled" else of_others + of_none
+        mine, own = parts[self.classes.index(name)], self.classes.index(name) + 1
+        others = np.delete(mine, [own, 0] if region == "labelled" else own, axis=0)
+        return mine[own], others.sum(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +306,7 @@ class Calibration:
         return apart / sum(self.voxels) if any(self.voxels) else None
 
 
-def document(counts: Counts, region: Region = "labelled") -> dict[str, object]:
+def document(counts: Counts, region: Region = "labelled") -> dict[str, Any]:
     """The evaluation as JSON types: counts as integers, exact, and the ratios that follow as floats.
 
     Examples
@@ -339,14 +353,13 @@ def _ratio(above: int, below: int) -> Fraction | None:
     return Fraction(above, below) if below else None
 
 
-def _binned(rows: npt.NDArray[np.intp], index: int, probability: Array, bins: int) -> tuple[Array, Array]:
-    """Histogram one class's probability by what the ground truth says: the class, another, none."""
+def _binned(rows: npt.NDArray[np.intp], probability: Array, groups: int, bins: int) -> tuple[Array, Array]:
+    """Histograms of one class's probability, one for each class of the ground truth and for none."""
     with np.errstate(invalid="ignore"):
-        on_grid = np.rint(np.ldexp(probability.ravel().astype(np.float64), _BITS))
-    if not (on_grid.min() >= 0 and on_grid.max() <= 1 << _BITS):  # NaN is neither
+        on_grid = np.rint(np.ldexp(probability.ravel().astype(np.float64), BITS))
+    if not (on_grid.min() >= 0 and on_grid.max() <= 1 << BITS):  # NaN is neither
         raise ImageError("expected probabilities from 0 to 1, got others")
-    group = np.where(rows == index, 0, np.where(rows > 0, 1, 2))
-    cells = group * bins + np.minimum(on_grid.astype(np.int64) * bins >> _BITS, bins - 1)
-    length = _GROUPS * bins
-    histogram = np.bincount(cells, minlength=length).reshape(_GROUPS, bins)
-    return histogram, np.bincount(cells, on_grid, length).reshape(_GROUPS, bins)
+    cells = rows * bins + np.minimum(on_grid.astype(np.int64) * bins >> BITS, bins - 1)
+    length = groups * bins
+    histogram = np.bincount(cells, minlength=length).reshape(groups, bins)
+    return histogram, np.bincount(cells, on_grid, length).reshape(groups, bins)

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from voxring.errors import ImageError
 from voxring.standardise import Scaled, check_shapes, label_values, standardised, volume
-from voxring.statistics import layout
+from voxring.statistics import of_images
 from voxring.study import Study
 
 Array = npt.NDArray[Any]
@@ -214,7 +214,7 @@ def class_statistics(
     Returns
     -------
     dict of class name to tuple of int
-        In the order of `voxring.statistics.layout`; zeros for a class without voxels.
+        In the order of `voxring.statistics.of_images`; zeros for a class without voxels.
 
     Raises
     ------
@@ -253,7 +253,7 @@ class _Sums:
         self._stack, self._study = stack, stack.study
         self._present = holdable(values, truth.dtype)
         self._numbers = class_numbers(truth, self._present).reshape(truth.shape)
-        self._blocks = layout(self._study)
+        self._blocks = of_images(self._study)
         self._sums = [{block.name: [0] * block.size for block in self._blocks} for _ in self._present]
         self._add_voxels()
         if self._study.statistics.glcm is not None and self._present:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from voxring.errors import ModelError, StudyError
-from voxring.statistics import derived, fault, integers_of
+from voxring.statistics import derived, evaluation, fault, integers_of
 from voxring.study import Study
 from voxring.tables import html_table
 from voxring.totals import Statistics, result_document
 
 if TYPE_CHECKING:
+    from voxring.evaluate import Counts
     from voxring.learn import Model
 
 
@@ -108,6 +109,15 @@ class Result:
             for name, one in self.answer.items()
             if not isinstance(one, str)
         }
+
+    @property
+    def evaluation(self) -> Counts | None:
+        """How the model of a study with ``[evaluate]`` met the ground truth of the released classes, or None."""
+        if self.study.evaluate is None:
+            return None
+        return evaluation(
+            {name: one.additive for name, one in self.answer.items() if not isinstance(one, str)}, self.study
+        )
 
     def train(self, classifier: str = "lda", **settings: Any) -> Model:
         """Make a classifier from the sums; no voxel is needed (docs/classifiers.md).

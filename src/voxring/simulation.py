@@ -68,10 +68,16 @@ def simulate(
     ------
     StudyError
         The parties are too few or not those of the study.
+    ModelError
+        The study evaluates a model that cannot be read, or is another.
     ImageError, BoundError, PeerError, ProtocolError
         What ended the study; the first cause is told, and every process has ended.
     """
     study = with_parties(study, list(manifests))
+    if study.evaluate is not None:
+        from voxring.learn.evaluation import model_of
+
+        model_of(study)
     from voxring.net import PrivateKey
 
     private = {name: PrivateKey.new() for name in (*study.parties, RESEARCHER)}

@@ -1,9 +1,9 @@
 """Additive statistics: what a study asks for beside n, sum and sdsum, where each number stands, and what follows.
 
 Whatever is a sum over voxels goes round the ring as it is: sums of features and of their products, powers of the
-intensity, histograms and co-occurrence counts. `layout` says which integers these are, in which order, and how large
-one party's may be; they are counted in `voxring.features`. `derived` makes of the totals what is read: exact rationals
-first, and floats that are rounded once.
+intensity, histograms, co-occurrence counts, and the counts of an evaluation. `layout` says which integers these are, in
+which order, and how large one party's may be; they are counted in `voxring.features` and `voxring.learn.evaluation`.
+`derived` makes of the totals what is read: exact rationals first, and floats that are rounded once.
 
 An integer of a feature f stands for f / unit, one of a product for it over unit², one of xᵏ over unitᵏ.
 """
@@ -18,6 +18,7 @@ from math import isqrt, prod
 from typing import Any
 
 from voxring.errors import StudyError
+from voxring.evaluate import BITS, Counts
 from voxring.fixedpoint import square_root
 from voxring.haralick import entropy, haralick
 from voxring.study import Bins, Feature, Study
@@ -45,7 +46,9 @@ def layout(study: Study) -> tuple[Block, ...]:
     """Return the blocks of additive integers that a study asks for, in their order; none if it asks for none.
 
     ``feature_sums`` are Σf of each feature; ``gram`` the upper triangle of Σ f fᵀ, row by row; ``powers`` Σx, Σx², …;
-    ``histogram`` the voxels below the range, in each bin, and above; ``glcm`` the rows of the co-occurrence matrix.
+    ``histogram`` the voxels below the range, in each bin, and above; ``glcm`` the rows of the co-occurrence matrix;
+    ``given`` how many voxels a model gave no class of the study, and each; ``probabilities`` for each class of the
+    study the histogram of its probability, and ``promised`` the probabilities of each bin added up.
 
     Examples
     --------
@@ -64,6 +67,9 @@ def layout(study: Study) -> tuple[Block, ...]:
         shapes["histogram"] = (asked.histogram.bins + 2,)
     if asked.glcm is not None:
         shapes["glcm"] = (asked.glcm.levels, asked.glcm.levels)
+    if study.evaluate is not None:
+        classes, bins = len(study.classes), study.evaluate.bins
+        shapes |= {"given": (classes + 1,), "probabilities": (classes, bins), "promised": (classes, bins)}
     return tuple(Block(name, shape, voxels * max(_of_one_voxel(name, study))) for name, shape in shapes.items())
 
 
@@ -76,7 +82,7 @@ def _of_one_voxel(block: str, study: Study) -> list[int]:
         return [one * other for i, one in enumerate(features) for other in features[i:]]
     if block == "powers":
         return [study.intensity_bound**k for k in range(1, study.statistics.moments + 1)]
-    return [1] if block == "histogram" else [2 * DIRECTIONS]
+    return [{"glcm": 2 * DIRECTIONS, "promised": 1 << BITS}.get(block, 1)]
 
 
 def feature_bound(feature: Feature, study: Study) -> int:
@@ -95,6 +101,15 @@ def feature_bound(feature: Feature, study: Study) -> int:
         sizes = feature.window if isinstance(feature.window, tuple) else (feature.window or 1,) * 3
         return (isqrt(prod(sizes)) + 1) * study.unit
     return study.unit if feature.kind == "contrast" else intensity
+
+
+EVALUATION = ("given", "probabilities", "promised")
+"""The blocks that a model is needed for."""
+
+
+def of_images(study: Study) -> tuple[Block, ...]:
+    """Return those blocks of `layout` that follow from images and ground truth alone, without a model."""
+    return tuple(block for block in layout(study) if block.name not in EVALUATION)
 
 
 def slots(study: Study) -> int:
@@ -175,7 +190,23 @@ def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
         rows = _rows(parts["glcm"])
         if sum(parts["glcm"]) > 2 * DIRECTIONS * voxels or rows != [list(column) for column in zip(*rows, strict=True)]:
             return "glcm"
+    if study.evaluate is not None:
+        if sum(parts["given"]) != voxels:
+            return "given"
+        bins, (low, high) = study.evaluate.bins, _grid(study.evaluate.bins)
+        counts, promised = parts["probabilities"], parts["promised"]
+        if any(sum(counts[start : start + bins]) != voxels for start in range(0, len(counts), bins)):
+            return "probabilities"
+        for place, (count, value) in enumerate(zip(counts, promised, strict=True)):
+            if not count * low[place % bins] <= value <= count * high[place % bins]:
+                return "promised"
     return None
+
+
+def _grid(bins: int) -> tuple[list[int], list[int]]:
+    """The least and the largest probability of each bin, in units of 2^-20."""
+    starts = [-(-(place << BITS) // bins) for place in range(bins)]
+    return starts, [*(start - 1 for start in starts[1:]), 1 << BITS]
 
 
 Pair = list[str]
@@ -222,7 +253,33 @@ def derived(values: Sequence[int], voxels: int, study: Study) -> dict[str, objec
         found["glcm"] = {"levels": len(rows), "counts": rows, "haralick": haralick(rows)}
     if first_order:
         found["first_order"] = first_order
+    if asked_of := study.evaluate:
+        found["evaluation"] = {
+            "given": list(parts["given"]),
+            "probabilities": _cut(parts["probabilities"], asked_of.bins),
+            "promised": _cut(parts["promised"], asked_of.bins),
+        }
     return found
+
+
+def evaluation(released: Mapping[str, Sequence[int]], study: Study) -> Counts:
+    """Return the evaluation that a study asks for, over the voxels of the released classes.
+
+    Parameters
+    ----------
+    released : mapping of class name to sequence of int
+        Each class's integers, in the order of `layout`. Voxels of other classes are counted nowhere.
+
+    Raises
+    ------
+    StudyError
+        The study asks for none.
+    """
+    if study.evaluate is None:
+        raise StudyError("the study asks for no evaluation: write [evaluate] with the digest of a model")
+    start = sum(block.size for block in of_images(study))
+    rows = {name: values[start:] for name, values in released.items()}
+    return Counts.of_classes(tuple(study.classes), rows, study.evaluate.bins)
 
 
 def integers_of(found: Mapping[str, Any], study: Study) -> tuple[int, ...]:
@@ -246,6 +303,10 @@ def integers_of(found: Mapping[str, Any], study: Study) -> tuple[int, ...]:
             numbers = [_integer(n) for n in (histogram["below"], *histogram["counts"], histogram["above"])]
         elif block.name == "glcm":
             numbers = [_integer(n) for row in found["glcm"]["counts"] for n in row]
+        elif block.name == "given":
+            numbers = [_integer(n) for n in found["evaluation"]["given"]]
+        elif block.name in EVALUATION:
+            numbers = [_integer(n) for row in found["evaluation"][block.name] for n in row]
         elif block.name == "powers":
             numbers = [_times(pair, unit**k) for k, pair in enumerate(found["moments"]["powers"], 1)]
         elif block.name == "gram":
@@ -290,7 +351,10 @@ def _square(triangle: Sequence[int], size: int) -> list[list[int]]:
 
 def _rows(cells: Sequence[int]) -> list[list[int]]:
     """A square matrix that stands row by row."""
-    size = isqrt(len(cells))
+    return _cut(cells, isqrt(len(cells)))
+
+
+def _cut(cells: Sequence[int], size: int) -> list[list[int]]:
     return [list(cells[start : start + size]) for start in range(0, len(cells), size)]
 
 

@@ -200,6 +200,18 @@ class Additive(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     glcm: Cooccurrence | None = None
 
 
+class Evaluate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model that every party applies to its own labelled images, to count how that meets their ground truth.
+
+    ``model`` is its file, relative to the study file, and ``digest`` what `voxring.Classifier.digest` says of it; the
+    file may lie elsewhere at each party, so the digest alone is part of the study's. ``bins`` are those of probability.
+    """
+
+    digest: str
+    model: str = ""
+    bins: Annotated[int, msgspec.Meta(ge=16, le=4096, multiple_of=16)] = 64
+
+
 _INTENSITY = {"none": 2**32, "rescale": 2, "zscore": 2**10, "percentile": 2, "nyul": 2**10}
 
 
@@ -224,6 +236,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     relay: str = ""
     feature: tuple[Feature, ...] = ()
     statistics: Additive = Additive()
+    evaluate: Evaluate | None = None
 
     @classmethod
     def of(cls, **tables: object) -> Study:
@@ -294,6 +307,10 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             del tables["feature"]
         if self.statistics == Additive():
             del tables["statistics"]
+        if self.evaluate is None:
+            del tables["evaluate"]
+        else:
+            del tables["evaluate"]["model"]  # where it lies is each party's own affair
         return msgspec.json.encode(tables, order="sorted")
 
     def __repr__(self) -> str:
@@ -307,6 +324,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         rows += [(key, _shown(tables[key])) for key in ("window", "standardise", "privacy", "bounds", "statistics")]
         if self.feature:
             rows.insert(3, ("features", ", ".join(feature.label for feature in self.feature)))
+        if self.evaluate is not None:
+            rows.append(("evaluates", f"model {self.evaluate.digest[:12]}"))
         rows += [("parties", ", ".join(self.parties) or "named when it is run"), ("digest", self.digest[:12])]
         return html_table(f"Study {self.name}", [], [row for row in rows if row[1]])
 
@@ -336,7 +355,11 @@ def load_study(path: str | Path) -> Study:
         raise StudyError(f"{path}: no such study file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: cannot be read as a study: {error}") from None
-    return parse_study(text, source=str(path))
+    study = parse_study(text, source=str(path))
+    if study.evaluate is None or not study.evaluate.model:
+        return study
+    beside = str(path.parent / study.evaluate.model)
+    return msgspec.structs.replace(study, evaluate=msgspec.structs.replace(study.evaluate, model=beside))
 
 
 def parse_study(text: str, *, source: str = "study") -> Study:
@@ -397,6 +420,7 @@ def _faults(study: Study) -> Iterator[tuple[str, str]]:
         yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
     yield from _feature_faults(study)
     yield from _statistics_faults(study)
+    yield from _evaluate_faults(study)
     yield from _party_faults(study)
     yield from _key_faults(study)
     if study.relay and not _address_ok(study.relay):
@@ -476,6 +500,15 @@ def _statistics_faults(study: Study) -> Iterator[tuple[str, str]]:
             yield f"statistics.{key}.range", "expected finite numbers"
         elif table.range[0] >= table.range[1]:
             yield f"statistics.{key}.range", f"expected rising numbers, got {list(table.range)}"
+
+
+def _evaluate_faults(study: Study) -> Iterator[tuple[str, str]]:
+    if study.evaluate is None:
+        return
+    if not re.fullmatch("[0-9a-f]{64}", study.evaluate.digest):
+        yield "evaluate.digest", "expected the 64 digits that `voxring train` prints of a model, got something else"
+    if study.bounds.voxels_per_party * max(len(study.party), study.privacy.min_parties) >= 1 << 43:
+        yield "bounds.voxels_per_party", "an evaluation counts fewer than 2^43 voxels in all: lower the bound"
 
 
 def _party_faults(study: Study) -> Iterator[tuple[str, str]]:

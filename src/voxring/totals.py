@@ -13,8 +13,9 @@ from fractions import Fraction
 from types import MappingProxyType
 
 from voxring.errors import BoundError
+from voxring.evaluate import document as evaluation_document
 from voxring.fixedpoint import square_root
-from voxring.statistics import derived, fault, layout, padded
+from voxring.statistics import derived, evaluation, fault, layout, padded
 from voxring.study import Study
 
 
@@ -167,6 +168,12 @@ def result_document(
 
     asked = bool(layout(study))
     features = {"features": [feature.label for feature in study.feature]} if study.feature else {}
+    evaluated = {}
+    if study.evaluate is not None:
+        released = {name: one.additive for name, one in answer.items() if isinstance(one, Statistics)}
+        made = evaluation_document(evaluation(released, study))
+        made["classes"] |= {name: entry(one) for name, one in answer.items() if isinstance(one, str)}
+        evaluated = {"evaluation": {"model": study.evaluate.digest, **made}}
     return {
         "study": study.name,
         "digest": study.digest,
@@ -174,6 +181,7 @@ def result_document(
         "skipped": dict(skipped),
         **features,
         "classes": {name: entry(one) for name, one in answer.items()},
+        **evaluated,
     }
 
 

@@ -18,7 +18,8 @@ from voxring.batch.manifest import Row, read_manifest
 from voxring.batch.pool import Done, in_processes, in_this_process
 from voxring.batch.row import Task, image_totals
 from voxring.engine import Device
-from voxring.errors import DeviceError, ImageError, VoxringError
+from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
+from voxring.learn.evaluation import model_of
 from voxring.study import Study
 from voxring.totals import LocalTotals
 
@@ -150,6 +151,8 @@ def party_batch(
         Rows cannot be used; the message names manifest, line and file of each.
     DeviceError
         The device or the cluster does not answer.
+    ModelError
+        The study evaluates a model that cannot be read, or is another.
 
     Examples
     --------
@@ -167,6 +170,8 @@ def party_batch(
     rows = read_manifest(manifest)
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
+    if study.evaluate is not None:
+        model_of(study)
     progress(0, len(rows))
     patients: dict[str, list[LocalTotals]] = {row.patient: [] for row in rows}  # in the order of the manifest
     todo = []
@@ -185,7 +190,7 @@ def party_batch(
         for number, came in answers:
             done += 1
             if isinstance(came, VoxringError):
-                if isinstance(came, DeviceError):
+                if isinstance(came, DeviceError | ModelError):  # of the machine, not of the row
                     raise came
                 if bad == "stop":
                     raise _located(manifest, rows[number].line, came) from came

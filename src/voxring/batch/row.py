@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
+
+import numpy as np
 
 from voxring.batch import blocks
 from voxring.batch.contents import Key, Recorded, record
@@ -85,6 +88,8 @@ def _reduce(
         return blocks.totals_in_blocks(image, opened, study, device=device, threads=threads)
     truth = opened.read()
     layers = _layers(truth, study)
+    if study.evaluate is not None:
+        _check_apart(row, truth, layers)
     truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
     first, stop = planes_needed(truths, image.dtype, study, slope=image.slope, intercept=image.intercept)
     part = image.read(first, stop)
@@ -114,6 +119,18 @@ def _layers(truth: GroundTruth, study: Study) -> dict[int, dict[str, int]]:
         layer, value = truth.find(label)
         layers[layer][name] = value
     return layers
+
+
+def _check_apart(row: Row, truth: GroundTruth, layers: Mapping[int, Mapping[str, int]]) -> None:
+    """Refuse classes that overlap: a model gives each voxel one class, and would be wrong there whatever it gave."""
+    if len(layers) < 2:
+        return
+    held = sum(np.isin(truth.layers[layer], list(labels.values())).astype(np.uint8) for layer, labels in layers.items())
+    if np.max(held) > 1:
+        raise ImageError(
+            f"{row.ground_truth.name}: classes overlap, and a voxel is given one class: evaluate with a ground truth "
+            "without overlaps"
+        )
 
 
 def _check_unchanged(sources: tuple[Source, ...]) -> None:

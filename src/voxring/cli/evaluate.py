@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable
+from voxring.cli.report import check_writable, print_scores
 from voxring.result import write_whole
 
 if TYPE_CHECKING:
-    from voxring.evaluate import Counts, Region
+    from voxring.evaluate import Region
 
 
 @click.command()
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 @click.option(
     "--everywhere", is_flag=True, help="Count the voxels without a class, too; else those of the model's classes alone."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Also write a page for a browser, with ROC curves, calibration and the confusion matrix.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -36,6 +41,7 @@ def evaluate(
     out: Path,
     study: Path | None,
     everywhere: bool,
+    report: Path | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -45,17 +51,21 @@ def evaluate(
     For every class: Dice, sensitivity, specificity, the ROC curve and its area, and calibration, all from exact counts
     over the voxels of all images together. Nothing leaves this machine; the counts are this hospital's own.
     """
+    from datetime import UTC, datetime
+
     import msgspec
 
     from voxring.batch import read_manifest
     from voxring.classify import class_names, evaluate_image
     from voxring.evaluate import Counts, document
     from voxring.learn import Model
+    from voxring.report import evaluation_report
     from voxring.study import load_study
 
     read, rows = Model.load(model), read_manifest(manifest)
     classes = None if study is None else load_study(study).classes
-    check_writable(out)
+    for path in filter(None, (out, report)):
+        check_writable(path)
     counts = Counts.none(class_names(read))
     with Progress(quiet=quiet) as progress:
         for number, row in enumerate(rows, 1):
@@ -65,36 +75,9 @@ def evaluate(
     made = {"model": read.digest, "classifier": read.classifier, "images": len(rows), **document(counts, region)}
     content = msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"
     write_whole(out, content)
+    if report is not None:
+        write_whole(report, evaluation_report(made, finished=datetime.now(UTC)).encode())
     if as_json:
         click.echo(content.decode(), nl=False)
     else:
         print_scores(counts, region)
-
-
-def print_scores(counts: Counts, region: Region) -> None:
-    """Print a row for each class."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    def shown(ratio: object) -> str:
-        return "–" if ratio is None else f"{float(ratio):.4f}"  # type: ignore[arg-type]
-
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("class")
-    for title in ("voxels", "Dice", "sensitivity", "specificity", "AUC", "calibration error"):
-        table.add_column(title, justify="right")
-    for name in counts.classes:
-        outcomes = counts.outcomes(name, region)
-        table.add_row(
-            name,
-            f"{outcomes.tp + outcomes.fn:,}",
-            shown(outcomes.dice),
-            shown(outcomes.sensitivity),
-            shown(outcomes.specificity),
-            shown(counts.roc(name, region).auc),
-            shown(counts.calibration(name, region).error),
-        )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"accuracy over {counts.voxels:,} labelled voxels: {shown(counts.accuracy())}")

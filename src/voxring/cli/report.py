@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,10 @@ import click
 
 from voxring.errors import StudyError
 from voxring.result import Result, write_whole
-from voxring.study import Study
 from voxring.totals import Statistics
 
 if TYPE_CHECKING:
+    from voxring.evaluate import Counts, Region
     from voxring.session import Course
 
 
@@ -89,17 +89,18 @@ def print_table(answer: Mapping[str, Statistics | str], *, err: bool = False) ->
     Console(stderr=err, highlight=False).print(table)
 
 
-def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> None:
+def print_statistics(result: Result) -> None:
     """Print a few of the additive statistics that the study asks for, if it does; the result file holds all."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from voxring.result import few_of
-    from voxring.statistics import derived
 
-    found = {name: derived(one.additive, one.voxels, study) for name, one in answer.items() if not isinstance(one, str)}
-    rows = {name: few_of(one) for name, one in found.items()}
+    counts = result.evaluation
+    if counts is not None:
+        print_scores(counts, "labelled", {name for name, one in result.answer.items() if isinstance(one, str)})
+    rows = {name: few_of(one) for name, one in result.statistics.items()}
     titles = dict.fromkeys(title for row in rows.values() for title in row)
     if not titles:
         return
@@ -110,3 +111,32 @@ def print_statistics(answer: Mapping[str, Statistics | str], study: Study) -> No
     for name, row in rows.items():
         table.add_row(name, *("" if row[title] is None else f"{row[title]:.6g}" for title in titles))
     Console(highlight=False).print(table)
+
+
+def print_scores(counts: Counts, region: Region, withheld: Collection[str] = ()) -> None:
+    """Print a row for each class, of an evaluation; those that are withheld have none."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    def shown(ratio: object) -> str:
+        return "–" if ratio is None else f"{float(ratio):.4f}"  # type: ignore[arg-type]
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("class")
+    for title in ("voxels", "Dice", "sensitivity", "specificity", "AUC", "miscalibrated"):
+        table.add_column(title, justify="right")
+    for name in (name for name in counts.classes if name not in withheld):
+        outcomes = counts.outcomes(name, region)
+        table.add_row(
+            name,
+            f"{outcomes.tp + outcomes.fn:,}",
+            shown(outcomes.dice),
+            shown(outcomes.sensitivity),
+            shown(outcomes.specificity),
+            shown(counts.roc(name, region).auc),
+            shown(counts.calibration(name, region).error),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"accuracy over {counts.voxels:,} labelled voxels: {shown(counts.accuracy())}")

@@ -123,6 +123,7 @@ def party(
     from voxring.batch import read_manifest
     from voxring.cli.status import StatusServer
     from voxring.engine import device_name
+    from voxring.learn.evaluation import model_of
     from voxring.net import PrivateKey
     from voxring.session import Account, Ledger, run_party, state_folder
     from voxring.session.account import check_party
@@ -132,6 +133,8 @@ def party(
     check_party(checked, name)
     private = None if key is None else PrivateKey.read(key)
     read_manifest(manifest)
+    if checked.evaluate is not None:
+        model_of(checked)
     command = ["voxring", "party", "approve", str(study), "--name", name, *(["--state", str(state)] if state else [])]
     folder = state or state_folder()
     account = Account(
@@ -249,6 +252,6 @@ def research(
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
         print_table(answer)
-        print_statistics(answer, checked)
+        print_statistics(result)
         for party, number in skipped.items():
             click.echo(f"{party} left out {number} of its images, which cannot be used")

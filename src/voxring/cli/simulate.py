@@ -82,7 +82,7 @@ def simulate(
         click.echo(out.read_text(encoding="utf-8"), nl=False)
     else:
         print_table(run.answer)
-        print_statistics(run.answer, run.study)
+        print_statistics(run)
     if equal is not None:
         click.echo(f"equal to pooled, bit for bit: {'yes' if equal else 'NO'}", err=as_json)
     return 1 if equal is False else 0

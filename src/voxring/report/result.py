@@ -11,6 +11,7 @@ from typing import Any
 
 from voxring.report import svg
 from voxring.report.additive import additive
+from voxring.report.evaluation import evaluation
 from voxring.report.markup import Html, facts, folded, join, table, tag
 from voxring.report.page import Section, page
 from voxring.ring.message import VERSION
@@ -74,6 +75,7 @@ def result_report(
     classes: Mapping[str, Mapping[str, Any]] = document["classes"]
     sections = [
         Section("statistics", "Statistics", _statistics(classes, study)),
+        *_evaluation(document),
         Section("classes", "Exact numbers", _classes(document, classes)),
         Section("rings", "Rings", _rings(rings, study)),
         *_disclosure(study),
@@ -151,6 +153,14 @@ def _figure(picture: Html, caption: str) -> Html:
         "div", picture, class_="scroll", tabindex=0, role="region", aria_label=f"{caption.partition(';')[0]}, diagram"
     )
     return tag("figure", box, tag("figcaption", caption))
+
+
+def _evaluation(document: Mapping[str, Any]) -> Iterator[Section]:
+    made = document.get("evaluation")
+    if made is None:
+        return
+    digest = tag("p", tag("span", "model digest ", class_="unit"), tag("code", made["model"]))
+    yield Section("evaluation", "Evaluation of a model", join([digest, evaluation(made)]))
 
 
 def _classes(document: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> Html:

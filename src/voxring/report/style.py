@@ -104,8 +104,10 @@ svg .line{stroke:var(--mark);fill:none;stroke-width:1.5}
 svg .rule{stroke:var(--rule);fill:none;stroke-width:1}
 svg .fill{fill:var(--mark)}
 svg .node{fill:var(--sheet);stroke:var(--mark);stroke-width:1.5}
+svg .cell{stroke:var(--rule)}
 svg .on{fill:var(--sheet)}
 svg.small{max-width:24rem}
+svg.matrix{width:auto;max-width:none}
 svg.large{max-width:44rem;min-width:34rem}
 img{display:block;width:100%;height:auto;image-rendering:pixelated;background:#000}
 .swatch{display:inline-block;width:.85em;height:.85em;margin-right:.5em;vertical-align:-.05em;overflow:visible}

@@ -1,4 +1,4 @@
-"""Diagrams as SVG: rings, means with deviations, times, histograms. Colours come from the page's style sheet."""
+"""Diagrams as SVG: rings, means, times, histograms, curves, confusion. Colours come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -129,6 +129,76 @@ def histogram(edges: Sequence[float], counts: Sequence[int], label: str) -> Html
         if low <= tick <= high:
             marks.append(_text(side + (tick - low) * scale, height - 5, _number(tick), "middle", "soft"))
     return _svg(width, height, label, *bars, join(marks))
+
+
+def curve(points: Sequence[tuple[float, float]], label: str, *, across: str, up: str, dots: bool = False) -> Html:
+    """Draw a line through points of the unit square, beside its diagonal; ``across`` and ``up`` name the axes."""
+    size, left, top, bottom = 220, 58, 10, 40
+    width, height = left + size + 16, top + size + bottom
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + x * size, top + (1 - y) * size
+
+    drawn = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = at(tick, tick)
+        drawn += [
+            tag("path", d=f"M{x:.1f} {top}V{top + size}", class_="rule"),
+            tag("path", d=f"M{left} {y:.1f}H{left + size}", class_="rule"),
+            _text(x, top + size + 15, _number(tick), "middle", "soft"),
+            _text(left - 6, y + 4, _number(tick), "end", "soft"),
+        ]
+    drawn.append(tag("path", d=f"M{left} {top + size}L{left + size} {top}", class_="rule"))
+    places = [at(x, y) for x, y in points]
+    if places:
+        drawn.append(tag("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places), class_="line"))
+    drawn += [tag("circle", cx=x, cy=y, r=3.5, class_="fill") for x, y in places if dots]
+    drawn.append(_text(left + size / 2, top + size + 33, across, "middle"))
+    middle = top + size / 2
+    drawn.append(tag("text", up, x=14, y=middle, text_anchor="middle", transform=f"rotate(-90 14 {middle:g})"))
+    return _svg(width, height, label, *drawn)
+
+
+def confusion(
+    rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]], label: str
+) -> Html:
+    """Draw a table of shares of a row as cells, the darker the larger; None where a row has nothing to share."""
+    left, top, pitch, tall = 150, 46, 56, 34
+    drawn = [_text(left + pitch * len(columns) / 2, 14, "given", "middle", "soft")]
+    for j, name in enumerate(columns):
+        drawn.append(_text(left + pitch * (j + 0.5), top - 10, _cut(name, 8), "middle"))
+    for i, (name, row) in enumerate(zip(rows, shares, strict=True)):
+        y = top + tall * i
+        drawn.append(_text(left - 10, y + tall / 2 + 4, _cut(name, 20), "end"))
+        for j, share in enumerate(row):
+            x = left + pitch * j
+            drawn.append(tag("rect", x=x, y=y, width=pitch, height=tall, class_="node cell"))
+            if share is None:
+                drawn.append(_text(x + pitch / 2, y + tall / 2 + 4, "–", "middle", "soft"))
+                continue
+            if share:
+                # Ink stays readable on it: the deepest shade is far from ink.
+                inner = {"x": x + 1, "y": y + 1, "width": pitch - 2, "height": tall - 2}
+                drawn.append(tag("rect", class_="fill", fill_opacity=0.45 * share, **inner))
+            drawn.append(_text(x + pitch / 2, y + tall / 2 + 4, _percent(share), "middle"))
+    width, height = left + pitch * len(columns) + 4, top + tall * len(rows) + 4
+    return tag(
+        "svg",
+        *drawn,
+        viewBox=f"0 0 {width} {height}",
+        width=width,
+        height=height,
+        role="img",
+        aria_label=label,
+        class_="matrix",
+    )
+
+
+def _percent(share: float) -> str:
+    """As a table shows it; neither 0 nor 100 where it is not."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return "<0.1%" if share < 0.0005 else f"{min(share, 0.9994):.1%}"
 
 
 def _ticks(low: float, high: float, most: int = 8) -> list[float]:

@@ -133,6 +133,9 @@ _WORDS = {
     "powers": "sums of powers of the intensities",
     "histogram": "the histogram of the intensities",
     "glcm": "counts of neighbours' grey levels",
+    "given": "how many voxels a model gave each class",
+    "probabilities": "histograms of the probabilities that it gave",
+    "promised": "sums of these in each bin",
 }
 
 

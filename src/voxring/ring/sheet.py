@@ -177,10 +177,21 @@ def _additive(study: Study) -> Iterator[Section]:
             f"privacy.min_voxels = {privacy.min_voxels} voxels and privacy.min_patients = {privacy.min_patients} "
             f"patient{'s' * (privacy.min_patients > 1)} on. No single number of it is withheld, however small a count "
             "is.",
+            *_evaluated(study),
             *(f"{warning[0].upper()}{warning[1:]}." for warning in additive_warnings(study)),
         ),
         ("block", "numbers", "what they are", "what they reveal"),
         tuple((block.name, str(block.size), *_REVEALS[block.name]) for block in blocks),
+    )
+
+
+def _evaluated(study: Study) -> tuple[str, ...]:
+    if study.evaluate is None:
+        return ()
+    return (
+        f"Each party applies the model with the digest {study.evaluate.digest} to its own labelled images; no map that "
+        "it makes leaves its walls. The last three blocks are counted of the voxels of each released class apart, so "
+        "that voxels of withheld classes, and those without a class, are in no number.",
     )
 
 
@@ -205,6 +216,19 @@ _REVEALS = {
         "how often neighbours have each two levels",
         "texture; a small count tells of a few pairs of neighbours, and how many pairs there are in all tells how "
         "compact the regions are",
+    ),
+    "given": (
+        "how many voxels the model gave no class of the study, and each",
+        "which classes the model takes this one for; a count of 1 tells of a single voxel that it is mistaken",
+    ),
+    "probabilities": (
+        "for each class of the study, how many voxels lie in each bin of the probability that the model gives it",
+        "how sure the model is; who holds the model, which maps intensities to probabilities, learns from a bin with a "
+        "count of 1 in which range of probability one voxel's surroundings lie",
+    ),
+    "promised": (
+        "these probabilities added up in each bin, each rounded to a multiple of 2^-20",
+        "calibration; where a bin holds one voxel, its probability to 20 bits",
     ),
 }
 

@@ -53,7 +53,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from voxring.statistics import layout, padded, unpack
+from voxring.statistics import EVALUATION, layout, padded, unpack
 from voxring.study import Study
 from voxring.totals import LocalTotals
 
@@ -135,12 +135,15 @@ def _block_questions(study: Study) -> dict[str, str]:
     """For each block of a study a hash of all that its numbers depend on but the images."""
     asked = study.statistics
     features: list[object] = [study.feature, study.window.border, study.window.fill, study.standardise]
+    model = study.evaluate
+    evaluated: list[object] = [] if model is None else [model.digest, model.bins, study.classes]
     of: dict[str, list[object]] = {
         "feature_sums": features,
         "gram": features,
         "powers": [asked.moments, study.standardise],
         "histogram": [asked.histogram, study.standardise],
         "glcm": [asked.glcm, study.standardise],
+        **dict.fromkeys(EVALUATION, evaluated),
     }
     return {block.name: _hash(block.name, *of[block.name]) for block in layout(study)}
 
