@@ -1,15 +1,17 @@
 """How kernels share the processors: results in order, no waiting for one another, no more threads than processors."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from voxring.kernels.cpu.threads import SETTINGS, SMALL, helpers, in_threads, processors, thread_count
+from voxring.kernels.cpu.threads import SETTINGS, SMALL, helpers, in_threads, processors, thread_count, threads_here
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -85,16 +87,46 @@ def test_a_forked_process_has_helpers_of_its_own():
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
 
 
-def test_threads_are_as_asked_or_as_the_environment_says(monkeypatch):
+@pytest.fixture
+def looks_again():
+    """The environment is looked at anew, and what was found in it is forgotten."""
+    threads_here.cache_clear()
+    yield threads_here.cache_clear
+    threads_here.cache_clear()
+
+
+def test_threads_are_as_asked_or_as_the_environment_says(monkeypatch, looks_again):
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     assert thread_count(None, SMALL) == processors() == len(os.sched_getaffinity(0))
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # as Dask does
+    looks_again()
     assert thread_count(None, SMALL) == 5
     monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    looks_again()
     assert thread_count(None, SMALL) == 3
     assert thread_count(7, SMALL) == 7
     assert thread_count(7, SMALL - 1) == 1
+
+
+def test_a_forked_worker_takes_the_share_it_is_told(monkeypatch, looks_again):
+    """Whatever the process it came from had found."""
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "7")
+    assert thread_count(None, SMALL) == 7
+    here, there = multiprocessing.Pipe()
+
+    def work():
+        os.environ["NUMBA_NUM_THREADS"] = "2"
+        there.send(thread_count(None, SMALL))
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which the child does not use
+        child.start()
+    assert here.poll(60)
+    assert here.recv() == 2
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_processes_that_start_together_share_an_empty_cache(tmp_path):

@@ -186,12 +186,12 @@ def by_adjoint(
 ) -> list[Reduction]:
     """`reduce`, one class after the other. Labels of one byte are read as they are, others numbered first."""
     if labels.dtype.itemsize == 1:
-        flat = labels.reshape(-1).view(np.uint8)
-        values = [value % 256 for value in classes]
-    else:
-        flat = class_numbers(labels, classes)
-        values = list(range(1, len(classes) + 1))
-    return [reduce_class(image, flat, value, border, the, workers) for value in values]
+        flat = labels.reshape(-1)
+        if flat.dtype != np.uint8:
+            flat = flat.view(np.uint8)
+        return [reduce_class(image, flat, value % 256, border, the, workers) for value in classes]
+    flat = class_numbers(labels, classes)
+    return [reduce_class(image, flat, number + 1, border, the, workers) for number in range(len(classes))]
 
 
 def by_stream(

@@ -22,14 +22,22 @@ SETTINGS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")  # the second is what Dask s
 
 
 def thread_count(threads: int | None, voxels: int) -> int:
-    """How many threads to use: as asked, or as set in the environment, or as many as this process may run on."""
+    """How many threads to use: as asked, or as `threads_here` has it."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
     if voxels < SMALL:
         return 1
-    if threads is None:
-        threads = next((int(set_to) for name in SETTINGS if (set_to := os.environ.get(name, "")).isdecimal()), 0)
-    return threads or processors()
+    return threads or threads_here()
+
+
+@cache
+def threads_here() -> int:
+    """How many threads this process may use: as set in its environment, or as many as it has processors.
+
+    Looked up once, since that takes 3 µs, and for each of thousands of slices; a forked process looks again.
+    """
+    set_to = next((int(value) for name in SETTINGS if (value := os.environ.get(name, "")).isdecimal()), 0)
+    return set_to or processors()
 
 
 def processors() -> int:
@@ -44,6 +52,7 @@ def helpers() -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=helpers.cache_clear)
+os.register_at_fork(after_in_child=threads_here.cache_clear)
 
 
 def in_threads(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:

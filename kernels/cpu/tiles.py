@@ -193,14 +193,14 @@ def reached_share(occupied: Array, window: Shape) -> float:
     return float(near.mean()) * (1 + (window[2] - 1) / BLOCK[1])
 
 
-def new(flat: Array, labels: Array, value: np.uint8, unsigned: bool, the: Plan) -> Kept:
+def new(flat: Array, labels: Array, unsigned: bool, the: Plan) -> Kept:
     """What is kept for images of a type, when the first of them comes."""
     parts = memory(the.work, 1, the.height, flat.dtype, the.lanes)
-    return Kept(compiled(adjoint, flat, labels, value, unsigned, the.work, the.boxes[0], the.height, *parts), [])
+    return Kept(compiled(adjoint, flat, labels, np.uint8(1), unsigned, the.work, the.boxes[0], the.height, *parts), [])
 
 
 def reduce_adjoint(
-    image: Array, labels: Array, value: np.uint8, the: Plan, occupied: Array, workers: int
+    image: Array, labels: Array, value: int, the: Plan, occupied: Array, workers: int
 ) -> tuple[int, int, int, int]:
     """(voxels, Σ S, Σ v, Σ v²) of one class: Σ S over ``the.work.voxels``, the others over the whole image."""
     unsigned = image.dtype == np.uint16
@@ -213,7 +213,7 @@ def reduce_adjoint(
     work = the.work if dense else the.work._replace(occupied=occupied)
     height = the.height if dense else BLOCK[0]
 
-    kept = the.kept.get(flat.dtype) or the.kept.setdefault(flat.dtype, new(flat, labels, value, unsigned, the))
+    kept = the.kept.get(flat.dtype) or the.kept.setdefault(flat.dtype, new(flat, labels, unsigned, the))
 
     def run(box: Box) -> list[int]:
         try:
@@ -227,42 +227,46 @@ def reduce_adjoint(
         return numbers
 
     voxels = total = moment = squares = 0
-    for some in in_threads(run, the.boxes, workers):
-        voxels += some[0]
-        total += some[1]
-        moment += some[2]
-        squares += some[3]
+    for more, sums, values, products, _ in in_threads(run, the.boxes, workers):
+        voxels += more
+        total += sums
+        moment += values
+        squares += products
     return voxels, total, moment, squares
 
 
 def reduce_class(
     image: Array, labels: Array, value: int, border: str, the: Plan, workers: int, *, look: bool | None = None
 ) -> Reduction:
-    """`reduce` for one class by the adjoint road. ``labels`` is flat, of uint8.
+    """`reduce` for one class by the adjoint road. ``labels`` is flat, of uint8, and ``value`` one that it can hold.
 
     ``look`` says whether to look first where the class is, and to step over the rest; by default a sample decides.
     """
-    wanted = np.uint8(value)
-    cz, cy, cx = the.work.window
     guess = look is None
-    if guess:
-        columns = the.work.shape[2]
-        look = image.size > WORTH_A_LOOK and occupied_share(labels, wanted, columns, BLOCK[1]) <= DENSE_SHARE
-    occupied = blocks_with(labels, wanted, the.work.shape, workers) if look else UNKNOWN
-    if look and not occupied.any():
-        return Reduction()
-    if guess and look and reached_share(occupied, the.work.window) > FAR:
-        occupied = UNKNOWN
-    voxels, total, moment, squares = reduce_adjoint(image, labels, wanted, the, occupied, workers)
-    around = Reduction()
+    if guess and image.size > WORTH_A_LOOK:
+        look = occupied_share(labels, np.uint8(value), the.work.shape[2], BLOCK[1]) <= DENSE_SHARE
+    occupied = UNKNOWN
+    if look:
+        occupied = blocks_with(labels, np.uint8(value), the.work.shape, workers)
+        if not occupied.any():
+            return Reduction()
+        if guess and reached_share(occupied, the.work.window) > FAR:
+            occupied = UNKNOWN
+    voxels, total, moment, squares = reduce_adjoint(image, labels, value, the, occupied, workers)
+    groups: dict[int, tuple[int, int]] = {}
     if border in {"clip", "constant"}:
-        for part in frame(image, labels.reshape(image.shape), wanted, the, border, workers):
+        around = Reduction()
+        for part in frame(image, labels.reshape(image.shape), value, the, border, workers):
             around = around + part
+        groups = around.groups
         voxels -= around.voxels
-    return Reduction(moment, squares, {**around.groups, cz * cy * cx: (voxels, total)} if voxels > 0 else around.groups)
+    if voxels > 0:
+        cz, cy, cx = the.work.window
+        groups[cz * cy * cx] = (voxels, total)
+    return Reduction(moment, squares, groups)
 
 
-def frame(image: Array, labels: Array, value: np.uint8, the: Plan, border: str, workers: int) -> Iterator[Reduction]:
+def frame(image: Array, labels: Array, value: int, the: Plan, border: str, workers: int) -> Iterator[Reduction]:
     """The groups of the voxels whose windows do not lie inside: the six slabs round the voxels whose windows do.
 
     Each slab is cut out with as much of the image as its windows reach, its long side last, and streamed.
