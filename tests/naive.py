@@ -69,17 +69,10 @@ def standardise(image, shape, options, slope=1, intercept=0):
     if method == "none":
         a, b = half_even(slope * 2**p), half_even(intercept * 2**p)
         return {q: a * v[q] + b for q in v}
-    value = {q: slope * v[q] + intercept for q in v}
     if method == "rescale":
         low, high = (Fraction(str(end)) for end in options["range"])
         return _lines(v, [((low - intercept) / slope, 0), ((high - intercept) / slope, 1)], p)
-    wanted = options.get("foreground", "above-mean")
-    mean = sum(value.values()) / len(value)
-    foreground = sorted(
-        (value[q], v[q])
-        for q in v
-        if wanted == "all" or (wanted == "nonzero" and value[q] != 0) or (wanted == "above-mean" and value[q] > mean)
-    )
+    foreground = _foreground(list(v.values()), options, slope, intercept)
     if method == "zscore":
         stored = [s for _, s in foreground]
         n = len(stored)
@@ -88,16 +81,49 @@ def standardise(image, shape, options, slope=1, intercept=0):
         a = half_even_root(Fraction(4**p) / variance) * (1 if slope > 0 else -1)
         b = half_even(-a * centre)
         return {q: a * v[q] + b for q in v}
-    knots = []
-    for percentile, target in zip(options["percentiles"], options.get("landmarks", (0, 1)), strict=True):
+    targets = [Fraction(str(target)) for target in options.get("landmarks", (0, 1))]
+    return _lines(v, list(zip(_percentiles(foreground, options, slope), targets, strict=True)), p)
+
+
+def _foreground(v, options, slope, intercept):
+    """The foreground of stored integers, as (value, stored integer), rising by value."""
+    wanted = options.get("foreground", "above-mean")
+    value = [slope * one + intercept for one in v]
+    mean = sum(value) / len(value)
+    return sorted(
+        (x, one)
+        for x, one in zip(value, v, strict=True)
+        if wanted == "all" or (wanted == "nonzero" and x != 0) or (wanted == "above-mean" and x > mean)
+    )
+
+
+def _percentiles(foreground, options, slope):
+    """The stored integers at the percentiles of a foreground of (value, stored integer), rising by value."""
+    found = []
+    for percentile in options["percentiles"]:
         rank = max(1, -((-Fraction(str(percentile)) * len(foreground)) // 100))
         if slope > 0:
-            knots.append((Fraction(foreground[rank - 1][1]), Fraction(str(target))))
+            found.append(Fraction(foreground[rank - 1][1]))
         else:  # ranks are taken among the stored integers
             rising = sorted(s for _, s in foreground)
             rank = max(1, -((-(100 - Fraction(str(percentile))) * len(foreground)) // 100))
-            knots.append((Fraction(rising[rank - 1]), Fraction(str(target))))
-    return _lines(v, knots, p)
+            found.append(Fraction(rising[rank - 1]))
+    return found
+
+
+def standard_scale(images, options):
+    """Where each percentile lies between the first and the last, as an integer over 2^p, on the mean over all images.
+
+    ``images`` are (image,) or (image, slope, intercept).
+    """
+    p = options.get("fraction_bits", 16)
+    rows = []
+    for image, *scale in images:
+        slope, intercept = map(Fraction, scale or (1, 0))
+        v = [int(image[q]) for q in indices(tuple(len(axis) for axis in _axes(image)))]
+        stored = _percentiles(_foreground(v, options, slope, intercept), options, slope)
+        rows.append([half_even((one - stored[0]) * 2**p / (stored[-1] - stored[0])) for one in stored])
+    return tuple(Fraction(sum(column), len(rows) * 2**p) for column in zip(*rows, strict=True))
 
 
 def _lines(v, knots, p):

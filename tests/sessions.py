@@ -7,6 +7,7 @@ from itertools import product
 import msgspec
 
 from voxring.errors import PeerError, RemoteProtocolError
+from voxring.landmarks import landmark_totals
 from voxring.net import PrivateKey
 from voxring.ring.message import Message, decode, encode
 from voxring.session import bodies
@@ -83,6 +84,7 @@ class Network:
         self.coins = {} if coins is None else coins
         self.parties = {name: self._party(name) for name in study.parties}
         self.totals = totals
+        self.landmarks: dict[str, LocalTotals] = {}
         self.skipped: dict[str, int] = {}
         self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
         self.under_way: list[tuple[str, str, int, bytes, bool]] = []
@@ -103,6 +105,8 @@ class Network:
     def ask(self) -> None:
         """Whoever has something to ask and no question open asks it; parties that wait for their totals get them."""
         for name, party in self.parties.items():
+            if party.state == "surveying":
+                party.supply_landmarks(self.landmarks[name])
             if party.state == "computing":
                 party.supply(self.totals[name], self.skipped.get(name, 0))
             question = self.researcher.request(name) if not self.researcher.done else None
@@ -250,3 +254,21 @@ def a_sealed_study(**changed: str) -> Study:
         "researcher": {"key": keys["researcher"]},
     }
     return Study.of(**tables)
+
+
+NYUL = {"method": "nyul", "percentiles": (1.0, 25.0, 50.0, 99.0), "landmarks": "agree"}
+
+
+def some_landmarks(seed: int) -> LocalTotals:
+    """Landmarks such as a party's images could have, of one or more patients."""
+    draw = random.Random(seed)  # noqa: S311
+    images = [landmark_totals(9, seed, sorted(draw.sample(range(1, UNIT), 2))) for _ in range(draw.randrange(1, 4))]
+    return sum(images, LocalTotals())
+
+
+def agreeing_network(names: str = "abc", *, coins: dict[str, bytes] | None = None, **privacy: int) -> Network:
+    """A network whose parties agree on landmarks first."""
+    study = Study.of(**msgspec.to_builtins(a_study(names, **privacy)) | {"standardise": NYUL})
+    network = Network(study, coins=coins)
+    network.landmarks = {name: some_landmarks(seed) for seed, name in enumerate(names, 3)}
+    return network

@@ -24,7 +24,7 @@ from voxring.batch import party_batch
 from voxring.errors import ImageError, LocalProtocolError, PeerError, StudyError
 from voxring.ring.message import VERSION, Message, decode, encode
 from voxring.ring.sheet import sheet
-from voxring.session import Account, Ledger, bodies, run_party, run_researcher
+from voxring.session import Account, InTwoPasses, Ledger, bodies, run_party, run_researcher
 from voxring.session.account import NoAccount, party_of
 from voxring.session.differencing import brought, objection
 from voxring.session.ledger import parties_with_ledger
@@ -710,10 +710,17 @@ class Site:
 
         def party(name: str):
             account = approved(self.state(name), name, study, allow_differencing=allow.get(name, ""))
+
+            def totals(study: Study) -> LocalTotals:
+                return account.add_up(party_batch(self.manifest(name), study).patients)
+
+            def landmarks() -> LocalTotals:
+                return account.add_up_landmarks(party_batch(self.manifest(name), study).patients)
+
             return run_party(
                 study,
                 name,
-                lambda: account.add_up(party_batch(self.manifest(name), study).patients),
+                InTwoPasses(landmarks, totals) if study.agrees else partial(totals, study),
                 state=self.state(name),
                 ledger=account,
                 address=ANYWHERE,

@@ -634,14 +634,15 @@ def section(study: Study, title: str) -> Section:
 
 
 def test_the_sheet_has_a_row_for_every_kind_of_message_and_every_sum() -> None:
-    asking = Study.of(**msgspec.to_builtins(a_study()) | {"statistics": {"moments": 2}})
+    nyul = {"method": "nyul", "percentiles": (1.0, 50.0, 99.0), "landmarks": "agree"}
+    asking = Study.of(**msgspec.to_builtins(a_study()) | {"statistics": {"moments": 2}, "standardise": nyul})
     rows = [row[0] for row in section(asking, "Every message").rows]
     kinds = {kind for kind in get_args(Kind) if kind != "share"} | {f"share of {name}" for name in get_args(SumName)}
     assert set(rows) == kinds
     assert len(rows) == len(kinds)
     assert set(MESSAGES) == set(get_args(Kind))
     assert set(SUMS) == set(get_args(SumName)) == set(moduli(asking))
-    assert set(moduli(a_study())) == set(SUMS) - {"statistics"}
+    assert set(moduli(a_study())) == set(SUMS) - {"statistics", "images", "landmarks"}
     assert "share of statistics" not in [row[0] for row in section(a_study(), "Every message").rows]
 
 

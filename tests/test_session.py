@@ -18,6 +18,7 @@ from sessions import (
     UNIT,
     Network,
     a_study,
+    agreeing_network,
     ask,
     some_totals,
     until,
@@ -85,6 +86,8 @@ def test_the_disclosure_sheet_describes_every_message_of_real_traffic(monkeypatc
     read = partial(decode, limit=10**6)
     network = Network(a_study("abcd", collusion=2))
     network.finish()
+    agreeing = agreeing_network()
+    agreeing.finish()
     chunks = Network(a_study())
     with monkeypatch.context() as patch:
         patch.setattr(plans, "IN_CHUNKS", 0)
@@ -94,7 +97,7 @@ def test_the_disclosure_sheet_describes_every_message_of_real_traffic(monkeypatc
     failed.parties["b"].answer(b"garbage")
     failed.start_over()
     failed.finish()
-    seen = [*map(read, (*network.seen, *chunks.seen, *failed.seen))]
+    seen = [*map(read, (*network.seen, *agreeing.seen, *chunks.seen, *failed.seen))]
     refusal = failed.parties["b"].answer(failed.researcher.heartbeat("a"))
     assert refusal is not None
     abort = failed.researcher.abort("b", "over")

@@ -18,6 +18,7 @@ _HOMES = {
     "Study": "study",
     "StudyError": "errors",
     "VoxringError": "errors",
+    "local_landmarks": "standardise",
     "local_mean": "maps",
     "local_totals": "engine",
     "local_variance": "maps",
@@ -28,6 +29,7 @@ _HOMES = {
     "read_ground_truth": "images",
     "read_image": "images",
     "simulate": "simulation",
+    "standard_scale": "landmarks",
 }
 __all__ = [
     "BoundError",
@@ -45,6 +47,7 @@ __all__ = [
     "VoxringError",
     "__version__",
     "load_study",
+    "local_landmarks",
     "local_mean",
     "local_totals",
     "local_variance",
@@ -54,6 +57,7 @@ __all__ = [
     "read_ground_truth",
     "read_image",
     "simulate",
+    "standard_scale",
 ]
 
 if TYPE_CHECKING:
@@ -69,10 +73,12 @@ if TYPE_CHECKING:
         VoxringError,
     )
     from voxring.images import open_image, read_ground_truth, read_image
+    from voxring.landmarks import standard_scale
     from voxring.learn.model import Classifier
     from voxring.maps import local_mean, local_variance
     from voxring.result import Result
     from voxring.simulation import simulate
+    from voxring.standardise import local_landmarks
     from voxring.study import Study, load_study
     from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from voxring.errors import ModelError, StudyError
+from voxring.landmarks import scale_document
 from voxring.statistics import derived, evaluation, fault, integers_of
 from voxring.study import Study
 from voxring.tables import html_table
-from voxring.totals import Statistics, result_document
+from voxring.totals import LocalTotals, Statistics, result_document
 
 if TYPE_CHECKING:
     from voxring.evaluate import Counts
@@ -54,10 +56,17 @@ class Result:
 
     @classmethod
     def of(
-        cls, answer: Mapping[str, Statistics | str], study: Study, skipped: Mapping[str, int] = MappingProxyType({})
+        cls,
+        answer: Mapping[str, Statistics | str],
+        study: Study,
+        skipped: Mapping[str, int] = MappingProxyType({}),
+        landmarks: LocalTotals | None = None,
     ) -> Result:
-        """Take R's answer; ``skipped`` are the parties that left images out, and how many."""
-        return Result(study, answer, result_document(answer, study, skipped))
+        """Take R's answer; ``skipped`` are the parties that left images out, and how many.
+
+        ``landmarks`` are those of all images together, where the parties agreed on them (`voxring.landmarks`).
+        """
+        return Result(study, answer, document_of(answer, study, skipped, landmarks))
 
     @classmethod
     def load(cls, path: str | Path, study: Study) -> Result:
@@ -83,6 +92,8 @@ class Result:
             answer = {name: _read(classes[name], study) for name in study.classes}
         except (KeyError, TypeError, ValueError, ZeroDivisionError, ModelError) as error:
             raise ModelError(f"{path}: a class lacks numbers of the study, or they are malformed: {error}") from None
+        if study.agrees:
+            _read_scale(document, study, path)
         for name, one in answer.items():
             if not isinstance(one, str) and (one.voxels < 2 or one.sdsum < 0 or fault(one.additive, one.voxels, study)):
                 raise ModelError(f"{path}: class {name!r} has numbers that no voxels can have: the file was changed")
@@ -97,6 +108,17 @@ class Result:
             The folder is missing or cannot be written.
         """
         write_whole(Path(path), msgspec.json.format(msgspec.json.encode(self.document), indent=2) + b"\n")
+
+    @property
+    def agreed(self) -> Study:
+        """The study by which intensities were standardised: with the landmarks that the parties agreed on, if they did.
+
+        Raises
+        ------
+        ModelError
+            They agreed on landmarks and the document has none, or others than the study can have.
+        """
+        return agreed_study(self.document, self.study)
 
     @property
     def statistics(self) -> dict[str, dict[str, Any]]:
@@ -135,7 +157,7 @@ class Result:
         """
         from voxring.learn import Model, Moments
 
-        return Model.of(self.study, Moments.of_result(self.document, self.study), classifier, **settings)
+        return Model.of(self.agreed, Moments.of_result(self.document, self.study), classifier, **settings)
 
     def __repr__(self) -> str:
         classes = (f"{n}: {'withheld' if isinstance(one, str) else f'{one.voxels} voxels'}" for n, one in self._rows)
@@ -157,6 +179,36 @@ class Result:
             shown = ["" if few[name][title] is None else f"{few[name][title]:.6g}" for title in more]
             body.append([name, f"{one.voxels:,}", f"{float(one.mean):.6f}", f"{one.std:.6f}", *shown])
         return html_table(f"Result of {self.study.name}", ["class", "voxels", "mean", "sigma", *more], body)
+
+
+def document_of(
+    answer: Mapping[str, Statistics | str],
+    study: Study,
+    skipped: Mapping[str, int] = MappingProxyType({}),
+    landmarks: LocalTotals | None = None,
+) -> dict[str, object]:
+    """The result file as JSON types, with the standard scale if one was agreed."""
+    document = result_document(answer, study, skipped)
+    return document if landmarks is None else document | {"standard_scale": scale_document(landmarks, study)}
+
+
+def agreed_study(document: Mapping[str, Any], study: Study, path: str | Path = "result") -> Study:
+    """Return the study by which a result's intensities were standardised; errors as of `Result.agreed`."""
+    return study.with_landmarks(_read_scale(document, study, path)) if study.agrees else study
+
+
+def _read_scale(document: Mapping[str, Any], study: Study, path: str | Path = "result") -> tuple[Fraction, ...]:
+    from voxring.learn.moments import fraction_of
+
+    try:
+        scale = tuple(fraction_of(pair) for pair in document["standard_scale"]["landmarks"])
+        study.with_landmarks(scale)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, ModelError, StudyError):
+        raise ModelError(
+            f"{path}: expected the standard scale that the parties agreed on, rising, one number for each percentile; "
+            "it is missing or malformed: the file was changed"
+        ) from None
+    return scale
 
 
 def few_of(found: Mapping[str, Any]) -> dict[str, float | None]:

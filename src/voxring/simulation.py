@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxring.errors import PeerError, StudyError, VoxringError
-from voxring.result import Result
+from voxring.landmarks import landmarks_learned, standard_scale
+from voxring.result import Result, document_of
 from voxring.ring.order import RESEARCHER
 from voxring.study import Party, Study
-from voxring.totals import LocalTotals, Statistics, pooled, result_document
+from voxring.totals import LocalTotals, Statistics, pooled
 
 if TYPE_CHECKING:
     from voxring.net import PrivateKey
@@ -111,7 +113,8 @@ def simulate(
     finally:
         watcher.stop()
     seconds = time.monotonic() - start
-    return Simulated(study, answer, result_document(answer, study), view, heard, seconds, course)
+    document = document_of(answer, study, landmarks=landmarks_learned(view.learned))
+    return Simulated(study, answer, document, view, heard, seconds, course)
 
 
 def with_parties(study: Study, names: list[str]) -> Study:
@@ -140,10 +143,12 @@ def pooled_totals(study: Study, manifests: Mapping[str, str | Path]) -> dict[str
     """The same answer in the open: all images in this process, no ring. What a simulation must equal to the bit."""
     from voxring.batch import party_totals
 
-    everything = LocalTotals()
-    for manifest in manifests.values():
-        everything = everything + party_totals(manifest, study)
-    return pooled(everything, study)
+    def everything(study: Study) -> LocalTotals:
+        return sum((party_totals(manifest, study) for manifest in manifests.values()), LocalTotals())
+
+    if study.agrees:
+        study = study.with_landmarks(standard_scale(everything(study), study))
+    return pooled(everything(study), study)
 
 
 @dataclass(slots=True)
@@ -191,7 +196,7 @@ def _party_process(
 ) -> None:
     """Be one party: everything it says goes through the pipe, as (kind, content)."""
     from voxring.batch import party_totals, read_manifest
-    from voxring.session import run_party
+    from voxring.session import InTwoPasses, run_party
 
     def listening(address: str) -> Mapping[str, str]:
         pipe.send(("address", address))
@@ -201,12 +206,16 @@ def _party_process(
     def progress(done: int, total: int) -> None:
         pipe.send(("says", f"image {done} of {total}"))
 
+    def compute(study: Study) -> LocalTotals:
+        return party_totals(manifest, study, threads=threads, progress=progress)
+
+    once = partial(compute, study)
     try:
         read_manifest(manifest)  # a wrong manifest is told before anybody waits for this party
         heard = run_party(
             study,
             name,
-            lambda: party_totals(manifest, study, threads=threads, progress=progress),
+            InTwoPasses(once, compute) if study.agrees else once,
             state=None,
             address=_LOOPBACK,
             listening=listening,

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from voxring import fixedpoint
-from voxring.errors import ImageError
+from voxring.errors import ImageError, StudyError
 from voxring.fixedpoint import STANDARDISED_LIMIT, AffineMap
+from voxring.landmarks import landmark_totals
 from voxring.study import Study
+from voxring.totals import LocalTotals
 
 Array = npt.NDArray[Any]
 
@@ -88,6 +91,68 @@ def scaling_of(
     return _scaling_of_integers((on_integers(part, *of)[0] for part in parts), scale, study)
 
 
+def local_landmarks(
+    image: Array, study: Study, *, slope: float | Fraction = 1.0, intercept: float | Fraction = 0.0
+) -> LocalTotals:
+    """Find the landmarks of one image, for a study whose parties agree on the standard scale (`voxring.landmarks`).
+
+    Parameters
+    ----------
+    image : array of integers of at most 32 bits, or of floats
+        Stored intensities.
+    study : Study
+        With ``standardise.landmarks = "agree"``.
+    slope, intercept : float or Fraction
+        The intensity that a stored v stands for is slope·v + intercept. The landmarks do not depend on it, but for
+        which end is the lower one.
+
+    Returns
+    -------
+    LocalTotals
+        They add up over images and parties; `voxring.standard_scale` makes the scale of them.
+
+    Raises
+    ------
+    ImageError
+        The foreground is empty, or two of its percentiles are one intensity.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="mri",
+    ...     classes={"lesion": 1},
+    ...     standardise={"method": "nyul", "percentiles": [0, 50, 100], "landmarks": "agree", "foreground": "all"},
+    ... )
+    >>> found = local_landmarks(np.array([[0, 1, 4]], np.int16), study)
+    >>> found["standard scale"].statistics == (2**16 // 4,)
+    True
+    """
+    return landmarks_in((image,), image.dtype, study, slope=slope, intercept=intercept)
+
+
+def landmarks_in(
+    parts: Iterable[Array], dtype: np.dtype[Any], study: Study, *, slope: float | Fraction, intercept: float | Fraction
+) -> LocalTotals:
+    """Find the landmarks of an image that is seen in parts, as `local_landmarks` does and `scaling_of` gets them."""
+    of = (Fraction(slope), Fraction(intercept), study)
+    _, (slope, intercept, _) = on_integers(np.zeros(0, dtype), *of)
+    if slope == 0:
+        raise ImageError(_FLAT)
+    try:
+        counted = _Counted.of(on_integers(part, *of)[0] for part in parts)
+        stored = _percentiles(counted.foreground(study.standardise.foreground, slope, intercept), slope, study)
+    except ValueError as error:
+        raise ImageError(str(error)) from None
+    first, last = stored[0], stored[-1]
+    if any(low == high for low, high in pairwise(stored)):
+        raise ImageError(
+            "two percentiles of the image are one intensity: use other standardise.percentiles or another foreground"
+        )
+    inner = tuple(round(Fraction((value - first) * study.unit, last - first)) for value in stored[1:-1])
+    return landmark_totals(int(counted.counts.sum()), _dot(counted.values, counted.counts), inner)
+
+
+_FLAT = "the image's slope is 0: every voxel would have one intensity; correct the file"
 _Scale = tuple[Fraction, Fraction, int]
 """Slope and intercept of stored integers, and the shift that the grid of a float image brings."""
 
@@ -103,7 +168,7 @@ def on_integers(image: Array, slope: Fraction, intercept: Fraction, study: Study
 def _scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) -> Scaling:
     slope, intercept, shift = scale
     if slope == 0:
-        raise ImageError("the image's slope is 0: every voxel would have one intensity; correct the file")
+        raise ImageError(_FLAT)
     try:
         counted = _Counted.of(parts) if study.standardise.method in OF_ALL_VOXELS else None
         if counted is not None:
@@ -209,11 +274,20 @@ def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, stu
     foreground = counted.foreground(options.foreground, slope, intercept)
     if options.method == "zscore":
         return foreground.zscore(bits, shift, negative=slope < 0)
-    percentiles = [Fraction(repr(q)) for q in options.percentiles or ()]
-    targets = [Fraction(repr(t)) for t in options.landmarks or (0.0, 1.0)]
-    stored = [foreground.percentile(q if slope > 0 else 100 - q) for q in percentiles]
-    knots = [(Fraction(v), x) for v, x in zip(stored, targets, strict=True)]
+    if study.agrees:
+        raise StudyError(
+            "the parties have yet to agree on the landmarks: take the study that with_landmarks makes of their scale, "
+            "or write into the study the ones that stand in the result"
+        )
+    targets = options.targets or (Fraction(0), Fraction(1))
+    knots = [(Fraction(v), x) for v, x in zip(_percentiles(foreground, slope, study), targets, strict=True)]
     return fixedpoint.through(knots if slope > 0 else knots[::-1], bits, shift=shift)
+
+
+def _percentiles(foreground: _Counted, slope: Fraction, study: Study) -> list[int]:
+    """The stored integers at the study's percentiles of the intensity; with a slope below 0 they fall."""
+    percentiles = [Fraction(repr(q)) for q in study.standardise.percentiles or ()]
+    return [foreground.percentile(q if slope > 0 else 100 - q) for q in percentiles]
 
 
 def _rising(

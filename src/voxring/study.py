@@ -21,8 +21,11 @@ from voxring.errors import StudyError
 Border = Literal["reflect", "mirror", "nearest", "constant", "clip"]
 Kind = Literal["intensity", "mean", "variance", "std", "gradient", "skewness", "contrast"]
 Colour = Literal["luminance", "red", "green", "blue"]
+Exact = float | Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]{1,400}/[1-9][0-9]{0,399}$")]
+"""A number of a study; a fraction such as "355/113" where no decimal number is it."""
 Axis = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Size = Axis | Annotated[tuple[Axis, ...], msgspec.Meta(min_length=2, max_length=3)]
+MOST_LANDMARKS = 256  # that parties agree on: their sum goes round in one message
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -69,15 +72,34 @@ class Standardise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How intensities become comparable between images (Algorithm 1, line 1).
 
     ``colour`` says which intensity a colour image has. A study that does not say it takes greyscale images alone.
+    ``landmarks`` are what the percentiles are mapped to, or "agree": then the parties find them before the main pass,
+    as the mean over all their images (`voxring.landmarks`).
     """
 
     method: Literal["none", "rescale", "zscore", "percentile", "nyul"] = "none"
     fraction_bits: Annotated[int, msgspec.Meta(ge=0, le=40)] = 16
     range: tuple[float, float] | None = None
     percentiles: tuple[float, ...] | None = None
-    landmarks: tuple[float, ...] | None = None
+    landmarks: tuple[Exact, ...] | Literal["agree"] | None = None
     foreground: Literal["all", "nonzero", "above-mean"] = "above-mean"
     colour: Colour | msgspec.UnsetType = msgspec.UNSET  # is left out of the canonical form, as it came later
+
+    @property
+    def targets(self) -> tuple[Fraction, ...]:
+        """The landmarks, exactly; none where the parties have yet to agree on them."""
+        given = () if self.landmarks is None or self.landmarks == "agree" else self.landmarks
+        return tuple(exact(number) for number in given)
+
+
+def exact(number: float | str) -> Fraction:
+    """Return a number of a study as it was written.
+
+    Examples
+    --------
+    >>> exact(0.1), exact("355/113")
+    (Fraction(1, 10), Fraction(355, 113))
+    """
+    return Fraction(number if isinstance(number, str) else repr(number))
 
 
 class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -272,6 +294,11 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return None if colour is msgspec.UNSET else colour
 
     @property
+    def agrees(self) -> bool:
+        """Whether the parties have yet to agree on the landmarks of the standardisation."""
+        return self.standardise.landmarks == "agree"
+
+    @property
     def denominator(self) -> int:
         """D = 2^p · L; local means are integers over it."""
         return self.unit * self.window.denominator
@@ -334,6 +361,18 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return _checked(
             {**msgspec.to_builtins(self), "party": [msgspec.to_builtins(party) for party in parties]}, "study"
         )
+
+    def with_landmarks(self, scale: Sequence[Fraction]) -> Study:
+        """Return the same study with these landmarks: what is computed once the parties have agreed on them.
+
+        Raises
+        ------
+        StudyError
+            They do not rise, or are not one for each percentile.
+        """
+        tables = msgspec.to_builtins(self)
+        landmarks = [f"{landmark.numerator}/{landmark.denominator}" for landmark in scale]
+        return _checked({**tables, "standardise": {**tables["standardise"], "landmarks": landmarks}}, "study")
 
 
 def _shown(table: Mapping[str, object]) -> str:
@@ -439,9 +478,11 @@ def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
             yield f"standardise.{key}", f'method "{method}" needs it, it is missing: write {key} = [ … ]'
         if given is not None and not needed:
             yield f"standardise.{key}", f'method "{method}" does not use it: leave it out'
-        if given is not None and not all(isfinite(number) for number in given):
+        if given is None or given == "agree":
+            continue
+        if not all(isinstance(number, str) or isfinite(number) for number in given):
             yield f"standardise.{key}", "expected finite numbers"
-        if given is not None and any(low >= high for low, high in pairwise(given)):
+        elif any(low >= high for low, high in pairwise(map(exact, given))):
             yield f"standardise.{key}", f"expected rising numbers, got {list(given)}"
     for percentile in standardise.percentiles or ():
         if not 0 <= percentile <= 100:
@@ -449,7 +490,14 @@ def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
     count = len(standardise.percentiles or ())
     if method == "percentile" and count != 2:
         yield "standardise.percentiles", f"expected two, the ones mapped to 0 and 1, got {count}"
-    if method == "nyul" and (count < 2 or count != len(standardise.landmarks or ())):
+    if method == "nyul" and standardise.landmarks == "agree":
+        if not 3 <= count <= MOST_LANDMARKS:
+            yield (
+                "standardise.percentiles",
+                f'expected 3 to {MOST_LANDMARKS} with landmarks = "agree", since the first and the last become 0 and '
+                f"1, got {count}",
+            )
+    elif method == "nyul" and (count < 2 or count != len(standardise.landmarks or ())):
         yield "standardise.landmarks", "expected at least two, one for each percentile"
 
 

@@ -124,7 +124,7 @@ def party_batch(
     manifest : path
         CSV with the header ``image,ground_truth,patient``; see `read_manifest`.
     study : Study
-        What is computed.
+        What is computed; with ``standardise.landmarks = "agree"``, the landmarks of the images (`voxring.landmarks`).
     device
         As in `local_totals`.
     threads : int, optional

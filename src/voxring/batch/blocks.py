@@ -23,7 +23,7 @@ import numpy.typing as npt
 from voxring.engine import Device, depends_on_all, local_totals, part_totals, reach
 from voxring.errors import ImageError
 from voxring.images import GroundTruthFile, ImageFile, Rectangle, Source, Span, rectangles, together
-from voxring.standardise import Scaling, scaling_of
+from voxring.standardise import Scaling, landmarks_in, scaling_of
 from voxring.statistics import layout
 from voxring.study import Study
 from voxring.totals import LocalTotals
@@ -51,6 +51,8 @@ def totals_in_blocks(
     ImageError
         As for `voxring.local_totals` and `voxring.read_image`.
     """
+    if study.agrees:
+        return _landmarks(image, ground_truth, study)
     if layout(study):  # pairs of neighbours would be cut apart, and a map of features takes 8 bytes a pixel
         raise ImageError(
             f"{Path(image.name).name}: expected at most {rectangles.SIDE}² pixels in a study with additive statistics, "
@@ -108,6 +110,21 @@ def totals_in_blocks(
     return LocalTotals(one), seen.sources, truth_seen.sources
 
 
+def _landmarks(
+    image: ImageFile, ground_truth: GroundTruthFile, study: Study
+) -> tuple[LocalTotals, tuple[Source, ...], tuple[Source, ...]]:
+    seen, truth_seen = _Seen(image.read(0, 0).sources), _Seen(())
+    for label in study.classes.values():
+        ground_truth.find(label)
+    for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), ground_truth.block or (1, 1)):
+        truth_seen.add(ground_truth.read_block(*block)[1])
+    try:
+        found = landmarks_in(_parts(image, seen), image.dtype, study, slope=image.slope, intercept=image.intercept)
+    except ImageError as error:
+        raise _named(image, error) from error
+    return found, seen.sources, truth_seen.sources
+
+
 class _Seen:
     """What was read of a file, put together now and then: a slide has hundreds of thousands of tiles."""
 
@@ -119,16 +136,18 @@ class _Seen:
 
 
 def _scaling(image: ImageFile, study: Study, seen: _Seen) -> Scaling:
-    def parts() -> Iterator[Array]:
-        for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1)):
-            read = image.read_block(*block)
-            seen.add(read.sources)
-            yield read.voxels
-
     try:
-        return scaling_of(parts(), image.dtype, study, slope=image.slope, intercept=image.intercept)
+        return scaling_of(_parts(image, seen), image.dtype, study, slope=image.slope, intercept=image.intercept)
     except ImageError as error:
         raise _named(image, error) from error
+
+
+def _parts(image: ImageFile, seen: _Seen) -> Iterator[Array]:
+    """All of an image, block by block."""
+    for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1)):
+        read = image.read_block(*block)
+        seen.add(read.sources)
+        yield read.voxels
 
 
 def _named(image: ImageFile, error: ImageError) -> ImageError:

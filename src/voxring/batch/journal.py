@@ -52,12 +52,15 @@ class _Line(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 def totals_digest(study: Study) -> str:
     """SHA-256 of what totals depend on: classes, window, standardisation, the bound on intensities, features, additive
-    statistics, the model that is evaluated, and this version.
+    statistics, the model that is evaluated, and this version. Where parties agree on landmarks, it is of what these
+    depend on, and then of the scale that was agreed.
 
     Parties, keys and what is released may change without an image being read again.
     """
     tables = msgspec.json.decode(study.canonical())  # without what the study does not use
-    depends_on = ("classes", "window", "standardise", "feature", "statistics", "evaluate")
+    depends_on = ["classes", "standardise"]
+    if not study.agrees:
+        depends_on += ["window", "feature", "statistics", "evaluate"]
     kept = {name: tables[name] for name in depends_on if name in tables}
     return hashlib.sha256(
         msgspec.json.encode({**kept, "intensity": study.intensity_bound, "version": VERSION}, order="sorted")

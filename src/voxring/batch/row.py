@@ -17,6 +17,7 @@ from voxring.batch.manifest import Row
 from voxring.engine import Device, local_totals, planes_needed
 from voxring.errors import DeviceError, ImageError, VoxringError
 from voxring.images import GroundTruth, Room, Source, check_same_grid, identify, open_ground_truth, open_image
+from voxring.standardise import local_landmarks
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -70,6 +71,9 @@ def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int
     standardisation needs it. Where no voxel has a class of the study, the image's header is all that is read of it.
     Large 2D images are read and reduced block by block (`voxring.batch.blocks`).
 
+    Of a study whose parties have yet to agree on landmarks, those of the image are returned (`voxring.landmarks`). The
+    ground truth is read all the same: a row that cannot be used is found in this pass.
+
     Raises
     ------
     ImageError
@@ -91,6 +95,13 @@ def _reduce(
     if study.evaluate is not None:
         _check_apart(row, truth, layers)
     truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
+    if study.agrees:
+        part = image.read()
+        try:
+            totals = local_landmarks(part.voxels, study, slope=image.slope, intercept=image.intercept)
+        except ImageError as error:
+            raise ImageError(f"{row.image.name}: {error}") from error
+        return totals, part.sources, truth.sources
     first, stop = planes_needed(truths, image.dtype, study, slope=image.slope, intercept=image.intercept)
     part = image.read(first, stop)
     totals = LocalTotals({name: ClassTotals() for name in study.classes})

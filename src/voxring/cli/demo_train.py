@@ -83,6 +83,10 @@ def run(
             progress("demo", "making up patients")
             study, manifests, held_out = make_up(folder)
         study = simulation.with_parties(study, list(manifests))
+        if study.agrees:
+            raise StudyError(
+                "each hospital alone and all together need one standardisation: give the landmarks in the study"
+            )
         if not study.statistics.gram:
             raise StudyError("the study asks for no sums to train on: write gram = true under [statistics]")
         progress("demo", "each hospital on its own (compiling the kernels first; they are kept for later runs)")

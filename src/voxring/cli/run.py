@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from voxring.cli.report import (
 )
 
 if TYPE_CHECKING:
+    from voxring.batch import Batch
+    from voxring.study import Study
     from voxring.totals import LocalTotals
 
 
@@ -125,7 +128,7 @@ def party(
     from voxring.engine import device_name
     from voxring.learn.evaluation import model_of
     from voxring.net import PrivateKey
-    from voxring.session import Account, Ledger, run_party, state_folder
+    from voxring.session import Account, InTwoPasses, Ledger, run_party, state_folder
     from voxring.session.account import check_party
     from voxring.study import load_study
 
@@ -152,10 +155,10 @@ def party(
             page = stack.enter_context(StatusServer(status, lambda: progress.snapshot(name)))
             progress(name, f"status at {page.url}")
 
-        def local_totals() -> LocalTotals:
-            batch = read_batch(
+        def patients(study: Study) -> Batch:
+            return read_batch(
                 manifest,
-                checked,
+                study,
                 name,
                 folder,
                 device=device,
@@ -164,13 +167,19 @@ def party(
                 bad=bad,
                 progress=progress,
             )
+
+        def local_totals(study: Study) -> LocalTotals:
+            batch = patients(study)
             return account.add_up(batch.patients, len(batch.skipped))
+
+        def landmarks() -> LocalTotals:
+            return account.add_up_landmarks(patients(checked).patients)
 
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
-            local_totals,
+            InTwoPasses(landmarks, local_totals) if checked.agrees else partial(local_totals, checked),
             state=folder,
             ledger=account,
             address=address,
@@ -184,9 +193,13 @@ def party(
         progress(name, account.ledger.where())
     if as_json:
         means = {of: [str(mean.numerator), str(mean.denominator)] for of, mean in heard.means.items()}
-        learned = {"voxels": heard.counts, "mean": means, "withheld": list(heard.withheld)}
+        learned: dict[str, object] = {"voxels": heard.counts, "mean": means, "withheld": list(heard.withheld)}
+        if heard.scale:
+            learned["standard_scale"] = [[str(one.numerator), str(one.denominator)] for one in heard.scale]
         click.echo(msgspec.json.encode(learned).decode())
         return
+    if heard.scale:
+        click.echo(f"standard scale: {', '.join(f'{float(one):.6g}' for one in heard.scale)}")
     for of, mean in heard.means.items():
         click.echo(f"{of}: {heard.counts[of]:,} voxels in all, mean {float(mean):.6f}")
     for of in heard.withheld:
@@ -220,6 +233,7 @@ def research(
     as_json: bool,
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
+    from voxring.landmarks import landmarks_learned
     from voxring.net import PrivateKey
     from voxring.result import Result
     from voxring.session import Course, run_researcher
@@ -245,7 +259,7 @@ def research(
             course=course,
         )
     skipped = {party: n for (what, party), n in view.learned.items() if what == "skipped" and isinstance(n, int)}
-    result = Result.of(answer, checked, skipped)
+    result = Result.of(answer, checked, skipped, landmarks_learned(view.learned))
     result.save(out)
     write_report(result, course, page)
     if as_json:

@@ -57,7 +57,7 @@ def train(
     """
     from voxring.learn import Model, Moments
     from voxring.learn.export import write_onnx, write_skops
-    from voxring.result import check_same, read_result
+    from voxring.result import agreed_study, check_same, read_result
     from voxring.study import load_study
 
     for path in filter(None, (out, skops, onnx)):
@@ -68,7 +68,7 @@ def train(
     moments = Moments.of_result(document, checked)
     count = len(moments.classes)
     model = Model.of(
-        checked,
+        agreed_study(document, checked, result),
         moments,
         classifier,
         priors=[1 / count] * count if equal_priors and count else None,

@@ -30,6 +30,10 @@ _STEPS = {
     "greeting": "greeting the parties",
     "committing": "coin: commitments",
     "opening": "coin: openings",
+    "surveying": "parties find their landmarks",
+    "images": "secure sum of images",
+    "landmarks": "secure sum of landmarks",
+    "scaling": "release of the scale",
     "computing": "parties compute their totals",
     "voxels": "secure sum of n",
     "releasing": "release of n",
@@ -80,7 +84,7 @@ def result_report(
         Section("rings", "Rings", _rings(rings, study)),
         *_disclosure(study),
         *([Section("time", "Time", _times(steps))] if steps else []),
-        Section("study", "Study and versions", _study(study)),
+        Section("study", "Study and versions", _study(study, document)),
     ]
     return page(
         kind="Result of a voxring study",
@@ -247,12 +251,21 @@ def _times(steps: Sequence[tuple[str, float]]) -> Html:
     return join(parts)
 
 
-def _study(study: Study) -> Html:
+def _scale(document: Mapping[str, Any]) -> Iterator[tuple[object, object]]:
+    scale = document.get("standard_scale")
+    if scale:
+        percentiles = ", ".join(f"{percentile:g}" for percentile in scale["percentiles"])
+        yield "images that the standard scale is of", f"{scale['images']:,}"
+        yield f"agreed landmarks of the percentiles {percentiles}", ", ".join(map("/".join, scale["landmarks"]))
+
+
+def _study(study: Study, document: Mapping[str, Any]) -> Html:
     privacy = study.privacy
-    agreed = [
+    agreed: list[tuple[object, object]] = [
         ("window", _window(study)),
         ("border", study.window.border),
         ("standardisation", study.standardise.method),
+        *_scale(document),
         ("least voxels of a class", f"{privacy.min_voxels:,}"),
         ("least patients of a class", f"{privacy.min_patients:,}"),
         ("collusion threshold", privacy.collusion),

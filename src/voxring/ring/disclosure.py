@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from voxring.landmarks import inner_landmarks
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.order import RESEARCHER, Ring, connectivity, rings_of
 from voxring.statistics import layout
@@ -87,6 +88,7 @@ def disclosure(study: Study) -> list[str]:
         "The researcher learns, for each released class, the voxel count n, how many patients have it, sum and sdsum "
         "over all parties together; for a withheld class only n and the patient count, which the decision needs.",
         "Each party learns n and the mean μ of each released class, and which classes are withheld.",
+        *_scale_sentences(study),
         *_additive_sentences(study),
         "A party with images that cannot be used ends without sending a number, unless its operator runs it with "
         "--skip-bad: then the researcher learns how many images that party left out, and the result says it.",
@@ -117,6 +119,16 @@ def disclosure(study: Study) -> list[str]:
         )
     sentences.append("All of this holds as long as every process follows the protocol (semi-honest model).")
     return sentences
+
+
+def _scale_sentences(study: Study) -> list[str]:
+    if not study.agrees:
+        return []
+    return [
+        "Before that, the parties agree on a standard scale of intensities: the researcher learns how many images and "
+        f"patients there are in all, and the sum over all images of {_count(inner_landmarks(study), 'landmark')}, each "
+        "a position between 0 and 1; each party learns their means. They stand in the result."
+    ]
 
 
 def _additive_sentences(study: Study) -> list[str]:

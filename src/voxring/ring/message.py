@@ -25,7 +25,7 @@ _MAGIC = b"VXR"
 _HASH = 16
 _HEAD = len(_MAGIC) + 1 + _HASH
 
-SumName = Literal["voxels", "sum", "sdsum", "statistics"]
+SumName = Literal["images", "landmarks", "voxels", "sum", "sdsum", "statistics"]
 Kind = Literal[
     "again",
     "hello",
@@ -38,6 +38,7 @@ Kind = Literal[
     "share",
     "stream",
     "door",
+    "scale",
     "released",
     "means",
     "done",
@@ -52,9 +53,10 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """One message.
 
     ``share`` goes round a ring; for a long vector ``stream`` does, which ``door`` answers, and chunks follow. The
-    researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``poll``, ``released``, ``means``,
-    ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and ``refused``. ``sum`` and
-    ``ring`` matter to ``share``, ``stream`` and ``door``; the ``digest`` of the first two stands for study and coin.
+    researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``poll``, ``scale``, ``released``,
+    ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and ``refused``.
+    ``sum`` and ``ring`` matter to ``share``, ``stream`` and ``door``; the ``digest`` of the first two stands for study
+    and coin.
     """
 
     kind: Kind
@@ -116,6 +118,12 @@ MESSAGES: dict[Kind, Described] = {
         "random, independent of every image; chunks as shares",
     ),
     "door": Described("party", "researcher or member before", "at which port it takes the stream", _FIXED),
+    "scale": Described(
+        "researcher",
+        "party",
+        "the standard scale: the mean of each landmark over all images, exact",
+        "the result itself",
+    ),
     "released": Described("researcher", "party", "n of each released class", "the result itself"),
     "means": Described("researcher", "party", "μ of each released class, exact", "the result itself"),
     "done": Described("researcher", "party", "the session is over", _FIXED),
@@ -133,6 +141,8 @@ MESSAGES: dict[Kind, Described] = {
 """Every kind of message. The disclosure sheet is made from this table; tests hold real traffic against it."""
 
 SUMS: dict[SumName, str] = {
+    "images": "how many images and patients there are",
+    "landmarks": "the sum over all images of each landmark between the first and the last",
     "voxels": "n and the patient count of every class of the study",
     "sum": "the sum of local means of every released class",
     "sdsum": "the sum of squared deviations from μ of every released class",

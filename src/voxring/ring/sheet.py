@@ -12,6 +12,7 @@ from fractions import Fraction
 import msgspec
 
 from voxring.fixedpoint import modulus
+from voxring.landmarks import inner_landmarks, landmark_bound
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.disclosure import disclosure, leaking_coalition
 from voxring.ring.message import MESSAGES, SUMS, SumName
@@ -62,6 +63,7 @@ def sheet(study: Study) -> Sheet:
             Section("Who learns what", tuple(disclosure(study))),
             _messages(study),
             _colluders(study),
+            *_scale(study),
             *_additive(study),
             _implied(study),
             _modulus(study),
@@ -77,7 +79,10 @@ def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
     """
     parties = _parties(study)
     finest = Fraction(1, study.denominator * count_bound(study) * parties)
-    bounds: dict[SumName, int] = {
+    bounds: dict[SumName, int] = {}
+    if study.agrees:
+        bounds = {"images": count_bound(study), "landmarks": landmark_bound(study)}
+    bounds |= {
         "voxels": count_bound(study),
         "sum": sum_bound(study),
         "sdsum": sdsum_bound(study, finest),
@@ -92,7 +97,7 @@ def _parties(study: Study) -> int:
 
 
 def _messages(study: Study) -> Section:
-    sums = "four" if layout(study) else "three"
+    sums = ("three", "four", "five", "six")[len(moduli(study)) - 3]
     return Section(
         "Every message",
         (
@@ -148,7 +153,8 @@ def _colluders(study: Study) -> Section:
 
 
 def _numbers(study: Study) -> str:
-    return "n, patient count, sum" + (", sdsum and additive statistics" if layout(study) else " and sdsum")
+    first = "landmarks, " if study.agrees else ""
+    return f"{first}n, patient count, sum" + (", sdsum and additive statistics" if layout(study) else " and sdsum")
 
 
 def _from_results(size: int, study: Study) -> str:
@@ -161,6 +167,30 @@ def _from_results(size: int, study: Study) -> str:
     if size == parties:
         return with_researcher
     return f"n and sum (n·μ) of {left(parties - size)}; {with_researcher}"
+
+
+def _scale(study: Study) -> Iterator[Section]:
+    if not study.agrees:
+        return
+    inner, least = inner_landmarks(study), study.privacy.min_patients
+    yield Section(
+        "The standard scale",
+        (
+            "Before anything of a class is summed, the parties agree on the standard scale of the intensities: where "
+            f"{inner} percentile{'s' * (inner > 1)} of an image's foreground stand{'s' * (inner == 1)} between the "
+            "lowest and the highest percentile, on the mean over all images of all parties.",
+            "The researcher learns how many images and patients there are in all, and the sum of each of these "
+            "landmarks; each party learns their means, exactly, whose denominators may tell how many images there are. "
+            "The scale stands in the result.",
+            "These are positions between 0 and 1: of the images they tell the mean shape of the intensities' "
+            "distribution, and no intensity as it was measured. All images count, also those without a voxel of any "
+            "class.",
+            f"With fewer than {max(least, 1)} patient{'s' * (least > 1)} in all (privacy.min_patients) the session "
+            "ends before a landmark is opened; the researcher checks it, the parties cannot. If all images of a "
+            "hospital are one patient's, its landmarks are that patient's.",
+            "Should a session fail afterwards and start over, the landmarks are summed again.",
+        ),
+    )
 
 
 def _additive(study: Study) -> Iterator[Section]:

@@ -9,10 +9,10 @@ members must know before, `chunked` carries it.
 
 from voxring.ring.views import View
 from voxring.session.account import Account
-from voxring.session.as_party import run_party
+from voxring.session.as_party import InTwoPasses, run_party
 from voxring.session.as_researcher import Course, run_researcher
 from voxring.session.coins import state_folder
 from voxring.session.ledger import Ledger
 from voxring.session.party import Heard
 
-__all__ = ["Account", "Course", "Heard", "Ledger", "View", "run_party", "run_researcher", "state_folder"]
+__all__ = ["Account", "Course", "Heard", "InTwoPasses", "Ledger", "View", "run_party", "run_researcher", "state_folder"]

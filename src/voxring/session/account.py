@@ -5,8 +5,10 @@ The entries of a ledger, by kind:
     opened      whose ledger it is; a hash that the salt must fit
     approval    the study's digest, what was shown of it, and how the operator agreed
     session     the researcher has said hello: session, study, digest, participants, protocol version
-    brought     what this party is about to bring, as hashes (`voxring.session.differencing`), before any share leaves
-    phase       n or μ of the released classes came, before the shares that answer them leave; n of each class
+    brought     what this party is about to bring, as hashes (`voxring.session.differencing`), before any share leaves;
+                that of landmarks, where parties agree on them, comes before
+    phase       n or μ of the released classes came, before the shares that answer them leave; n of each class; or the
+                standard scale came
     end         how the session ended and why, and of which sums this party gave shares
 
 `phase` and `end` list the messages sent since the entry before: kind, receiver, bytes, SHA-256 of the frame and how
@@ -29,7 +31,7 @@ import msgspec
 from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError, StudyError
 from voxring.ring.message import VERSION, decode
 from voxring.session import bodies
-from voxring.session.differencing import Brought, brought, objection
+from voxring.session.differencing import Brought, brought, brought_landmarks, objection
 from voxring.session.ledger import Entry, Ledger, parties_with_ledger
 from voxring.session.party import NOBODY, Party
 from voxring.study import Study
@@ -74,7 +76,7 @@ class Bringing(msgspec.Struct, frozen=True):
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """The released classes' n, or then their μ, came; ``n`` is of all parties together."""
+    """The standard scale came, or the released classes' n, or then their μ; ``n`` is of all parties together."""
 
     session: str
     phase: str
@@ -100,6 +102,12 @@ class NoAccount:
 
     def check_approved(self) -> None:
         """Let every study pass."""
+
+    def admit_landmarks(self, session: bytes, landmarks: LocalTotals) -> None:
+        """Let all landmarks pass."""
+
+    def take_scale(self, agreed: Study) -> None:
+        """Note nothing."""
 
     def admit(self, session: bytes, totals: LocalTotals) -> None:
         """Let all totals pass."""
@@ -135,10 +143,13 @@ class Account(NoAccount):
     def __init__(self, ledger: Ledger, study: Study, *, command: str = "", allow_differencing: str = "") -> None:
         self.ledger, self._study, self._reason = ledger, study, allow_differencing.strip()
         self._command = command or f"voxring party approve STUDY --name {ledger.party}"
+        self._agreed = study
         self._patients: tuple[LocalTotals, ...] = ()
+        self._landmarks: tuple[LocalTotals, ...] = ()
         self._session = NOBODY
         self._state = ""
         self._admitted = NOBODY
+        self._admitted_landmarks = NOBODY
         self._given: list[str] = []
         self._sent: Counter[tuple[str, str, int, str]] = Counter()
 
@@ -199,6 +210,22 @@ class Account(NoAccount):
         self._patients, self.skipped = tuple(patients), skipped
         return sum(self._patients, LocalTotals())
 
+    def add_up_landmarks(self, patients: Iterable[LocalTotals]) -> LocalTotals:
+        """Return the sum of all patients' landmarks, and keep what `add_up` keeps of totals."""
+        self._landmarks = tuple(patients)
+        return sum(self._landmarks, LocalTotals())
+
+    def admit_landmarks(self, session: bytes, landmarks: LocalTotals) -> None:
+        """Note which landmarks this party is about to bring; errors as of `admit`."""
+        if landmarks != sum(self._landmarks, LocalTotals()):
+            raise LocalProtocolError("the landmarks are not those that were added up for the ledger")
+        self._admit(session, brought_landmarks(self._study, self._landmarks, self.ledger.token))
+        self._admitted_landmarks = session
+
+    def take_scale(self, agreed: Study) -> None:
+        """Take the study with the standard scale, by which the totals that follow are computed."""
+        self._agreed = agreed
+
     def admit(self, session: bytes, totals: LocalTotals) -> None:
         """Note what this party is about to bring to a session; must come before anything that depends on an image.
 
@@ -211,7 +238,11 @@ class Account(NoAccount):
         """
         if totals != sum(self._patients, LocalTotals()):
             raise LocalProtocolError("the totals are not those that were added up for the ledger")
-        mine = brought(self._study, self._patients, self.ledger.token)
+        mine = brought(self._agreed, self._patients, self.ledger.token)
+        self._admit(session, msgspec.structs.replace(mine, digest=self._study.digest))
+        self._admitted = session
+
+    def _admit(self, session: bytes, mine: Brought) -> None:
 
         def judge(entries: Sequence[Entry]) -> Bringing:
             objections = _objections(entries, mine)
@@ -225,7 +256,6 @@ class Account(NoAccount):
             return Bringing(session.hex(), mine, tuple(objections), why, self.skipped)
 
         self.ledger.append_judged("brought", judge)
-        self._admitted = session
 
     # What is sent and heard.
 
@@ -242,7 +272,8 @@ class Account(NoAccount):
         if message.kind == "status" and (handed_over := bodies.read_status(message.body).share):
             share = decode(handed_over, limit=len(handed_over))
         if share is not None:
-            if share.session != self._admitted:
+            landmarks = share.sum in ("images", "landmarks")
+            if share.session != (self._admitted_landmarks if landmarks else self._admitted):
                 raise LocalProtocolError("a share is given after what it is made of was admitted")
             if share.sum not in self._given:
                 self._given.append(share.sum)
@@ -267,7 +298,7 @@ class Account(NoAccount):
             self._begin(party)
         self.sends(frame)
         before, self._state = self._state, party.state
-        if party.state != before and (party.state in ("released", "averaged") or (before, party.state) == _NONE):
+        if party.state != before and (party.state in ("released", "averaged") or (before, party.state) in _TOLD):
             phase = Phase(self._session.hex(), _PHASES[party.state], dict(party.counts), self._take_sent())
             self.ledger.append("phase", phase)
 
@@ -303,8 +334,8 @@ class Account(NoAccount):
         return sent
 
 
-_NONE = ("counted", "spread")
-_PHASES = {"released": "n", "averaged": "μ", "spread": "n"}
+_TOLD = (("counted", "spread"), ("levelled", "computing"))
+_PHASES = {"computing": "standard scale", "released": "n", "averaged": "μ", "spread": "n"}
 
 
 def check_party(study: Study, name: str) -> None:

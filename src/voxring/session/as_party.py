@@ -7,6 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from voxring.errors import PeerError, RemoteProtocolError, StudyError, VoxringError
@@ -23,6 +26,7 @@ from voxring.totals import LocalTotals
 LONG_POLL = 0.5  # seconds that a poll without news is held back
 TICK = 0.1  # seconds between looks at the clock
 GRACE = 3.0  # seconds for a closed connection to come back
+_NOT_ADMITTED = "its ledger does not allow this run beside an earlier one, or cannot be written"
 LATER = 1.0  # seconds after the timeout, for streams: a peer that hangs is first missed, and named, by who asks it
 
 
@@ -34,7 +38,7 @@ def grace(timeout: float) -> float:
 def run_party(
     study: Study,
     name: str,
-    local_totals: Callable[[], LocalTotals],
+    local_totals: Callable[[], LocalTotals] | InTwoPasses,
     *,
     state: str | Path | None,
     ledger: Account | None = None,
@@ -57,8 +61,9 @@ def run_party(
         With its parties.
     name : str
         Which of them this is.
-    local_totals : callable
-        Reads the images; runs in this thread when the researcher is there, while the listener answers heartbeats.
+    local_totals : callable or InTwoPasses
+        Reads the images; runs in this thread when the researcher is there, while the listener answers heartbeats. A
+        study whose landmarks are to be agreed takes two passes.
     state : path, or None
         Folder in which the party keeps the coin of the study (`voxring.session.coins`). None keeps it nowhere: the next
         run has new rings, which is for simulations alone.
@@ -100,6 +105,8 @@ def run_party(
         The researcher's messages did not fit.
     """
     check_party(study, name)
+    if study.agrees != isinstance(local_totals, InTwoPasses):
+        raise StudyError("a study whose landmarks are to be agreed is computed in two passes, any other in one")
     account = ledger or NoAccount()
     account.check_approved()
     network = Network.of(study, name, key=key, keys=keys, relay=relay, insecure=insecure)
@@ -137,6 +144,16 @@ def _address_of(study: Study, name: str) -> str:
     return next((party.address for party in study.party if party.name == name), "")
 
 
+@dataclass(frozen=True)
+class InTwoPasses:
+    """What a party computes in a study whose parties agree on landmarks: those of its images, then totals by the study
+    that has the agreed ones.
+    """
+
+    landmarks: Callable[[], LocalTotals]
+    totals: Callable[[Study], LocalTotals]
+
+
 class _StartedOverError(Exception):
     """The researcher has started over."""
 
@@ -154,7 +171,10 @@ class _Process:
         self.changed = threading.Condition()
         self.researcher = Presence(timeout, grace(timeout))
         self._gone: list[int] = []  # connections that closed; nng's thread only appends
+        self._landmarks: LocalTotals | None = None
         self._totals: LocalTotals | None = None
+        self._scale: tuple[Fraction, ...] = ()
+        """The standard scale that the totals were computed by."""
         self._attempt = 0
         self._reason = ""
         """Why this party ends, should it end now."""
@@ -203,7 +223,7 @@ class _Process:
             self.party.doors = tuple(port_of(door) - port_of(bound) for door in self.streams.addresses)
             yield
 
-    def run(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> Heard:
+    def run(self, local_totals: Callable[[], LocalTotals] | InTwoPasses, where: Mapping[str, str]) -> Heard:
         """Go from waiting to done; ``where`` are the addresses of the other parties."""
         try:
             while not self._session(local_totals, where):
@@ -220,7 +240,7 @@ class _Process:
         self.notify("done")
         return heard
 
-    def _session(self, local_totals: Callable[[], LocalTotals], where: Mapping[str, str]) -> bool:
+    def _session(self, local_totals: Callable[[], LocalTotals] | InTwoPasses, where: Mapping[str, str]) -> bool:
         """Go from waiting to done; False when the researcher starts over."""
         self._attempt = self.party.attempt
         self._reason = "it was stopped"
@@ -232,15 +252,48 @@ class _Process:
                 for link in links.values():
                     with self._may_lose(link.peer):
                         link.wait(self.timeout)
-                self._compute(local_totals)
-                while self._next():
-                    if self.party.outbox:
-                        self._send(links)
-                    else:
-                        self._carry(where)
+                if isinstance(local_totals, InTwoPasses):
+                    self._survey(local_totals.landmarks)
+                    self._sum(links, where)
+                    self._compute(partial(local_totals.totals, self._agreed()))
+                else:
+                    self._compute(local_totals)
+                self._sum(links, where)
         except _StartedOverError:
             return False
         return True
+
+    def _survey(self, landmarks: Callable[[], LocalTotals]) -> None:
+        if self._landmarks is None:
+            self.notify("finding the landmarks of its images")
+            self._reason = "it stopped while finding its landmarks"
+            self._landmarks = landmarks()
+        with self.changed:
+            self._look()
+            self._reason = _NOT_ADMITTED
+            self.account.admit_landmarks(self.party.session, self._landmarks)
+            self._reason = "its numbers leave the study's bounds"
+            self.party.supply_landmarks(self._landmarks)
+            self.changed.notify_all()
+        self._reason = "it was stopped"
+
+    def _agreed(self) -> Study:
+        """Return the study with the standard scale; totals by another, of a session that failed, are dropped."""
+        with self.changed:
+            self._look()
+            if self.party.scale != self._scale:
+                self._scale, self._totals = self.party.scale, None
+            agreed = self.party.agreed
+            self.account.take_scale(agreed)
+            return agreed
+
+    def _sum(self, links: Mapping[str, Asking], where: Mapping[str, str]) -> None:
+        """Take part in secure sums until the party computes again, or the session is done."""
+        while self._next():
+            if self.party.outbox:
+                self._send(links)
+            else:
+                self._carry(where)
 
     def _compute(self, local_totals: Callable[[], LocalTotals]) -> None:
         if self._totals is None:
@@ -249,7 +302,7 @@ class _Process:
             self._totals = local_totals()
         with self.changed:
             self._look()
-            self._reason = "its ledger does not allow this run beside an earlier one, or cannot be written"
+            self._reason = _NOT_ADMITTED
             self.account.admit(self.party.session, self._totals)
             self._reason = "its numbers leave the study's bounds"
             self.party.supply(self._totals, self.account.skipped)
@@ -303,15 +356,15 @@ class _Process:
         )
 
     def _next(self) -> bool:
-        """Wait until there is something to send; False when the session is done."""
+        """Wait until there is something to send; False when the session is done, or this party is to compute."""
         while True:
             with self.changed:
-                if not self.party.news and not self._to_do and self.party.state not in ENDED:
+                if not self.party.news and not self._to_do and self.party.state not in (*ENDED, "computing"):
                     self.changed.wait(TICK)
                 self._look()
                 news = list(self.party.news)
                 self.party.news.clear()
-                ready, done = self._to_do, self.party.state == "done"
+                ready, done = self._to_do, self.party.state in ("done", "computing")
             for what in news:
                 self.notify(what)
             if ready or done:

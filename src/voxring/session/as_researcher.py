@@ -27,6 +27,8 @@ ABORT_SECONDS = 1.0  # for telling a party that the session has ended; it may be
 
 _STANDING = {
     "connected": "connected, takes part",
+    "surveying": "finding its landmarks",
+    "surveyed": "has its landmarks",
     "computing": "computing its totals",
     "ready": "has its totals",
 }

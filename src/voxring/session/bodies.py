@@ -88,6 +88,23 @@ def read_parts(body: bytes, parties: Sequence[str], what: str) -> dict[str, byte
     return dict(rows)
 
 
+def write_scale(scale: Sequence[Fraction]) -> bytes:
+    """Write the standard scale."""
+    return msgspec.msgpack.encode([(_bytes(one.numerator), _bytes(one.denominator)) for one in scale])
+
+
+def read_scale(body: bytes) -> tuple[Fraction, ...]:
+    """Read the standard scale.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed or a landmark is not in lowest terms.
+    """
+    rows: list[tuple[bytes, bytes]] = _read(body, list[tuple[bytes, bytes]], "scale")
+    return tuple(_fraction(high, low, "scale: expected landmarks") for high, low in rows)
+
+
 def write_counts(counts: Mapping[str, int]) -> bytes:
     """Write n of each released class."""
     return msgspec.msgpack.encode([(name, _bytes(count)) for name, count in counts.items()])
@@ -119,13 +136,15 @@ def read_means(body: bytes) -> dict[str, Fraction]:
     RemoteProtocolError
         The body is malformed or a μ is not in lowest terms.
     """
-    means = []
-    for name, high, low in _read(body, list[tuple[str, bytes, bytes]], "means"):
-        numerator, denominator = _integer(high), _integer(low)
-        if denominator < 1 or Fraction(numerator, denominator).denominator != denominator:
-            raise RemoteProtocolError("means: expected μ in lowest terms, got another fraction")
-        means.append((name, Fraction(numerator, denominator)))
-    return _once(means, "means")
+    rows = _read(body, list[tuple[str, bytes, bytes]], "means")
+    return _once([(name, _fraction(high, low, "means: expected μ")) for name, high, low in rows], "means")
+
+
+def _fraction(high: bytes, low: bytes, expected: str) -> Fraction:
+    numerator, denominator = _integer(high), _integer(low)
+    if denominator < 1 or Fraction(numerator, denominator).denominator != denominator:
+        raise RemoteProtocolError(f"{expected} in lowest terms, got another fraction")
+    return Fraction(numerator, denominator)
 
 
 def write_door(offset: int) -> bytes:

@@ -35,6 +35,11 @@ comparable classes
 the same images to the same hospitals, differ in nothing and are allowed. So is a run in which many differ: the same
 question to the same hospitals a year later, with images of at least ``min_patients`` others.
 
+Where parties agree on landmarks (`voxring.landmarks`), what a party brings to their sum counts as a run of its own with
+one class that all images have. In place of n stand how many images a patient has, their voxels, and the sum of what
+they store, which other percentiles leave as they are; in place of the four integers the landmarks. The question is of
+standardise alone.
+
 Why hashes of numbers, and not of files: they are at hand, where reading and hashing every file again would double the
 time of a batch; they are of exactly what results are made of; and a file that was moved, renamed, compressed or
 converted is still the same patient's.
@@ -53,6 +58,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from voxring.landmarks import SCALE
 from voxring.statistics import EVALUATION, layout, padded, unpack
 from voxring.study import Study
 from voxring.totals import LocalTotals
@@ -128,6 +134,25 @@ def brought(study: Study, patients: Iterable[LocalTotals], token: Callable[..., 
         study.privacy.min_patients,
         question,
         {name: of_class(name, label) for name, label in study.classes.items()},
+    )
+
+
+def brought_landmarks(study: Study, patients: Iterable[LocalTotals], token: Callable[..., str]) -> Brought:
+    """Describe the landmarks that a party brings; parameters as of `brought`."""
+    having = [one[SCALE] for one in patients]
+    images = BroughtClass(
+        SCALE,
+        tuple(sorted(token("image", one.sum, one.voxels, one.total) for one in having)),
+        tuple(sorted(token("landmarks", one.sum, list(map(str, one.statistics))) for one in having)),
+    )
+    return Brought(
+        study.name,
+        study.digest,
+        study.parties,
+        study.privacy.min_parties,
+        study.privacy.min_patients,
+        _hash(SCALE, study.standardise),
+        {SCALE: images},
     )
 
 

@@ -11,6 +11,11 @@ ring (`outbox`). Its own totals come in through `supply`, which holds them again
     averaged -- shares of "sdsum" --> spread -- done --> done
     averaged -- shares of "sdsum" --> deviated -- shares of "statistics" --> spread, if the study asks for more
 
+Where the parties agree on landmarks (`voxring.landmarks`), this comes before:
+
+    opened -- openings of all --> surveying -- own landmarks --> surveyed -- shares of "images" --> numbered
+    numbered -- shares of "landmarks" --> levelled -- scale --> computing
+
 A party that keeps the coin of an earlier run tells it instead of a commitment, and "hello" leads straight to
 "computing"; it never takes part in drawing another for the same study. A new coin goes to ``keep`` before the party
 says that it has it. When no class is released, "released" leads straight to "spread". One share of each sum comes
@@ -22,8 +27,10 @@ same answer again.
 
 Until the party has taken "released", the researcher may start over with "again", which names the session that failed
 and the one that follows: the party is "waiting" once more, with fresh shares to come, and keeps nothing of the failed
-session. A party that lost the next one in a ring is "lost" and waits for that, or for the end. From "released" on
-nothing starts over: something is known, and other shares of the same numbers could tell more.
+session. That holds, too, when a standard scale was agreed before: the session that follows sums the landmarks again, as
+another run of the study would, and each party's ledger holds against it what it brought before. A party that lost the
+next one in a ring is "lost" and waits for that, or for the end. From "released" on nothing starts over: something of
+the classes is known, and other shares of the same numbers could tell more.
 
 With keys a party knows who asks, and refuses a message that names another sender: the researcher is who the study
 says. Without keys it cannot tell, and whoever says hello first, with the right study, is the researcher of this
@@ -39,6 +46,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError, VoxringError
+from voxring.landmarks import SCALE, check_landmarks
 from voxring.ring.chunks import ChunkedSum, ChunkMember
 from voxring.ring.coin import COIN_BYTES, coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
@@ -61,8 +69,14 @@ FIRM = ("released", "summed", "averaged", "deviated", "spread", *ENDED)
 TRANSITIONS = {
     ("waiting", "hello"): "committed",
     ("waiting", "hello again"): "computing",
+    ("waiting", "hello again to agree"): "surveying",
     ("committed", "commitments"): "opened",
     ("opened", "openings"): "computing",
+    ("opened", "openings to agree"): "surveying",
+    ("surveying", "own landmarks"): "surveyed",
+    ("surveyed", "share images"): "numbered",
+    ("numbered", "share landmarks"): "levelled",
+    ("levelled", "scale"): "computing",
     ("computing", "own totals"): "ready",
     ("ready", "share voxels"): "counted",
     ("counted", "released"): "released",
@@ -78,12 +92,16 @@ TRANSITIONS = {
 
 @dataclass(frozen=True)
 class Heard:
-    """What a party hears in the end: n and μ of the released classes, which are withheld, and its view."""
+    """What a party hears in the end: n and μ of the released classes, which are withheld, and its view.
+
+    ``scale`` is the standard scale, if one was agreed.
+    """
 
     counts: dict[str, int]
     means: dict[str, Fraction]
     withheld: tuple[str, ...]
     view: View
+    scale: tuple[Fraction, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,9 @@ class Party:
         self.refused = ""
         """Why the last message that did not fit was refused."""
         self._reason = ""
+        self.scale: tuple[Fraction, ...] = ()
+        """The standard scale, once it was agreed."""
+        self._landmarks = LocalTotals()
         self._totals = LocalTotals()
         self._skipped = 0
         self._handled: dict[tuple[str, str, int, str], tuple[Message, bytes]] = {}
@@ -143,6 +164,11 @@ class Party:
         self._means: dict[str, Fraction] = {}
 
     @property
+    def agreed(self) -> Study:
+        """The study with the standard scale that was agreed."""
+        return self._study.with_landmarks(self.scale)
+
+    @property
     def counts(self) -> dict[str, int]:
         """n of each released class, once this party was told."""
         return dict(self._counts)
@@ -153,6 +179,25 @@ class Party:
         return self._reason
 
     # Steps of this process.
+
+    def supply_landmarks(self, landmarks: LocalTotals) -> None:
+        """Hand in the landmarks of this party's images, where the study has parties agree on them.
+
+        Raises
+        ------
+        BoundError
+            They leave the study's bounds. Nothing was sent.
+        LocalProtocolError
+            They were handed in already, or it is not their turn.
+        """
+        if self.state in ENDED or self.state == "lost":
+            return
+        if (self.state, "own landmarks") not in TRANSITIONS:
+            raise LocalProtocolError(f"landmarks are handed in once, while surveying; this party is {self.state}")
+        check_landmarks(landmarks, self._study)
+        self._landmarks = landmarks
+        self._join(self.plan.images(self.session), self.plan.image_values(landmarks))
+        self._step("own landmarks")
 
     def supply(self, totals: LocalTotals, skipped: int = 0) -> None:
         """Hand in this party's totals, and how many images were left out of them, which the researcher is told.
@@ -242,13 +287,15 @@ class Party:
             for name, member in self._members.items()
             for ring, residues in member.received.items()
         )
-        learned: dict[tuple[str, str], Number] = {}
+        learned: dict[tuple[str, str], Number] = {
+            (f"landmark {number}", SCALE): landmark for number, landmark in enumerate(self.scale, 1)
+        }
         for name, count in self._counts.items():
             learned["n", name] = count
             learned["μ", name] = self._means[name]
         withheld = tuple(name for name in self._study.classes if name not in self._counts)
         view = View(self.name, received, learned, tuple(self._in_chunks))
-        return Heard(self._counts, self._means, withheld, view)
+        return Heard(self._counts, self._means, withheld, view, self.scale)
 
     # Frames from outside.
 
@@ -358,7 +405,9 @@ class Party:
         shares = message.kind in ("share", "stream")
         event = self.plan.share_event(message.sum) if shares else message.kind
         if message.kind == "hello" and self.plan.coin is not None:
-            event = "hello again"
+            event = self.plan.begin_event("hello again")
+        elif message.kind == "openings":
+            event = self.plan.begin_event(event)
         if (self.state, event) not in TRANSITIONS:
             raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
         if message.kind == "stream":
@@ -380,6 +429,9 @@ class Party:
             if member.state != "done":
                 return reply
             self.news.append(f"secure sum: {message.sum}")
+        elif message.kind == "scale":
+            self.scale = self._checked_scale(bodies.read_scale(message.body))
+            self.news.append("standard scale received")
         elif message.kind == "released":
             self._counts = self._checked_counts(bodies.read_counts(message.body))
             if not self._counts:
@@ -400,7 +452,7 @@ class Party:
         self.session, self.state, self._reason = session, "waiting", ""
         self.attempt += 1
         self._handled, self._members, self._moduli, self._in_chunks = {}, {}, {}, []
-        self._commitments, self._share, self._counts, self.streamed = {}, b"", {}, None
+        self._commitments, self._share, self._counts, self.streamed, self.scale = {}, b"", {}, None, ()
         self.outbox.clear()
         self.news.clear()
 
@@ -441,6 +493,16 @@ class Party:
         self.outbox.extend(self.streamed.questions(question.ring))
         return self._reply("door", question.sender, self.session, bodies.write_door(self.doors[door]), question)
 
+    def _checked_scale(self, scale: tuple[Fraction, ...]) -> tuple[Fraction, ...]:
+        """What this party can see for itself; the study with this scale could be made."""
+        try:
+            self._study.with_landmarks(scale)
+        except StudyError:
+            raise RemoteProtocolError("scale: expected rising landmarks, one for each percentile, got others") from None
+        if scale[0] != 0 or scale[-1] != 1:
+            raise RemoteProtocolError("scale: expected landmarks from 0 to 1, got others")
+        return scale
+
     def _checked_counts(self, counts: dict[str, int]) -> dict[str, int]:
         """What this party can see for itself before it gives its sum away."""
         study = self._study
@@ -478,6 +540,8 @@ class Party:
 
     def _step(self, event: str) -> None:
         self.state = TRANSITIONS[self.state, event]
+        if self.state == "numbered":
+            self._join(self.plan.landmarks(self.session), self.plan.landmark_values(self._landmarks))
         if self.state == "deviated":
             released = list(self._counts)
             values = self.plan.statistics_values(self._totals, released)

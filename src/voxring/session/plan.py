@@ -9,6 +9,7 @@ from functools import cached_property
 
 from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
+from voxring.landmarks import SCALE, inner_landmarks, landmark_bound
 from voxring.ring.checksum import CheckedSum
 from voxring.ring.chunks import CHUNK_BYTES
 from voxring.ring.coin import COIN_BYTES, binding
@@ -17,7 +18,7 @@ from voxring.ring.order import Ring, check_parties, rings_of
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import residues_mod
 from voxring.statistics import largest_bound, padded, slots
-from voxring.study import Study
+from voxring.study import MOST_LANDMARKS, Study
 from voxring.totals import LocalTotals, count_bound, sdsum_bound, sum_bound
 
 SESSION_BYTES = 16
@@ -28,7 +29,8 @@ without more connections; and a relay carries no longer frame."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The secure sums of a study, three, or four if it asks for more; the rings are known once the coin is.
+    """The secure sums of a study: three, one more if it asks for more statistics, and two before these if landmarks are
+    to be agreed on; the rings are known once the coin is.
 
     Raises
     ------
@@ -86,7 +88,8 @@ class Plan:
     @property
     def longest(self) -> int:
         """Bytes of the longest vector that is summed, at most."""
-        return max((2 * len(self.study.classes) + 1) * self._width, self._longest_statistics)
+        slots = max(2 * len(self.study.classes), inner_landmarks(self.study) if self.study.agrees else 0) + 1
+        return max(slots * self._width, self._longest_statistics)
 
     @property
     def _longest_statistics(self) -> int:
@@ -115,8 +118,17 @@ class Plan:
         # A share has up to two slots a class and a checksum, or all additive statistics that do not go in chunks; the
         # message of μ two integers and a name a class, that of the coin's parts a name and a part for each party.
         parts = sum(len(name) + COIN_BYTES + 16 for name in study.parties)
-        more = min(self._longest_statistics, IN_CHUNKS)
+        # Or all inner landmarks; the message of the standard scale has their fractions.
+        more = max(min(self._longest_statistics, IN_CHUNKS), MOST_LANDMARKS * (width + 64) if study.agrees else 0)
         return 2 * OVERHEAD + parts + names + max(width + classes * (2 * width + 64), more)
+
+    def images(self, session: bytes) -> SecureSum:
+        """How many images and patients there are, where landmarks are to be agreed on."""
+        return self._sum(session, "images", 2, count_bound(self.study))
+
+    def landmarks(self, session: bytes) -> SecureSum:
+        """The landmarks of all images, but for the first and the last (`voxring.landmarks`)."""
+        return self._sum(session, "landmarks", inner_landmarks(self.study), landmark_bound(self.study))
 
     def voxels(self, session: bytes) -> SecureSum:
         """Line 14: n, and how many patients, of each class."""
@@ -136,6 +148,10 @@ class Plan:
         """Whether the study asks for additive statistics."""
         return slots(self.study) > 0
 
+    def begin_event(self, name: str) -> str:
+        """What a party's state machine calls what it computes after."""
+        return f"{name} to agree" if self.study.agrees else name
+
     def share_event(self, name: str) -> str:
         """What a party's state machine calls a share of a sum: what comes after sdsum depends on the study."""
         return "share sdsum of four" if name == "sdsum" and self.more else f"share {name}"
@@ -150,6 +166,15 @@ class Plan:
 
     def _modulus(self, bound: int) -> int:
         return modulus(len(self.study.parties), bound)
+
+    @staticmethod
+    def image_values(landmarks: LocalTotals) -> list[int]:
+        """A party's slots of the sum of images."""
+        return [landmarks[SCALE].sum, landmarks[SCALE].patients]
+
+    def landmark_values(self, landmarks: LocalTotals) -> list[int]:
+        """A party's slots of the sum of landmarks."""
+        return list(landmarks[SCALE].statistics) or [0] * inner_landmarks(self.study)
 
     def voxel_values(self, totals: LocalTotals) -> list[int]:
         """A party's slots of the first sum."""

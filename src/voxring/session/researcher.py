@@ -10,6 +10,10 @@ when every party it needs has answered, so no message can be early anywhere:
     greeting    hello to all                    -> committing, or computing if all keep the same coin
     committing  all commitments to all          -> opening
     opening     all openings to all             -> computing
+    surveying   poll all until they are surveyed -> images, where the parties agree on landmarks; else left out
+    images      ring; R learns how many         -> landmarks
+    landmarks   ring; R learns their sums       -> scaling
+    scaling     standard scale to all           -> computing
     computing   poll all until they are ready   -> voxels
     voxels      ring; R learns n and patients   -> releasing
     releasing   released classes and n to all   -> sum, or closing if there are none
@@ -24,8 +28,8 @@ ring's end. For a long vector it asks first and last for a stream (`streamed`), 
 passed everywhere; `carried` gives it the total. R knows the rings when it knows the coin; if some parties keep a coin
 and others another or none, R ends the session, since the rings of a study must not change.
 
-As long as R has not opened the first sum, or in chunks any slot of it, nothing is known and a session that failed may
-be followed by another, with fresh blinds and shares (`may_start_over`).
+As long as R has not opened the first sum of classes, or in chunks any slot of it, nothing of them is known and a
+session that failed may be followed by another, with fresh blinds and shares (`may_start_over`).
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError
+from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError, StudyError
+from voxring.landmarks import SCALE, scale_of, too_few
+from voxring.landmarks import fault as fault_of_landmarks
 from voxring.ring.chunks import ChunkedSum, ChunkMaster
 from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
@@ -57,15 +63,29 @@ BROADCAST: dict[str, Kind] = {
     "greeting": "hello",
     "committing": "commitments",
     "opening": "openings",
+    "scaling": "scale",
     "releasing": "released",
     "averaging": "means",
     "closing": "done",
 }
-BEFORE_RING = {"voxels": "ready", "sum": "released", "sdsum": "averaged", "statistics": "deviated"}
+WAITS_FOR = {"surveying": "surveyed", "computing": "ready"}
+"""Steps in which parties compute, and the state that they come to."""
+BEFORE_RING = {
+    "images": "surveyed",
+    "landmarks": "numbered",
+    "voxels": "ready",
+    "sum": "released",
+    "sdsum": "averaged",
+    "statistics": "deviated",
+}
 NEXT = {
     "gathering": "greeting",
     "committing": "opening",
     "opening": "computing",
+    "surveying": "images",
+    "images": "landmarks",
+    "landmarks": "scaling",
+    "scaling": "computing",
     "computing": "voxels",
     "voxels": "releasing",
     "releasing": "sum",
@@ -80,6 +100,10 @@ PHASES = {
     "greeting": "while the parties were greeted",
     "committing": "while the coin was drawn",
     "opening": "while the coin was drawn",
+    "surveying": "while the parties were finding their landmarks",
+    "images": "in the secure sum of the number of images",
+    "landmarks": "in the secure sum of landmarks",
+    "scaling": "while the standard scale was sent",
     "computing": "while the parties were computing their totals",
     "voxels": "in the secure sum of n",
     "releasing": "while n was released",
@@ -91,6 +115,8 @@ PHASES = {
     "done": "when the session was done",
 }
 """Each step in words, for errors."""
+BEFORE_CLASSES = ("images", "landmarks")
+"""Sums that are opened before anything of a class is known."""
 
 
 class Researcher:
@@ -127,13 +153,16 @@ class Researcher:
         self._found: dict[str, Statistics] = {}
         self._skipped: dict[str, int] = {}
         self._learned: dict[tuple[str, str], Number] = {}
+        self._images = self._patients = 0
+        self.scale: tuple[Fraction, ...] = ()
+        """The standard scale, once it was agreed."""
         self._counts: dict[str, int] = {}
         self._sums: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
 
     @property
     def may_start_over(self) -> bool:
-        """Whether this session may be followed by another: nothing has been opened, and it may help.
+        """Whether this session may be followed by another: nothing of a class has been opened, and it may help.
 
         Who does not come to be greeted, or to start over, is not waited for a second time.
         """
@@ -175,8 +204,8 @@ class Researcher:
         """Return what to ask a party now, or None."""
         if self.step in BROADCAST:
             return None if party in self._answered else self._ask(BROADCAST[self.step], party, self._body)
-        if self.step == "computing" and party not in self._answered:
-            return self._ask("poll", party, b"computing")
+        if self.step in WAITS_FOR and party not in self._answered:
+            return self._ask("poll", party, self.step.encode())
         if self.step in BEFORE_RING:
             for ring, share in self._first_shares.get(party, []):
                 if (party, ring) not in self._taken:
@@ -266,7 +295,7 @@ class Researcher:
         if coin:
             self.plan = self.plan.with_coin(coin)
             self.news.append("the parties keep the coin of an earlier run")
-        self._enter("computing" if coin else "committing")
+        self._enter(self._first_work if coin else "committing")
 
     def _take_opening(self, party: str, part: bytes) -> None:
         if self.step != "committing":
@@ -287,7 +316,8 @@ class Researcher:
             return  # the repeated answer to a question of an earlier step
         if self._all_answered(party):
             nothing_left = self.step == "releasing" and not self._counts
-            self._enter("closing" if nothing_left else NEXT[self.step])
+            following = self._first_work if self.step == "opening" else NEXT[self.step]
+            self._enter("closing" if nothing_left else following)
 
     def _take_door(self, party: str, door: Message) -> None:
         if self.streamed is not None and door.sum == self.step and (party, door.ring) not in self._taken:
@@ -311,8 +341,8 @@ class Researcher:
         if self.step == "computing" and status.state == "ready" and status.skipped and party not in self._skipped:
             self._skipped[party] = status.skipped
             self.news.append(f"{party} left out {status.skipped} of its images, which cannot be used")
-        if self.step == "computing" and status.state == "ready" and self._all_answered(party):
-            self._enter("voxels")
+        if status.state == WAITS_FOR.get(self.step) and self._all_answered(party):
+            self._enter(NEXT[self.step])
         if (
             self.streamed is not None
             and status.state == TRANSITIONS[BEFORE_RING[self.step], self.plan.share_event(self.step)]
@@ -333,12 +363,12 @@ class Researcher:
         if share.sum == self.step:
             self._back.add(share.ring)
             if master.state == "done":
-                self._worth_while = False
+                self._worth_while &= self.step in BEFORE_CLASSES
                 self._finish(master.total)
 
     def carried(self, total: Sequence[int]) -> None:
         """Take the total of the sum that goes in chunks, after every chunk is back."""
-        self._worth_while = False
+        self._worth_while &= self.step in BEFORE_CLASSES
         self._in_chunks.append(self.step)
         self._total = total
         self._finish_if_all_carried()
@@ -357,6 +387,15 @@ class Researcher:
             self._body = self._by_party(self._commitments)
         elif step == "opening":
             self._body = self._by_party(self._parts)
+        elif step == "surveying":
+            self.news.append("parties are finding the landmarks of their images")
+        elif step == "images":
+            self._open(self.plan.images(self.session))
+        elif step == "landmarks":
+            self._open(self.plan.landmarks(self.session))
+        elif step == "scaling":
+            self._body = bodies.write_scale(self.scale)
+            self.news.append("standard scale sent")
         elif step == "computing":
             self.news.append("parties are computing their totals")
         elif step == "voxels":
@@ -396,7 +435,11 @@ class Researcher:
 
     def _finish(self, total: Sequence[int]) -> None:
         """A ring is back; lines 14 to 16 and 26."""
-        if self.step == "voxels":
+        if self.step == "images":
+            self._finish_images(*total)
+        elif self.step == "landmarks":
+            self._finish_landmarks(total)
+        elif self.step == "voxels":
             self._finish_voxels(total)
         elif self.step == "sum":
             self._finish_sum(total)
@@ -406,6 +449,30 @@ class Researcher:
             self._finish_statistics(total)
         more = self.step == "sdsum" and self.plan.more
         self._enter("statistics" if more else NEXT[self.step])
+
+    @property
+    def _first_work(self) -> str:
+        """What the parties compute first."""
+        return "surveying" if self._study.agrees else "computing"
+
+    def _finish_images(self, images: int, patients: int) -> None:
+        self._learned["images", SCALE], self._learned["patients", SCALE] = images, patients
+        why = too_few(patients, self._study)
+        if why is not None:
+            self._worth_while = False
+            raise PeerError(why)
+        self._images, self._patients = images, patients
+
+    def _finish_landmarks(self, total: Sequence[int]) -> None:
+        if fault_of_landmarks(self._images, self._patients, total, self._study):
+            self._worth_while = False
+            raise RemoteProtocolError("landmarks that no images can have: numbers are inconsistent")
+        self._learned["landmarks", SCALE] = tuple(total)
+        try:
+            self.scale = scale_of(self._images, total, self._study)
+        except StudyError as error:
+            self._worth_while = False
+            raise PeerError(str(error)) from None
 
     def _finish_voxels(self, total: Sequence[int]) -> None:
         classes = list(self._study.classes)
