@@ -4,7 +4,7 @@ Scores are log posteriors up to what the classes have in common, or values of re
 """
 
 from fractions import Fraction
-from math import log
+from math import factorial, log
 
 
 def rational(table):
@@ -149,3 +149,52 @@ def evaluation(names, actual, given, chances, bins):
                 sums[at] += q
         rows[own] = [*got, *counts.values(), *sums.values()]
     return rows
+
+
+def logistic_step(voxels, places, rows):
+    """Gradient and Hessian of a logistic regression, with integers alone (docs/classifiers.md).
+
+    ``rows``: for each score the intercept over 2^32 and the coefficients over 2^72. Probabilities are over 2^40.
+    """
+    one, size = 2**40, len(voxels[0]) + 1
+
+    def half_up(value):
+        return (2 * value.numerator + value.denominator) // (2 * value.denominator)
+
+    def exponential(below):
+        if below >= 28 << 32:
+            return 0
+        value = half_up(_e(Fraction(below >> 24, 2**8)) * one)
+        for bits in (16, 8, 0):
+            factor = half_up(_e(Fraction(below >> bits & 255, 2 ** (32 - bits))) * one)
+            value = half_up(Fraction(value * factor, one))
+        return value
+
+    used = list(range(len(rows) if len(rows) > 1 else 2))[-len(rows) :]
+    gradient = {(m, i): 0 for m in used for i in range(size)}
+    hessian = {(m, k, i, j): 0 for m in used for k in used if m <= k for i in range(size) for j in range(i, size)}
+    for voxel, place in zip(voxels, places, strict=True):
+        x = [1, *voxel]
+        scores = [
+            row[0] + half_up(Fraction(sum(w * v for w, v in zip(row[1:], voxel, strict=True)), 2**40)) for row in rows
+        ]
+        scores = [0, *scores] if len(rows) == 1 else scores
+        parts = [exponential(max(scores) - score) for score in scores]
+        p = [half_up(Fraction(part * one, sum(parts))) for part in parts]
+        for m, i in gradient:
+            gradient[m, i] += (p[m] - one * (place == m)) * x[i]
+        for m, k, i, j in hessian:
+            bend = half_up(Fraction(p[m] * (one - p[m]), one)) if m == k else -half_up(Fraction(p[m] * p[k], one))
+            hessian[m, k, i, j] += bend * x[i] * x[j]
+    return [*gradient.values(), *hessian.values()]
+
+
+def _e(value):
+    """e^-value to some 60 digits."""
+    whole, total, term = value.numerator // value.denominator, Fraction(1), Fraction(1)
+    value -= whole
+    for k in range(1, 45):
+        term *= -value / k
+        total += term
+    e = sum((Fraction(1, factorial(k)) for k in range(45)), Fraction())
+    return total / e**whole

@@ -14,7 +14,7 @@ from sessions import Network
 from test_classify import hospital, trained, write
 from test_classify import study as model_study
 from test_cli import run
-from voxring.batch import Row, image_totals, party_totals
+from voxring.batch import Row, image_totals, party_batch, party_totals
 from voxring.batch.journal import totals_digest
 from voxring.engine import local_totals, planes_needed
 from voxring.errors import BoundError, ImageError, ModelError, StudyError
@@ -147,11 +147,26 @@ def test_an_image_is_read_no_further_than_the_model_needs(folder, model):
     study = a_study(folder, narrow, **tables, window={"size": 1})
     first, stop = planes_needed([(labels, tuple(LABELS.values()))], image.dtype, study)
     assert (first, stop) == (3, 6)
-    whole = local_totals(image, labels, study)
-    assert local_totals(image[first:stop], labels[first:stop], study) == whole
+    whole = local_totals(image, labels, study, slope=0.5, intercept=-9)
+    assert local_totals(image[first:stop], labels[first:stop], study, slope=0.5, intercept=-9) == whole
+    given = narrow.labels(feature_maps(image, narrow.study, slope=0.5, intercept=-9))[labels == 9]
+    assert whole["bone"].statistics[: len(NAMES) + 1] == (0, *((given == LABELS[name]).sum() for name in NAMES))
     assert planes_needed([(labels, (9,))], image.dtype, a_study(folder, model, window={"size": 1})) == (0, 9)
     flat = local_totals(image[4], labels[4], study)
     assert sum(flat["fat"].statistics[: len(NAMES) + 1]) == (labels[4] == 3).sum()
+
+
+def test_a_class_of_the_model_that_the_study_lacks_counts_as_none(folder, model):
+    image, labels = hospital(12)
+    image = (image + np.random.default_rng(1).normal(0, 300, image.shape)).astype(np.int16)
+    whole, part = (
+        local_totals(image, labels, a_study(folder, model, classes=classes))["bone"].statistics
+        for classes in (LABELS, {"bone": 9, "air": 7})
+    )
+    bone, fat, liver = whole[1:4]
+    assert fat + liver > 0
+    assert part[:3] == (fat + liver, bone, 0)
+    assert part[3 : 3 + BINS] == whole[5 : 5 + BINS]
 
 
 def test_evaluation_stands_beside_other_statistics(folder, model):
@@ -241,11 +256,11 @@ def test_counts_that_no_voxels_can_have_are_refused(study, totals, block):
     mine = totals["a"]["fat"]
     assert fault(mine.statistics, mine.voxels, study) is None
     place = next(i for i in range(starts[block], slots(study)) if mine.statistics[i])
-    for change in (1, -1, 1 << 40):
-        if block == "promised" and abs(change) == 1:
-            continue  # a probability may be another
+    # Of probabilities: what all voxels together could have, and more than those of the bin can.
+    changes = (mine.voxels * 2**20, -1) if block == "promised" else (1, -1, 1 << 40)
+    for change in changes:
         wrong = list(mine.statistics)
-        wrong[place] += change
+        wrong[place] = change if block == "promised" else wrong[place] + change
         assert fault(wrong, mine.voxels, study) == block
         with pytest.raises(BoundError, match=block):
             check_bounds(LocalTotals({"fat": replace(mine, statistics=tuple(wrong))}), study)
@@ -270,12 +285,19 @@ def test_processes_find_what_one_machine_does(folder, study, totals):
     ]
 
 
-def test_a_model_that_is_missing_is_told_before_anybody_is_waited_for(tmp_path, folder, study):
+def test_a_model_that_is_missing_is_told_before_anybody_is_waited_for(tmp_path, monkeypatch, folder, study):
     gone = a_study(folder, None, evaluate={"model": str(tmp_path / "gone.json"), "digest": study.evaluate.digest})
+    said = []
     with pytest.raises(ModelError, match="no model can be read"):
-        voxring.simulate(gone, {name: folder / f"{name}.csv" for name in "abc"})
+        voxring.simulate(
+            gone, {name: folder / f"{name}.csv" for name in "abc"}, notify=lambda who, what: said.append(who)
+        )
+    assert said == []
     with pytest.raises(ModelError, match="no model can be read"):
         party_totals(folder / "a.csv", gone)
+    monkeypatch.setattr("voxring.batch.model_of", lambda study: None)
+    with pytest.raises(ModelError, match="no model can be read"):
+        party_batch(folder / "a.csv", gone, bad="skip")  # a worker on another machine lacks it: no row is to blame
     (folder / "gone.toml").write_text(
         f'name = "t"\nclasses = {{ fat = 3 }}\nparty = [{{ name = "a" }}, {{ name = "b" }}, {{ name = "c" }}]\n'
         f'evaluate = {{ model = "gone.json", digest = "{study.evaluate.digest}" }}\n'

@@ -10,10 +10,11 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.linear_model import LogisticRegression
 
+from naive_classifiers import logistic_step as naive_logistic
 from voxring.errors import ModelError
 from voxring.kernels.cpu.classify import LOWEST, exponential
 from voxring.learn import NewtonLogistic
-from voxring.learn.logistic import ONE, Newton, Weights, local_step, width
+from voxring.learn.logistic import LARGEST, ONE, Newton, bounds, local_step, powers, probabilities, width, zero
 
 UNIT = 1 << 16
 
@@ -26,15 +27,17 @@ def voxels(classes, count=240, features=3, seed=7):
     return np.rint(table * UNIT).astype(np.int64), places
 
 
-def start(integers, classes):
-    return Weights.zero(classes, [UNIT] * integers.shape[1], np.rint(integers.mean(axis=0)).astype(int).tolist())
+def start(integers, classes, strength=1.0):
+    count = integers.shape[1]
+    centre = tuple(np.rint(integers.mean(axis=0)).astype(int).tolist())
+    return Newton(zero(classes, count), (UNIT,) * count, centre, strength)
 
 
 def solved(parts, newton):
     """Run the steps among parties, each of which answers for its own voxels; return all states."""
     states = [newton]
     while not states[-1].done:
-        answers = [local_step(integers, places, states[-1].weights) for integers, places in parts]
+        answers = [local_step(integers, places, states[-1].rows) for integers, places in parts]
         states.append(states[-1].update([sum(column) for column in zip(*answers, strict=True)]))
         assert len(states) < 60
     return states
@@ -43,49 +46,64 @@ def solved(parts, newton):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_split_among_parties_as_pooled_bit_for_bit(classes):
     integers, places = voxels(classes)
-    pooled = solved([(integers, places)], Newton(start(integers, classes)))
+    pooled = solved([(integers, places)], start(integers, classes))
     order = np.random.default_rng(0).permutation(len(places))
     for cuts in ([1], [5, 80], [0, 100, 100, 239]):
         parts = [(integers[rows], places[rows]) for rows in np.split(order, cuts)]
-        assert solved(parts, Newton(start(integers, classes))) == pooled
+        assert solved(parts, start(integers, classes)) == pooled
+
+
+WEIGHTS = (
+    ((1 << 30) + 3, -(3 << 54) - 1, (3 << 53) + 12345),
+    (1 << 31, 1 << 54, -(1 << 55)),
+    (-(1 << 32), 1 << 56, -7),
+)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_step_sums_gradient_and_hessian_as_defined(classes):
+@pytest.mark.parametrize("scale", [1, 37, 2**21])
+def test_a_step_is_the_integers_of_the_definition(classes, scale):
     integers, places = voxels(classes, count=24, features=2)
-    rows = ((0.25, -1.5, 0.75), (0.5, 0.25, -2.0), (-1.0, 0.5, 0.5))[: 1 if classes == 2 else 3]
-    weights = Weights((UNIT, UNIT), (200_000, 190_000), rows)
-    found = local_step(integers, places, weights)
-    expected = [Fraction()] * width(len(rows), 2)
-    for x, place in zip(integers.tolist(), places.tolist(), strict=True):
-        z = [1, x[0] - 200_000, x[1] - 190_000]
-        scores = [row[0] + row[1] * z[1] / UNIT + row[2] * z[2] / UNIT for row in rows]
-        scores = [0.0, *scores] if classes == 2 else scores
-        powers = [exp(score) for score in scores]
-        p = [power / sum(powers) for power in powers]
-        used = [1] if classes == 2 else [0, 1, 2]
-        terms = [(p[m] - (place == m)) * z[i] for m in used for i in range(3)]
-        terms += [
-            p[m] * ((m == k) - p[k]) * z[i] * z[j]
-            for m in used for k in used if m <= k for i in range(3) for j in range(i, 3)
-        ]  # fmt: skip
-        expected = [total + Fraction(term) for total, term in zip(expected, terms, strict=True)]
-    assert len(found) == len(expected)
-    for value, wanted in zip(found, expected, strict=True):
-        largest = max(abs(integers - [200_000, 190_000]).max(), 1) ** 2
-        assert abs(Fraction(value, ONE) - wanted) <= Fraction(int(largest) * len(places), ONE)
+    integers *= scale  # as wide as 2^40: products no longer fit a word
+    rows = tuple((row[0], *(w // scale for w in row[1:])) for row in WEIGHTS[: 1 if classes == 2 else 3])
+    expected = naive_logistic(integers.tolist(), places.tolist(), rows)
+    assert local_step(integers, places, rows) == expected
+    assert len(expected) == width(len(rows), 2)
+    largest = [int(abs(column).max()) for column in integers.T]
+    within = bounds(len(rows), largest, len(places))
+    assert all(abs(one) <= most for one, most in zip(expected, within, strict=True))
 
 
-def test_probabilities_are_rounded_for_each_voxel():
-    integers, places = voxels(2, count=40, features=1)
-    weights = Weights((UNIT,), (200_000,), ((0.25, -1.5),))
-    apart = []
-    for row, place in zip(integers, places, strict=True):
-        p = 1 / (1 + exp(-(0.25 - 1.5 * (int(row[0]) - 200_000) / UNIT)))
-        found = local_step(row[None], np.array([place]), weights)
-        apart += [found[0] - (p - place) * ONE, found[2] - p * (1 - p) * ONE]
-        assert found[1] == found[0] * (int(row[0]) - 200_000)
-    assert max(map(abs, apart)) < 0.51  # of a step of 2^-40, in which 2^-53 is 10^-4
+def test_probabilities_are_those_of_floats():
+    x = np.array([np.arange(-40, 40) * (UNIT // 4) + 77, np.full(80, 3 * UNIT)])
+    rows = WEIGHTS
+    found = np.array(probabilities(x, rows)) / ONE
+    scores = np.array([row[0] / 2**32 + np.ldexp(np.array(row[1:], float), -72) @ x for row in rows])
+    expected = np.exp(scores - scores.max(0))
+    expected /= expected.sum(0)
+    assert np.abs(found - expected).max() < 1e-9  # the score is rounded to 2^-32
+    far = np.array(probabilities(np.array([[1 << 38]]), ((0, 1 << 62),))).ravel()
+    assert far.tolist() == [0, ONE]
+
+
+def test_tables_are_e_to_the_last_place():
+    found = powers(Fraction(1, 256), 28 * 256)
+    for k in (0, 1, 255, 256, 5000, 7167):
+        assert abs(found[k] - Fraction(exp(-k / 256)) * ONE) < Fraction(51, 100)
+
+
+def test_what_a_step_cannot_hold_is_refused():
+    places = np.array([0, 1])
+    with pytest.raises(ModelError, match="integers below"):
+        local_step(np.array([[1 << 40], [0]]), places, zero(2, 1))
+    with pytest.raises(ModelError, match="at most 64 features"):
+        local_step(np.zeros((2, 65), int), places, zero(2, 65))
+    with pytest.raises(ModelError, match="range of 62 bits"):
+        local_step(np.array([[1 << 39], [0]]), places, ((0, 1 << 77),))
+    with pytest.raises(ModelError, match="range of 62 bits"):
+        local_step(np.array([[1], [0]]), places, ((LARGEST, 0),))
+    with pytest.raises(ModelError, match="range of 62 bits"):
+        local_step(np.array([[0], [0]]), places, ((0, LARGEST << 16),))
 
 
 SETS = {
@@ -111,7 +129,7 @@ def test_the_end_is_scikit_learns_optimum(data, strength):
 
 def test_weights_of_a_session_make_an_estimator():
     integers, places = voxels(3)
-    end = solved([(integers, places)], Newton(start(integers, 3)))[-1]
+    end = solved([(integers, places)], start(integers, 3))[-1]
     fitted = NewtonLogistic.from_weights(end.weights, ["fat", "air", "liver"])
     again = NewtonLogistic().fit(integers / UNIT, np.array(["fat", "air", "liver"])[places])
     assert fitted.classes_.tolist() == ["fat", "air", "liver"]
@@ -122,21 +140,25 @@ def test_weights_of_a_session_make_an_estimator():
 def test_a_step_that_overshoots_is_halved():
     """From weights at which hardly a voxel is in doubt, full Newton steps never come back."""
     integers, places = voxels(2, count=60)
-    weights = replace(start(integers, 2), rows=((3.0, -6.0, 4.0, 5.0),))
-    states = solved([(integers, places)], Newton(weights, strength=100.0))
+    first = start(integers, 2, strength=100.0)
+    middle = [c / UNIT for c in first.centre]
+    steep = tuple(round(w / UNIT * 2**72) for w in (-6.0, 4.0, 5.0))
+    intercept = 3.0 - sum(w * c for w, c in zip((-6.0, 4.0, 5.0), middle, strict=True))
+    states = solved([(integers, places)], replace(first, rows=((round(intercept * 2**32), *steep),)))
     halved = [(before, after) for before, after in pairwise(states[1:]) if after.base == before.base]
     assert halved
     for before, after in halved:
-        ends = [state.weights.rows[0] for state in (before, after)]
-        assert ends[1] == tuple((a + b) / 2 for a, b in zip(before.base, ends[0], strict=True))
+        ends = [state.weights[0][1:] for state in (before, after)]
+        for base, end, half in zip(before.base[1:], *ends, strict=True):
+            assert abs(half - (base + end) / 2) <= Fraction(UNIT, 2**73)  # the grid of weights
     expected = LogisticRegression(C=100.0, tol=1e-10, solver="newton-cholesky", max_iter=1000)
     expected.fit(integers / UNIT, places)
-    assert np.allclose(states[-1].weights.rows[0][1:], expected.coef_, rtol=1e-6)
+    assert np.allclose([float(w) for w in states[-1].weights[0][1:]], expected.coef_, rtol=1e-6)
     assert states[-1].steps == len(states) - 1
 
 
 def test_impossible_sums_are_refused():
-    newton = Newton(Weights.zero(2, [UNIT], [0]))
+    newton = Newton(zero(2, 1), (UNIT,), (0,))
     with pytest.raises(ModelError, match="expected 5 sums, got 4"):
         newton.update([0] * 4)
     with pytest.raises(ModelError, match="singular"):

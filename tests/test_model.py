@@ -236,7 +236,7 @@ FOREIGN = {
     "another format": (put("format", "other"), "expected voxring-model of version 1, got other"),
     "a later version": (put("version", 2), "got voxring-model of version 2: a later voxring"),
     "an unknown field": (put("code", "x"), "unknown field"),
-    "an unknown classifier": (put("classifier", "svm"), "expected one of gnb, lda, qda, ridge, got 'svm'"),
+    "an unknown classifier": (put("classifier", "svm"), "expected one of gnb, lda, logistic, qda, ridge, got 'svm'"),
     "a setting of another classifier": (put("alpha", 1.0, "settings"), "lda has no setting 'alpha'"),
     "a setting of another type": (put("shrinkage", [1], "settings"), "settings of lda"),
     "an impossible setting": (put("shrinkage", 2, "settings"), "shrinkage: expected a number from 0 to 1"),

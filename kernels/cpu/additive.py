@@ -56,6 +56,23 @@ def add_gram(values: Array, first: int, last: int, limits: Array, limbs: Array) 
 
 
 @jit
+def add_weighted(values: Array, weights: Array, rows: int, first: int, last: int, limbs: Array) -> None:
+    """Add Σ w·f·g for each of the first rows of ``values`` and each from it on, as `add_gram` goes through them.
+
+    w·f must fit an int64.
+    """
+    values, weights, limbs = bare(values), bare(weights), bare(limbs)
+    for start in range(first, last, PIECE):
+        stop = min(start + PIECE, last)
+        at = U(0)
+        for i in range(rows):
+            for j in range(i, values.shape[0]):
+                for k in range(U(start), U(stop)):
+                    add_product(limbs, at, weights[k] * values[U(i), k], values[U(j), k])
+                at += U(4)
+
+
+@jit
 def add_all_powers(x: Array, limbs: Array) -> None:
     """Add Σx, Σx², Σx³ and Σx⁴ to the four 256-bit numbers of ``limbs``."""
     x, limbs = bare(x), bare(limbs)
@@ -124,6 +141,25 @@ def gram(values: Array, workers: int) -> list[int]:
         return [integer_of(limbs[at : at + 4]) for at in range(0, limbs.size, 4)]
 
     return added(in_threads(run, evenly(0, n, PART), workers))
+
+
+def weighted_gram(values: Array, weights: Array, workers: int, *, rows: int) -> list[int]:
+    """Σ w·f·g for each of the first rows f of int64 values and each g from it on; |w| <= 2^40 and |f| < 2^42."""
+    count, n = values.shape
+    sizes = sum(count - i for i in range(rows))
+    widest = int(np.abs(weights).max(initial=0)) * int(np.abs(values[:rows]).max(initial=0))
+    # The weights in two parts where their products would not fit: w = high · 2^20 + low.
+    parts = [(weights, 0)] if widest < 1 << 63 else [(weights & ((1 << 20) - 1), 0), (weights >> 20, 20)]
+
+    def run(part: tuple[int, int]) -> list[int]:
+        found = [0] * sizes
+        for some, shift in parts:
+            limbs = np.zeros(4 * sizes, np.uint64)
+            add_weighted(values, some, rows, part[0], part[1], limbs)
+            found = [sum_ + (integer_of(limbs[4 * i : 4 * i + 4]) << shift) for i, sum_ in enumerate(found)]
+        return found
+
+    return added(in_threads(run, evenly(0, n, PART), workers)) if n else [0] * sizes
 
 
 def powers(x: Array, workers: int) -> list[int]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from voxring.errors import ModelError
 from voxring.learn.exact import Factor, Matrix, SingularError, dot
-from voxring.learn.moments import Moments
+from voxring.learn.moments import Moments, fraction_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -121,6 +121,45 @@ def quadratic(
     """
     covariances = [shrunk(moments.covariance(k), n, shrinkage) for k, n in enumerate(moments.counts)]
     return _normal(moments, covariances, priors)
+
+
+def logistic(moments: Moments, *, weights: Sequence[Sequence[Sequence[str]]]) -> Discriminant:
+    """Logistic regression, whose weights its secure Newton steps ended with (`voxring.learn.logistic`).
+
+    Parameters
+    ----------
+    weights : sequence
+        For each score its intercept, and the coefficient of each feature's value, as pairs of decimal strings. Of two
+        classes the second alone has a score.
+
+    Raises
+    ------
+    ModelError
+        They are not as many as classes and features need.
+    """
+    rows = [[fraction_of(pair) for pair in row] for row in weights]
+    scores = len(moments.classes) if len(moments.classes) > 2 else 1
+    if [len(row) for row in rows] != [len(moments.features) + 1] * scores:
+        raise ModelError(
+            f"logistic: expected {scores} times the weights of {len(moments.features)} features and an intercept, got "
+            "others: give the result of a study with [logistic]"
+        )
+    return of_weights(rows, [float(value) for value in moments.pooled_mean()])
+
+
+def of_weights(rows: Sequence[Sequence[Fraction]], centre: Sequence[float]) -> Discriminant:
+    """Scores that are linear, of exact weights; one row is that of the second of two classes."""
+    size = len(centre)
+    rows = rows if len(rows) > 1 else [[Fraction()] * (size + 1), *rows]
+    at = [Fraction(value) for value in centre]
+    empty = np.zeros((len(rows), 0))
+    return Discriminant(
+        np.tile(np.array(centre, dtype=np.float64), (len(rows), 1)),
+        np.array([[float(w) for w in row[1:]] for row in rows]).reshape(len(rows), size),
+        np.array([float(row[0] + dot(row[1:], at)) for row in rows]),
+        empty.reshape(len(rows), 0, size),
+        empty,
+    )
 
 
 def linear(

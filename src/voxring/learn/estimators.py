@@ -13,7 +13,7 @@ import numpy.typing as npt
 from voxring.errors import ModelError
 from voxring.learn import discriminant as made
 from voxring.learn.discriminant import Discriminant, Floats
-from voxring.learn.logistic import Newton, Weights, local_step
+from voxring.learn.logistic import Newton, local_step, zero
 from voxring.learn.moments import Moments
 
 try:
@@ -256,13 +256,13 @@ class NewtonLogistic(_Normal):
         shifts = 30 - np.frexp(np.abs(table - middle).max(axis=0))[1]
         integers = np.rint(np.ldexp(table - middle, shifts)).astype(np.int64)
         units = [Fraction(2) ** int(shift) for shift in shifts]
-        newton = Newton(Weights.zero(len(self.classes_), units, [0] * len(units)), self.C)
+        newton = Newton(zero(len(self.classes_), len(units)), tuple(units), (0,) * len(units), self.C)
         while not newton.done:
             if newton.steps >= self.max_steps:
                 raise ModelError(f"no optimum after {newton.steps} steps: raise max_steps, or lower C")
-            newton = newton.update(local_step(integers, places, newton.weights))
+            newton = newton.update(local_step(integers, places, newton.rows))
         self.n_iter_ = newton.steps
-        found = newton.weights.discriminant
+        found = made.of_weights(newton.weights, [0.0] * len(units))
         self.discriminant_ = replace(found, centres=found.centres + middle)
         return self
 
@@ -281,12 +281,13 @@ class NewtonLogistic(_Normal):
         )
 
     @classmethod
-    def from_weights(cls, weights: Weights, labels: Sequence[Any], **settings: Any) -> Self:
+    def from_weights(cls, weights: Sequence[Sequence[Fraction]], labels: Sequence[Any], **settings: Any) -> Self:
         """Return an estimator with the weights that `voxring.learn.logistic.Newton` ended with.
 
         Parameters
         ----------
-        weights : Weights
+        weights : sequence of rows
+            For each score its intercept, and the coefficient of each feature's value.
         labels : sequence
             What is predicted for each class.
         **settings
@@ -294,6 +295,6 @@ class NewtonLogistic(_Normal):
         """
         fitted = cls(**settings)
         fitted.classes_ = np.array(labels)
-        fitted.n_features_in_ = len(weights.units)
-        fitted.discriminant_ = weights.discriminant
+        fitted.n_features_in_ = len(weights[0]) - 1
+        fitted.discriminant_ = made.of_weights(weights, [0.0] * fitted.n_features_in_)
         return fitted

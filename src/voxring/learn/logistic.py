@@ -1,14 +1,16 @@
 """Logistic regression by Newton steps, each of which needs one sum over all voxels and nothing else of them.
 
-The researcher sends weights; each party answers with the integers of `local_step`; their sum, which a secure sum may
-make, goes to `Newton.update`, which says what weights to send next. Whatever the split of the voxels among parties,
-the sums are the same integers, and with them every weight, bit for bit.
+The researcher sends weights, which are integers; each party answers with the integers of `local_step`; their sum, which
+a secure sum makes, goes to `Newton.update`, which says what weights to send next. No float enters on the way from
+weights to sums: the exponential is a product of four integers of tables, each step of it rounded by integer arithmetic.
+So the sums are the same integers on every machine, for any split of the voxels among parties, and with them every
+weight.
 
 What is minimised is that of scikit-learn: C Σ −log p(class of the voxel) + ½ Σ (coefficients)², intercepts free. Two
 classes have one score, that of the second; more have one each, and their softmax.
 
 What each step reveals beyond the moments: the gradient and the Hessian, at weights that all members know. That is
-`width` numbers more for each class and step. docs/classifiers.md says more.
+`width` numbers more for each step. docs/classifiers.md says more.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -23,55 +26,35 @@ import numpy as np
 import numpy.typing as npt
 
 from voxring.errors import ModelError
-from voxring.learn.discriminant import Discriminant
 from voxring.learn.exact import dot
 
 BITS = 40
-"""Probabilities, and products of two, are rounded for each voxel to multiples of 2^-40, half to even."""
-
+"""Probabilities, and products of two, are multiples of 2^-40."""
 ONE = 1 << BITS
+SCORE_BITS = 32
+"""Scores and intercepts are multiples of 2^-32."""
+WEIGHT_BITS = 72
+"""A coefficient W adds W · x / 2^72 to the score of a voxel whose feature has the integer x."""
+LARGEST = 1 << 62
+"""Scores and intercepts stay below it, coefficients below 2^16 times as much."""
+WIDEST = 1 << BITS
+"""Features' integers stay below it."""
+MOST = 64
+"""Features."""
+
+_STEP = 8
+"""Bits of a difference of scores that one table is for."""
+_FAR = 28
+"""Differences from here on have the probability 0: e^-28 is below 2^-40."""
 
 Integers = npt.NDArray[np.int64]
+Rows = tuple[tuple[int, ...], ...]
+"""Weights, as R sends them: for each score its intercept over 2^32, and the coefficient of each feature over 2^72."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What R sends: public numbers.
-
-    Attributes
-    ----------
-    units : tuple of int or Fraction
-        Of each feature: its integer x stands for x / unit. Powers of two; a fraction where it is below 1.
-    centre : tuple of int
-        Taken off each feature's integers first: near their mean, so that scores lose no digits.
-    rows : tuple of tuples of float
-        For each score its intercept, and the coefficient of each feature's value.
-    """
-
-    units: tuple[int | Fraction, ...]
-    centre: tuple[int, ...]
-    rows: tuple[tuple[float, ...], ...]
-
-    @classmethod
-    def zero(cls, classes: int, units: Sequence[int | Fraction], centre: Sequence[int]) -> Weights:
-        """Where Newton's method starts: every class has the same probability."""
-        scores = 1 if classes == 2 else classes
-        return cls(tuple(units), tuple(centre), ((0.0,) * (len(units) + 1),) * scores)
-
-    @property
-    def discriminant(self) -> Discriminant:
-        """The same as scores of all classes, for `Discriminant.scores` and the kernel."""
-        rows = np.array(self.rows if len(self.rows) > 1 else ((0.0,) * len(self.rows[0]), self.rows[0]))
-        classes, features = rows.shape[0], rows.shape[1] - 1
-        centre = np.array([float(c / unit) for c, unit in zip(self.centre, self.units, strict=True)])
-        empty = np.zeros((classes, 0))
-        return Discriminant(
-            np.tile(centre, (classes, 1)),
-            np.ascontiguousarray(rows[:, 1:]),
-            np.ascontiguousarray(rows[:, 0]),
-            empty.reshape(classes, 0, features),
-            empty,
-        )
+def zero(classes: int, features: int) -> Rows:
+    """Where Newton's method starts: every class has the same probability."""
+    return ((0,) * (features + 1),) * (1 if classes == 2 else classes)
 
 
 def width(scores: int, features: int) -> int:
@@ -80,47 +63,171 @@ def width(scores: int, features: int) -> int:
     return scores * size + scores * (scores + 1) // 2 * (size * (size + 1) // 2)
 
 
-def local_step(features: Integers, places: npt.NDArray[np.integer[Any]], weights: Weights) -> tuple[int, ...]:
+def bounds(scores: int, largest: Sequence[int], voxels: int) -> tuple[int, ...]:
+    """Return the largest that each number of a step can be.
+
+    Parameters
+    ----------
+    scores : int
+    largest : sequence of int
+        Of each feature the largest size of its integers.
+    voxels : int
+        How many there may be, of all classes together.
+
+    Examples
+    --------
+    >>> [bound >> BITS for bound in bounds(1, [3], 10)]
+    [10, 30, 10, 30, 90]
+    """
+    of = (1, *largest)
+    squares = tuple(one * other for i, one in enumerate(of) for other in of[i:])
+    pairs = scores * (scores + 1) // 2
+    return tuple(voxels * ONE * size for size in (*of * scores, *squares * pairs))
+
+
+def local_step(features: Integers, places: npt.NDArray[np.integer[Any]], rows: Rows, workers: int = 1) -> list[int]:
     """Sum one party's voxels at given weights. The answers of all parties add up elementwise.
 
-    With x the centred integers of a voxel, preceded by a 1, and p its probabilities, rounded to multiples of 2^-40:
-    Σ (p_m − [class is m]) x_i for every score m and every i; then Σ p_m ([m = l] − p_l) x_i x_j, for m <= l and i <= j.
-    All over 2^40, and over the units of the features. The scores are IEEE additions and multiplications in a fixed
-    order, the exponential is `voxring.kernels.cpu.classify.exponential`: the same integers on every machine.
+    With x the integers of a voxel's features, preceded by a 1, and p its probabilities: Σ (p_m − [class is m]) x_i for
+    every score m and every i; then Σ p_m ([m = l] − p_l) x_i x_j, for m <= l and i <= j. All over 2^40, and over the
+    units of the features. Each of these is an integer for each voxel, as follows; the sums are exact.
+
+    - score: the exact Σ W x, rounded to a multiple of 2^-32, half up;
+    - d, how far it is below the largest of the voxel, and E(d), that of e^-d: the product of the table's numbers for
+      d / 2^24 (at most 28 · 256), and for the three groups of 8 bits below, over 2^40, rounded half up after each;
+    - p_m: E_m / Σ E, rounded to a multiple of 2^-40, half up;
+    - p_m p_l, rounded likewise.
 
     Parameters
     ----------
     features : (n, F) array of integers
-        A row for each voxel, such as of `voxring.features.feature_maps`.
+        A row for each voxel, such as of `voxring.features.feature_maps`; below 2^40 in size.
     places : (n,) array of integers
         The class of each voxel: its place, from 0.
-    weights : Weights
+    rows : Rows
+        One for two classes, else one for each.
+    workers : int
+        Threads of this call. The sums do not depend on it.
 
-    Returns
-    -------
-    tuple of int
-        `width` of them.
+    Raises
+    ------
+    ModelError
+        A feature is as large as 2^40, there are more than 64, or scores leave what 62 bits hold.
 
     Examples
     --------
-    >>> voxels, places = np.array([[1], [3]]), np.array([0, 1])
-    >>> [value / 2**40 for value in local_step(voxels, places, Weights.zero(2, [1], [2]))]
+    >>> voxels, places = np.array([[-1], [1]]), np.array([0, 1])
+    >>> [value / 2**40 for value in local_step(voxels, places, zero(2, 1))]
     [0.0, -1.0, 0.5, 0.0, 0.5]
     """
-    x = np.asarray(features, dtype=np.int64) - np.array(weights.centre, dtype=np.int64)
-    chances = _probabilities(x, weights)
-    own = [np.asarray(places) == m for m in range(chances.shape[1])]
-    scores = list(range(chances.shape[1]))[-len(weights.rows) :]  # of two classes the second alone
-    exact = np.concatenate([np.ones((len(x), 1), dtype=object), x.astype(object)], axis=1)
+    from voxring.kernels.cpu.additive import weighted_gram
+
+    x = np.ascontiguousarray(np.asarray(features, dtype=np.int64).T)
+    values = np.concatenate([np.ones((1, x.shape[1]), np.int64), x])
+    chances = probabilities(x, rows)
+    used = range(len(chances))[-len(rows) :]  # of two classes the second alone
     found: list[int] = []
-    for m in scores:
-        found += list(_fixed(chances[:, m] - own[m]) @ exact)
-    for m in scores:
-        for k in scores[scores.index(m) :]:
-            bend = _fixed(chances[:, m] * ((m == k) - chances[:, k]))
-            for i in range(exact.shape[1]):
-                found += list((bend * exact[:, i]) @ exact[:, i:])
-    return tuple(int(value) for value in found)
+    for m in used:
+        apart = chances[m] - ONE * (np.asarray(places) == m)
+        found += weighted_gram(values, apart, workers, rows=1)
+    for m in used:
+        for k in used[used.index(m) :]:
+            bend = _times(chances[m], ONE - chances[k]) if m == k else -_times(chances[m], chances[k])
+            found += weighted_gram(values, bend, workers, rows=len(values))
+    return found
+
+
+def probabilities(x: Integers, rows: Rows) -> list[Integers]:
+    """Of each class, for voxels whose features are the columns of x, over 2^40, as `local_step` defines them."""
+    scores = [_score(x, row) for row in rows]
+    if len(rows) == 1:
+        scores.insert(0, np.zeros(x.shape[1], np.int64))
+    best = np.maximum.reduce(scores)
+    parts = [_exponential(best - score) for score in scores]
+    total = np.add.reduce(parts)
+    return [_quotient(part, total) for part in parts]
+
+
+def _score(x: Integers, row: Sequence[int]) -> Integers:
+    """Intercept + Σ W x over 2^40, half up: W is cut into digits of 16 bits, so that no product leaves 63."""
+    intercept, *coefficients = row
+    largest = [int(np.abs(one).max(initial=0)) for one in x]
+    if len(x) > MOST or max(largest, default=0) >= WIDEST:
+        raise ModelError("logistic: expected at most 64 features of integers below 2^40: use fewer fraction_bits")
+    shift = WEIGHT_BITS - SCORE_BITS
+    most = abs(intercept) + (sum(abs(w) * one for w, one in zip(coefficients, largest, strict=True)) >> shift)
+    if not fits(row) or most >= LARGEST:
+        raise ModelError("logistic: with these weights scores leave the range of 62 bits: lower logistic.strength")
+    digits = [np.zeros(x.shape[1], np.int64) for _ in range(5)]
+    for w, one in zip(coefficients, x, strict=True):
+        for k in range(5):
+            digits[k] += (w >> 16 * k if k == 4 else (w >> 16 * k) & 0xFFFF) * one
+    # ⌊(Σ digit_k 2^16k + 2^39) / 2^40⌋, carry by carry; what overflows on the way comes back.
+    carried = (digits[1] + (digits[0] >> 16)) >> 16
+    carried = (digits[2] + carried + (1 << 7)) >> 8
+    scored: Integers = (digits[4] << 24) + (digits[3] << 8) + carried + intercept
+    return scored
+
+
+def fits(row: Sequence[int]) -> bool:
+    """Whether the weights of a score are as small as they must be."""
+    return abs(row[0]) < LARGEST and all(abs(w) < LARGEST << 16 for w in row[1:])
+
+
+@cache
+def _tables() -> tuple[Integers, ...]:
+    """e^-(k / 2^8), e^-(k / 2^16), e^-(k / 2^24) and e^-(k / 2^32) over 2^40, to the nearest: 28 · 256 and 3 · 256."""
+    return tuple(
+        np.array(powers(Fraction(1, 1 << _STEP * place), _FAR << _STEP if place == 1 else 1 << _STEP), np.int64)
+        for place in range(1, 5)
+    )
+
+
+def powers(step: Fraction, count: int) -> list[int]:
+    """e^(−k · step) over 2^40 for k below count, to the nearest: the series of e^-step, and products of 200 bits.
+
+    Examples
+    --------
+    >>> powers(Fraction(1), 2)[1] == round(0.36787944117144233 * 2**40)
+    True
+    """
+    bits = 200
+    term, total, k = Fraction(1), Fraction(0), 0
+    while abs(term) > Fraction(1, 1 << bits):
+        total, k = total + term, k + 1
+        term *= -step / k
+    factor, value, found = round(total * (1 << bits)), 1 << bits, []
+    for _ in range(count):
+        found.append((value + (1 << bits - BITS - 1)) >> bits - BITS)
+        value = value * factor >> bits
+    return found
+
+
+def _exponential(below: Integers) -> Integers:
+    """e^-(below / 2^32) over 2^40; 0 from 28 on."""
+    near = np.minimum(below, (_FAR << SCORE_BITS) - 1)
+    first, *others = _tables()
+    value = first[near >> 3 * _STEP]
+    for place, table in enumerate(others, 1):
+        value = _times(value, table[(near >> (3 - place) * _STEP) & 0xFF])
+    return np.where(below < _FAR << SCORE_BITS, value, 0)
+
+
+def _times(one: Integers, other: Integers) -> Integers:
+    """one · other over 2^40, half up, of numbers from 0 to 2^40: the second in two halves of 20 bits."""
+    half = BITS // 2
+    high, low = other >> half, other & ((1 << half) - 1)
+    product: Integers = (one * high + ((one * low + (1 << BITS - 1)) >> half)) >> half
+    return product
+
+
+def _quotient(part: Integers, total: Integers) -> Integers:
+    """part / total over 2^40, half up, by long division; part <= total < 2^47."""
+    found, rest = np.zeros_like(part), part
+    for bits in (16, 16, 8):
+        rest = rest << bits
+        found, rest = (found << bits) + rest // total, rest % total
+    return found + (2 * rest >= total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +235,17 @@ class Newton:
     """Where the minimisation stands; R alone needs it. Frozen: `update` returns the next.
 
     A step that overshoots, which the gradient at its end tells, is halved: no sum but the gradient and the Hessian is
-    ever asked for.
+    ever asked for. R solves in float64, round a centre that it has of the moments; what it sends is rounded to the
+    grid of weights, and what follows is exact again.
 
     Attributes
     ----------
-    weights : Weights
+    rows : Rows
         Where the next sums are to be taken, or, once ``done``, the answer.
+    units : tuple of int or Fraction
+        Of each feature: its integer x stands for x / unit. Powers of two; a fraction where it is below 1.
+    centre : tuple of int
+        Near the mean of each feature's integers: there, R's equations are well conditioned.
     strength : float
         C, the inverse of the penalty.
     done : bool
@@ -141,49 +253,84 @@ class Newton:
         How many sums were used.
     """
 
-    weights: Weights
+    rows: Rows
+    units: tuple[int | Fraction, ...]
+    centre: tuple[int, ...]
     strength: float = 1.0
     done: bool = False
     steps: int = 0
-    base: tuple[float, ...] = ()
+    base: tuple[Fraction, ...] = ()
     direction: tuple[float, ...] = ()
     slope: Fraction = Fraction()
 
     def update(self, sums: Sequence[int]) -> Newton:
-        """Take the sums of all parties at ``weights``.
+        """Take the sums of all parties at ``rows``.
 
         Raises
         ------
         ModelError
-            The Hessian is singular: a feature is constant, or the penalty far too weak.
+            The Hessian is singular: a feature is constant, or the penalty far too weak. Or weights grow too large.
         """
-        gradient, hessian = self._derivatives(sums)
-        here = tuple(value for row in self.weights.rows for value in row)
+        here = self._point()
+        gradient, hessian = self._derivatives(sums, here)
         if self.direction:
             slope = dot(gradient, [Fraction(d) for d in self.direction])
             if slope > -self.slope / 2:  # of before: it is negative
                 return self._to(tuple((a + b) / 2 for a, b in zip(self.base, here, strict=True)))
         direction = _solve([[float(x) for x in row] for row in hessian], [-float(x) for x in gradient])
-        end = tuple(a + b for a, b in zip(here, direction, strict=True))
+        end = tuple(a + Fraction(b) for a, b in zip(here, direction, strict=True))
         slope = dot(gradient, [Fraction(d) for d in direction])
-        scale, size = 1 + max(map(abs, here)), max(map(abs, direction))
+        scale, size = 1 + max(abs(float(x)) for x in here), max(map(abs, direction))
         before = max(map(abs, self.direction)) if self.direction else inf
         # The last steps shrink as squares do, until the rounding of probabilities is all that moves them.
         done = size <= 1e-9 * scale or (size <= 1e-5 * scale and size >= before / 2)
         return replace(self._to(end), base=here, direction=direction, slope=slope, done=done)
 
-    def _to(self, point: tuple[float, ...]) -> Newton:
-        size = len(self.weights.rows[0])
-        rows = tuple(point[at : at + size] for at in range(0, len(point), size))
-        return replace(self, weights=replace(self.weights, rows=rows), steps=self.steps + 1)
+    @property
+    def weights(self) -> tuple[tuple[Fraction, ...], ...]:
+        """For each score its intercept, and the coefficient of each feature's value."""
+        return tuple(
+            (
+                Fraction(row[0], 1 << SCORE_BITS),
+                *(Fraction(w) * unit / (1 << WEIGHT_BITS) for w, unit in zip(row[1:], self.units, strict=True)),
+            )
+            for row in self.rows
+        )
 
-    def _derivatives(self, sums: Sequence[int]) -> tuple[list[Fraction], list[list[Fraction]]]:
-        """The gradient and the Hessian of what is minimised, divided by C, over all weights in their order."""
-        scores, size = len(self.weights.rows), len(self.weights.rows[0])
+    @property
+    def _middle(self) -> list[Fraction]:
+        return [Fraction(c) / unit for c, unit in zip(self.centre, self.units, strict=True)]
+
+    def _point(self) -> tuple[Fraction, ...]:
+        """The weights round the centre, in one row: intercepts are scores there."""
+        return tuple(
+            value
+            for intercept, *coefficients in self.weights
+            for value in (intercept + dot(coefficients, self._middle), *coefficients)
+        )
+
+    def _to(self, point: Sequence[Fraction]) -> Newton:
+        size, rows = len(self.units) + 1, []
+        for at in range(0, len(point), size):
+            coefficients = point[at + 1 : at + size]
+            scaled = [round(w / unit * (1 << WEIGHT_BITS)) for w, unit in zip(coefficients, self.units, strict=True)]
+            intercept = point[at] - sum(
+                (Fraction(w * c, 1 << WEIGHT_BITS) for w, c in zip(scaled, self.centre, strict=True)), Fraction()
+            )
+            rows.append((round(intercept * (1 << SCORE_BITS)), *scaled))
+        if not all(map(fits, rows)):
+            raise ModelError("logistic: the weights grow without end: lower the strength, or leave a feature out")
+        return replace(self, rows=tuple(rows), steps=self.steps + 1)
+
+    def _derivatives(
+        self, sums: Sequence[int], here: Sequence[Fraction]
+    ) -> tuple[list[Fraction], list[list[Fraction]]]:
+        """The gradient and the Hessian of what is minimised, divided by C, over all weights round the centre."""
+        scores, size = len(self.rows), len(self.units) + 1
         if len(sums) != width(scores, size - 1):
             raise ModelError(f"logistic: expected {width(scores, size - 1)} sums, got {len(sums)}")
         penalty = 1 / Fraction(self.strength)
-        units = (1, *self.weights.units)
+        units = (1, *self.units)
         given = iter(sums)
         gradient = [Fraction(next(given)) / (units[i] * ONE) for _ in range(scores) for i in range(size)]
         hessian = [[Fraction()] * (scores * size) for _ in range(scores * size)]
@@ -194,14 +341,31 @@ class Newton:
                         value = Fraction(next(given)) / (units[i] * units[j] * ONE)
                         for a, b in ((m * size + i, k * size + j), (m * size + j, k * size + i)):
                             hessian[a][b] = hessian[b][a] = value
+        middle = self._middle
+        for m in range(scores):
+            _centre(gradient, m * size, middle)
+            _centre(hessian, m * size, middle)
+        for row in hessian:
+            for m in range(scores):
+                _centre(row, m * size, middle)
         for m in range(scores):
             for i in range(1, size):
-                gradient[m * size + i] += penalty * Fraction(self.weights.rows[m][i])
+                gradient[m * size + i] += penalty * here[m * size + i]
                 hessian[m * size + i][m * size + i] += penalty
             # The same number added to all intercepts changes no probability: among several, their sum stays.
             for k in range(scores if scores > 1 else 0):
                 hessian[m * size][k * size] += 1
         return gradient, hessian
+
+
+def _centre(numbers: list[Any], first: int, middle: Sequence[Fraction]) -> None:
+    """Of sums over (1, x) make those over (1, x − middle), in place; of numbers, or of rows of them."""
+    ones = numbers[first]
+    for i, value in enumerate(middle, first + 1):
+        if isinstance(ones, list):
+            numbers[i] = [number - value * one for number, one in zip(numbers[i], ones, strict=True)]
+        else:
+            numbers[i] -= value * ones
 
 
 def _solve(matrix: list[list[float]], right: list[float]) -> tuple[float, ...]:
@@ -229,26 +393,3 @@ def _sum(values: Iterable[float]) -> float:
     for value in values:
         total += value
     return total
-
-
-def _fixed(values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    return np.rint(np.ldexp(values, BITS)).astype(np.int64).astype(object)
-
-
-def _probabilities(x: Integers, weights: Weights) -> npt.NDArray[np.float64]:
-    from voxring.kernels.cpu.classify import exponential
-
-    values = [x[:, i] * float(1 / Fraction(unit)) for i, unit in enumerate(weights.units)]
-    scores = [np.zeros(len(x))] if len(weights.rows) == 1 else []
-    for row in weights.rows:
-        score = np.full(len(x), row[0])
-        for weight, value in zip(row[1:], values, strict=True):
-            score += weight * value
-        scores.append(score)
-    best = np.maximum.reduce(scores)
-    parts = np.empty((len(scores), len(x)))
-    total, room = np.zeros(len(x)), np.empty(len(x))
-    for score, part in zip(scores, parts, strict=True):
-        exponential(score - best, part, len(x), room)
-        total += part
-    return np.ascontiguousarray((parts / total).T)

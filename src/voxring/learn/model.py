@@ -30,12 +30,14 @@ VERSION = 1
 CLASSIFIERS: Mapping[str, Callable[..., Discriminant]] = {
     "gnb": made.naive_bayes,
     "lda": made.linear,
+    "logistic": made.logistic,
     "qda": made.quadratic,
     "ridge": made.ridge,
 }
 _SETTINGS = {
     "gnb": ("priors", "smoothing"),
     "lda": ("priors", "shrinkage"),
+    "logistic": ("weights",),
     "qda": ("priors", "shrinkage"),
     "ridge": ("alpha",),
 }
@@ -46,6 +48,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     smoothing: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     shrinkage: float | str | None = None
     alpha: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    weights: list[list[tuple[str, str]]] = []
 
 
 _TABLES = ("name", "classes", "window", "standardise", "bounds", "feature")  # what feature maps depend on
@@ -64,7 +67,7 @@ class Model:
     study : Study
         Without parties, researcher, privacy and statistics; `voxring.features.feature_maps` takes it.
     moments : Moments
-    classifier : {"gnb", "lda", "qda", "ridge"}
+    classifier : {"gnb", "lda", "logistic", "qda", "ridge"}
     settings : mapping
         Those that differ from the defaults of the classifier.
 
