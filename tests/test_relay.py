@@ -35,7 +35,10 @@ from voxring.net.mailbox import (
     write,
 )
 from voxring.net.relayed import RelayLink, RelayListener
+from voxring.ring.chunks import ChunkMember
+from voxring.session import plan as plans
 from voxring.session import run_party, run_researcher
+from voxring.session.streamed import Streamed
 from voxring.study import Study
 from wire import Tap
 
@@ -472,6 +475,15 @@ def test_a_study_runs_through_a_relay_and_nobody_listens(relay: str) -> None:
     assert said.count(f"listening through the relay {relay}") == 3
 
 
+@pytest.fixture(params=["in frames", "in chunks"])
+def long_or_short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether sums go in chunks, through mailboxes of their own."""
+    if request.param == "in chunks":
+        monkeypatch.setattr(plans, "IN_CHUNKS", 0)
+    return request.param == "in chunks"
+
+
+@pytest.mark.usefixtures("long_or_short")
 def test_two_studies_run_through_one_relay_at_once(relay: str) -> None:
     studies = [a_relayed_study("one"), a_relayed_study("two")]
     with ThreadPoolExecutor(8) as pool:
@@ -483,8 +495,11 @@ def test_two_studies_run_through_one_relay_at_once(relay: str) -> None:
         assert all(party.result(timeout=10) for party in parties)
 
 
-def test_a_relay_sees_no_plaintext_and_nothing_of_yesterday(monkeypatch: pytest.MonkeyPatch) -> None:
-    study, runs = a_relayed_study(), []
+def test_a_relay_sees_no_plaintext_and_nothing_of_yesterday(
+    monkeypatch: pytest.MonkeyPatch, long_or_short: bool
+) -> None:
+    study, runs, chunks = a_relayed_study(), [], list[bytes]()
+    note_chunks(monkeypatch, chunks)
     for day in (20_000, 20_001):
         monkeypatch.setattr("voxring.session.as_party.Network.of", at_noon(day))
         with Relay(ANYWHERE) as relay, closing(Tap(relay.address)) as tap, ThreadPoolExecutor(3) as pool:
@@ -500,13 +515,36 @@ def test_a_relay_sees_no_plaintext_and_nothing_of_yesterday(monkeypatch: pytest.
                 width = (received.modulus.bit_length() + 7) // 8
                 residues = [residue.to_bytes(width, "big") for residue in received.residues]
                 known += [b"".join(residues), *(one for one in residues if width >= 6)]
+        assert bool(chunks) == long_or_short
+        known += [b"VXC", *(chunk[i : i + 8] for chunk in chunks for i in range(0, len(chunk) - 7, 8))]
         assert not [what for what in known if any(what in stream for stream in seen)]
         runs.append(seen)
         names = [name_of(token) for n in "abc" for token in tokens(study_digest(study), n, day * DAY + DAY / 2)]
         assert all(any(name in stream for stream in seen) for name in names)
-    # Lengths, numbers of connections and the shape of requests are in the clear, and shorter than this.
-    one, two = ({stream[i : i + 24] for stream in run for i in range(len(stream) - 23)} for run in runs)
+        chunks.clear()
+    # Lengths, numbers of connections and frames, and the shape of requests are in the clear, and shorter than this.
+    one, two = ({stream[i : i + 32] for stream in run for i in range(len(stream) - 31)} for run in runs)
     assert not one & two
+
+
+def note_chunks(monkeypatch: pytest.MonkeyPatch, chunks: list[bytes]) -> None:
+    """Note every chunk that a member receives or sends, and the keys of streams."""
+    receive, ask = ChunkMember.receive, Streamed._question
+
+    def received(member: ChunkMember, frame: memoryview) -> object:
+        chunks.append(bytes(frame))
+        try:
+            return receive(member, frame)
+        finally:
+            chunks.append(bytes(frame))
+
+    def asked(streamed: Streamed, *stream: object) -> object:
+        question = ask(streamed, *stream)
+        chunks.extend(streamed.keys.values())
+        return question
+
+    monkeypatch.setattr(ChunkMember, "receive", received)
+    monkeypatch.setattr(Streamed, "_question", asked)
 
 
 def study_digest(study: Study) -> bytes:
@@ -518,6 +556,33 @@ def at_noon(day: int) -> Callable:
 
 
 NETWORK_OF = Network.of
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_party_that_dies_between_chunks_is_named_or_started_over_without(
+    monkeypatch: pytest.MonkeyPatch, relay: str, first: bool
+) -> None:
+    """In the first sum another session may follow; later the study ends, for all, and names the phase."""
+    monkeypatch.setattr(plans, "IN_CHUNKS", 0)
+    study, receive, died = a_relayed_study(), ChunkMember.receive, threading.Event()
+
+    def dies(member: ChunkMember, frame: memoryview) -> object:
+        if member._me == "b" and (first or member._plan.agreed.name == "sum") and not died.is_set():
+            died.set()
+            raise PeerError("the network of b is gone")
+        return receive(member, frame)
+
+    monkeypatch.setattr(ChunkMember, "receive", dies)
+    with ThreadPoolExecutor(3) as pool:
+        parties = start(study, relay, pool, 6)
+        run = partial(run_researcher, study, key=PRIVATE["researcher"], relay=relay, timeout=6, retries=1)
+        if first:
+            assert run()[0] == TRUTH
+            assert all(party.result(timeout=10) for party in parties.values())
+            return
+        with pytest.raises(PeerError, match="in the secure sum of local means: "):
+            run()
+        assert all(isinstance(party.exception(timeout=10), PeerError) for party in parties.values())
 
 
 @pytest.mark.parametrize("when", ["computing", "waiting"])
@@ -598,13 +663,13 @@ def test_only_sealed_studies_use_a_relay(relay: str) -> None:
         run_researcher(a_sealed_study(), relay="relay.example:7", key=PRIVATE["researcher"])
     with pytest.raises(StudyError, match="over a relay no party listens"):
         run_party(a_sealed_study(), "a", dict, state=None, address=ANYWHERE, relay=relay, key=PRIVATE["a"])
-    classes = {f"a class with a long name, number {i}": i for i in range(3000)}
+    classes = {f"a class with a long name, number {i}": i for i in range(9000)}
     large = Study.of(**msgspec.to_builtins(a_sealed_study()) | {"classes": classes})
     with pytest.raises(
-        StudyError, match=r"may have \d+ bytes, a relay carries 266240: let the members connect directly"
+        StudyError, match=r"may have \d+ bytes, a relay carries 528384: let the members connect directly"
     ):
         run_party(large, "a", dict, state=None, relay=relay, key=PRIVATE["a"])
-    with pytest.raises(StudyError, match="a relay carries 266240"):
+    with pytest.raises(StudyError, match="a relay carries 528384"):
         run_researcher(large, relay=relay, key=PRIVATE["researcher"])
     for table, error in (({"relay": relay}, "only sealed links"), ({"relay": "x"}, "relay: expected tcp://HOST:PORT")):
         with pytest.raises(StudyError, match=error):

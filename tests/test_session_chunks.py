@@ -40,7 +40,6 @@ from voxring.errors import (
     StudyError,
     VoxringError,
 )
-from voxring.net import Network as Reach
 from voxring.net.address import beside
 from voxring.net.streams import End, dialler
 from voxring.ring import chunks
@@ -449,15 +448,6 @@ def test_the_ledger_has_what_was_given_in_chunks(tmp_path: Path) -> None:
     door = Message(kind="door", digest=bytes(32), session=bytes(range(16)), sender="a", receiver="b", sum="voxels")
     with pytest.raises(LocalProtocolError, match="admitted"):
         early.sends(encode(door))
-
-
-def test_a_relay_carries_no_longer_vector_than_a_frame() -> None:
-    run = Run(sealed=True)
-    network = Reach.of(run.study, "a", key=PRIVATE["a"], keys=None, relay="tcp://127.0.0.1:1", insecure=False)
-    network.check_size(1000)
-    with pytest.raises(StudyError, match=r"a relay carries \d+: let the members connect directly"):
-        network.check_size(plans.Plan(run.study).longest + 2**18 + 2**12)
-    Reach.of(run.study, "a", key=PRIVATE["a"], keys=None, relay="", insecure=False).check_size(10**9)
 
 
 def test_doors_are_the_ports_after_that_of_messages() -> None:

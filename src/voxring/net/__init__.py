@@ -1,7 +1,8 @@
 """Links, listeners and streams over nng: bytes to one peer and bytes back, and long vectors one way (`streams`). The
 only package that imports pynng.
 
-`link` and `listener` carry frames, `relayed` does so through a relay, which is `relay`, `exchange` and `mailbox`.
+`link` and `listener` carry frames, `relayed` does so through a relay, which is `relay`, `exchange` and `mailbox`;
+`relayed_streams` are streams through it.
 `keys` are who the members are, `channel` seals frames between two of them, and `sealed` puts it over what carries them:
 links of a study with keys are sealed end to end, whatever that is. `network` decides, once, for a member of a study.
 

@@ -4,6 +4,8 @@ A mailbox is there as long as the connection that opened it and asks for questio
 question waits in it, or goes to a taker who waits, and who asked waits for the answer that bears the question's
 ticket. Every request gets one reply, sooner or later; the callable ``reply`` that comes with it is called once.
 
+A long vector's stream is a mailbox like any other, and its frames are questions (`voxring.net.relayed_streams`).
+
 A reply may lie in this machine's memory as long as its receiver does not read. So a connection is sent no more than
 `Limits.unread` bytes beyond the question or answer whose ticket it showed last: tickets cannot be guessed, and what
 goes over one connection is read in order.
@@ -11,7 +13,7 @@ goes over one connection is read in order.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,10 +46,12 @@ OPEN_SECONDS = 10.0
 class Limits:
     """How much a relay holds. Of what is ``in all``, one network address gets half."""
 
-    waiting: int = 512
+    waiting: int = 2048
     """Requests that wait for their reply, in all."""
-    mailboxes: int = 128
+    mailboxes: int = 512
     """Open mailboxes, in all."""
+    held: int = 512 * MAX_FRAME
+    """Bytes of questions and answers, waiting or on their way, in all."""
     questions: int = 8
     """Questions in one mailbox."""
     content: int = 2 * MAX_FRAME
@@ -92,6 +96,9 @@ class Exchange:
         self._names: dict[bytes, _Mailbox] = {}
         self._asked: dict[bytes, _Waiting] = {}  # by ticket
         self._unread: dict[int, dict[bytes, int]] = {}  # by connection: tickets and bytes, in the order sent
+        self._hosts: dict[int, str] = {}  # of the connections that have something to read
+        self._waiting: Counter[str] = Counter()  # requests, by network address
+        self._held: Counter[str] = Counter()  # bytes, by network address
 
     def handle(self, message: bytes, pipe: int, host: str, now: float, reply: Callable[[Reply], None]) -> None:
         """Take a request that came over a connection from a network address; never raises, whatever came."""
@@ -107,7 +114,7 @@ class Exchange:
 
     def closed(self, pipe: int) -> None:
         """Note that a connection closed: its mailbox closes, and those whom it asked are told."""
-        self._unread.pop(pipe, None)
+        _count(self._held, self._hosts.pop(pipe, ""), -sum(self._unread.pop(pipe, {}).values()))
         if pipe in self._boxes:
             self._close(self._boxes[pipe])
         for ticket in [ticket for ticket, one in self._asked.items() if one.pipe == pipe]:
@@ -124,7 +131,7 @@ class Exchange:
             self._give_up(ticket)
         for box in [*self._boxes.values()]:
             while box.takers and box.takers[0].until <= now:
-                box.takers.popleft().reply(Nothing())
+                self._next_taker(box).reply(Nothing())
             if not box.takers and box.seen + OPEN_SECONDS <= now:
                 self._close(box)
 
@@ -135,12 +142,15 @@ class Exchange:
             return
         held = sum(len(self._asked[ticket].frame) for ticket in box.questions)
         full = len(box.questions) >= self._limits.questions or held + len(ask.frame) > self._limits.content
-        if full or self._crowded(one.host) or (one.pipe not in box.askers and len(box.askers) >= self._limits.askers):
+        full = full or self._crowded(one.host) or not self._fits(one.host, len(ask.frame))
+        if full or (one.pipe not in box.askers and len(box.askers) >= self._limits.askers):
             one.reply(Full())
             return
         ticket, one.box = self._random(NAME), box
         box.askers[one.pipe] = None
         self._asked[ticket] = one
+        _count(self._waiting, one.host, 1)
+        _count(self._held, one.host, len(one.frame))
         box.questions.append(ticket)
         self._serve(box)
 
@@ -149,9 +159,9 @@ class Exchange:
         if take.ticket is not None and box is not None:
             asked = self._asked.get(take.ticket)
             if asked is not None and asked.box is box and take.ticket not in box.questions:
-                del self._asked[take.ticket]
+                self._forget(take.ticket)
                 ticket = self._random(NAME)  # another than the taker knows
-                fits = self._owe(asked.pipe, ticket, len(take.answer))
+                fits = self._owe(asked, ticket, len(take.answer))
                 asked.reply(Answer(ticket, take.answer) if fits else Full())
         if box is None:
             of_host = sum(other.host == one.host for other in self._boxes.values())
@@ -166,6 +176,7 @@ class Exchange:
             one.reply(Nothing())
             return
         box.takers.append(one)
+        _count(self._waiting, one.host, 1)
         self._serve(box)
 
     def _name(self, box: _Mailbox, names: set[bytes]) -> None:
@@ -183,37 +194,52 @@ class Exchange:
     def _serve(self, box: _Mailbox) -> None:
         """Bring together those who take and what there is to take."""
         while box.takers and (box.gone or box.questions):
-            taker = box.takers.popleft()
+            taker = self._next_taker(box)
             if box.gone:
                 taker.reply(Gone(box.gone.popleft()))
                 continue
             ticket = box.questions[0]
             asked = self._asked[ticket]
-            if not self._owe(box.pipe, ticket, len(asked.frame)):
+            if not self._owe(taker, ticket, len(asked.frame)):
                 taker.reply(Full())
                 continue
             box.questions.popleft()
             frame, asked.frame = asked.frame, b""
+            _count(self._held, asked.host, -len(frame))
             taker.reply(Question(ticket, asked.pipe, frame))
 
-    def _owe(self, pipe: int, ticket: bytes, size: int) -> bool:
-        """Note what is sent over a connection; False if it has too much to read already."""
-        unread = self._unread.setdefault(pipe, {})
-        if sum(unread.values()) + size > self._limits.unread:
+    def _next_taker(self, box: _Mailbox) -> _Waiting:
+        taker = box.takers.popleft()
+        _count(self._waiting, taker.host, -1)
+        return taker
+
+    def _owe(self, to: _Waiting, ticket: bytes, size: int) -> bool:
+        """Note what is sent over a connection; False if it, or all together, have too much to read already."""
+        unread = self._unread.setdefault(to.pipe, {})
+        if sum(unread.values()) + size > self._limits.unread or not self._fits(to.host, size):
             return False
         unread[ticket] = size
+        self._hosts[to.pipe] = to.host
+        _count(self._held, to.host, size)
         return True
 
     def _seen(self, pipe: int, ticket: bytes) -> None:
         unread = self._unread.get(pipe, {})
         if ticket in unread:
             for one in list(unread):
-                del unread[one]
+                _count(self._held, self._hosts[pipe], -unread.pop(one))
                 if one == ticket:
                     return
 
-    def _give_up(self, ticket: bytes) -> None:
+    def _forget(self, ticket: bytes) -> _Waiting:
+        """Take out of the books a question that is answered, or given up."""
         one = self._asked.pop(ticket)
+        _count(self._waiting, one.host, -1)
+        _count(self._held, one.host, -len(one.frame))
+        return one
+
+    def _give_up(self, ticket: bytes) -> None:
+        one = self._forget(ticket)
         if ticket in one.box.questions:
             one.box.questions.remove(ticket)
         one.reply(Nothing())
@@ -223,15 +249,25 @@ class Exchange:
         for name in box.names:
             del self._names[name]
         while box.takers:
-            box.takers.popleft().reply(Nothing())
+            self._next_taker(box).reply(Nothing())
         for ticket in [ticket for ticket, one in self._asked.items() if one.box is box]:
             self._give_up(ticket)
 
     def _crowded(self, host: str) -> bool:
         """Whether as many wait as may, in all or from one network address."""
-        waiting = [one.host for one in self._asked.values()]
-        waiting += [one.host for box in self._boxes.values() for one in box.takers]
-        return len(waiting) >= self._limits.waiting or 2 * waiting.count(host) >= self._limits.waiting
+        most = self._limits.waiting
+        return self._waiting.total() >= most or 2 * self._waiting[host] >= most
+
+    def _fits(self, host: str, size: int) -> bool:
+        """Whether so many bytes more may be held, in all and for one network address."""
+        most = self._limits.held
+        return self._held.total() + size <= most and 2 * (self._held[host] + size) <= most
+
+
+def _count(to: Counter[str], host: str, change: int) -> None:
+    to[host] += change
+    if not to[host]:
+        del to[host]  # else every address that ever came would stay
 
 
 _NOBODY = _Mailbox(-1, "", 0.0)

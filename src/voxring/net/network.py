@@ -105,7 +105,7 @@ class Network:
             return Link(peer, address, max_frame=max_frame, grace=grace)
         link: Asking
         if self.relay:
-            self.check_size(max_frame)
+            self._check_size(max_frame)
             link = RelayLink(peer, self.relay, self.ring.digest, grace=grace, clock=self.clock)
         else:
             link = Link(peer, address, max_frame=_sealed(max_frame), grace=grace)
@@ -117,20 +117,15 @@ class Network:
             return Ear(Listener(address, lambda frame, pipe: answer(frame, pipe, None), closed, max_frame=max_frame))
         answers = SealedAnswers(Responder(self.ring), answer)
         if self.relay:
-            self.check_size(max_frame)
+            self._check_size(max_frame)
             through = RelayListener(self.ring.name, self.relay, self.ring.digest, answers, closed, clock=self.clock)
             return Ear(through, lambda: answers.refused, lambda: through.trouble)
         return Ear(Listener(address, answers, closed, max_frame=_sealed(max_frame)), lambda: answers.refused)
 
-    def check_size(self, max_frame: int) -> None:
-        """Refuse messages, or vectors that are summed, of more bytes than a relay carries, if there is one.
-
-        Raises
-        ------
-        StudyError
-            Says how many.
-        """
-        if self.relay and _sealed(max_frame) > MAX_FRAME:
+    @staticmethod
+    def _check_size(max_frame: int) -> None:
+        """Refuse messages of more bytes than a relay carries."""
+        if _sealed(max_frame) > MAX_FRAME:
             raise StudyError(
                 f"messages of this study may have {_sealed(max_frame)} bytes, a relay carries {MAX_FRAME}: let the "
                 "members connect directly, or split the classes over several studies"

@@ -1,7 +1,9 @@
 """A relay: members who can only dial out meet at it. It passes sealed frames on, and knows no key and no study.
 
 What it still sees: the network addresses of those who connect; who asks whom, by mailboxes' names, which change every
-day and tell nothing; how many messages there are, when, and how long. Somebody on the way to it sees the same.
+day and tell nothing; how many messages there are, when, and how long. The chunks of a long vector go through mailboxes
+of their own, whose names are new for each sum and known to its two ends alone. Somebody on the way to the relay sees
+the same.
 
 What a relay that does not do its work can do: hold messages back, lose them, mix them up, say that somebody is gone.
 Then a session ends with an error. It cannot read a message, change one, send one of its own, or pass off an old one
@@ -29,7 +31,7 @@ from voxring.net.exchange import Exchange, Limits
 from voxring.net.listener import bound_port, content_of
 from voxring.net.mailbox import MAX_MESSAGE, Reply, write
 
-CONNECTIONS = 256
+CONNECTIONS = 512
 """Connections that are kept, in all; one network address gets half. nng holds a message of each."""
 TICK = 0.05
 """Seconds between looks at who has waited long enough."""

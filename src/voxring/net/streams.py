@@ -81,6 +81,49 @@ class AesGcm:
             raise RemoteProtocolError("stream: a frame was changed on the way, or sealed with another key") from None
 
 
+class Receiving(Protocol):
+    """The receiving end of a stream; what its methods raise is said at `Incoming`."""
+
+    @property
+    def peer(self) -> str:
+        """The other side."""
+
+    def receive(self, size: int) -> Message:
+        """Receive the next frame, of so many bytes."""
+
+    def finish(self) -> None:
+        """Say that the last frame is here, and wait a moment until the peer has heard it."""
+
+    def stop(self) -> None:
+        """Make whoever waits here get a PeerError soon."""
+
+    def close(self) -> None:
+        """Close the stream; no thread may be in it."""
+
+
+class Sending(Protocol):
+    """The sending end of a stream; what its methods raise is said at `Outgoing`."""
+
+    @property
+    def peer(self) -> str:
+        """The other side."""
+
+    def message(self, size: int) -> Message:
+        """Return a new message for a frame of so many bytes."""
+
+    def send(self, message: Message) -> None:
+        """Send a frame; the message is the caller's no more."""
+
+    def finish(self) -> None:
+        """Wait until the receiver has the last frame, and hang up."""
+
+    def stop(self) -> None:
+        """Make whoever waits here get a PeerError soon."""
+
+    def close(self) -> None:
+        """Close the stream; no thread may be in it."""
+
+
 class Message:
     """An nng message and a view of its bytes; it is freed, or sent on, once."""
 

@@ -17,7 +17,7 @@ from voxring.net import Asking, Ear, Network, Presence, PrivateKey, Streams
 from voxring.net.address import beside, port_of
 from voxring.ring.order import RESEARCHER
 from voxring.session.account import Account, NoAccount, check_party
-from voxring.session.chunked import doors_of, passing, sealed_by
+from voxring.session.chunked import passing, ways_of
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
 from voxring.study import Study
@@ -119,10 +119,9 @@ def run_party(
         coin, keep = file.read(), file.write
     party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep, sealed=network.ring is not None)
     process = _Process(party, network, timeout, notify, account)
-    network.check_size(party.plan.longest)
     with (
         network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear,
-        process.open_doors(own, ear.address),
+        process.open_doors(own, ear.address, relayed=bool(network.relay)),
     ):
         process.ear, process.hears = ear, hears
         notify(f"listening {'through the relay' if network.relay else 'at'} {ear.address}")
@@ -213,9 +212,14 @@ class _Process:
     # Called by the party's own thread.
 
     @contextmanager
-    def open_doors(self, own: str, bound: str) -> Iterator[None]:
-        """Listen for streams, if a sum may need them: at the ports after that for messages, or where that is free."""
-        if not self.party.plan.may_stream:
+    def open_doors(self, own: str, bound: str, *, relayed: bool = False) -> Iterator[None]:
+        """Listen for streams, if a sum may need them: at the ports after that for messages, or where that is free.
+
+        Through a relay nobody listens: all doors are the relay's.
+        """
+        if relayed:
+            self.party.doors = (0,) * (self.party.plan.ring_count + 1)
+        if relayed or not self.party.plan.may_stream:
             yield
             return
         first = beside(own, 1) if port_of(own) else own
@@ -414,12 +418,12 @@ class _Process:
         with self.changed:
             self._look()
             streamed = self.party.streamed
-        if streamed is None or self.streams is None:
+        if streamed is None:
             return
-        plan, part, doors, seals = streamed.plan, streamed.part, doors_of(streamed, where), sealed_by(streamed)
-        patience = self.timeout + LATER
+        plan, part = streamed.plan, streamed.part
+        ways = ways_of(streamed, self.streams, where, self.network.relay, self.timeout + LATER)
         with (
-            passing(plan, part, self.party.name, self.streams, doors, timeout=patience, seal_of=seals) as run,
+            passing(plan, part, self.party.name, ways) as run,
             self._may_lose(),  # with the streams open: a neighbour that hangs up is taken for lost
         ):
             try:

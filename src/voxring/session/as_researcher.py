@@ -16,7 +16,7 @@ from voxring.ring.chunks import ChunkMaster
 from voxring.ring.order import RESEARCHER, Ring
 from voxring.ring.views import View
 from voxring.session.as_party import LATER, TICK, grace
-from voxring.session.chunked import doors_of, leading, sealed_by
+from voxring.session.chunked import leading, ways_of
 from voxring.session.researcher import PHASES, Researcher
 from voxring.session.streamed import Streamed
 from voxring.study import Study
@@ -106,7 +106,6 @@ def run_researcher(
     network = Network.of(study, RESEARCHER, key=key, keys=keys, relay=relay, insecure=insecure)
     sealed = network.ring is not None
     machine = Researcher(study, secrets.token_bytes, sealed=sealed)
-    network.check_size(machine.plan.longest)
     addresses = {party.name: party.address for party in study.party} | dict(peers or {})
     where = {name: network.address(name, addresses[name]) for name in study.parties}
     while True:
@@ -116,7 +115,7 @@ def run_researcher(
                 for name in study.parties:
                     link = network.link(name, where[name], max_frame=machine.plan.largest_frame, grace=grace(timeout))
                     links.append(stack.enter_context(closing(link)))
-                process = _Process(machine, links, where, timeout, notify, follow, last=not retries)
+                process = _Process(machine, links, where, network.relay, timeout, notify, follow, last=not retries)
                 try:
                     process.run()
                 finally:
@@ -140,6 +139,7 @@ class _Process:
         machine: Researcher,
         links: list[Asking],
         where: Mapping[str, str],
+        relay: str,
         timeout: float,
         notify: Callable[[str], None],
         follow: Callable[[str, str], None],
@@ -147,7 +147,7 @@ class _Process:
         last: bool,
     ) -> None:
         self.machine, self.links, self.timeout, self.last = machine, links, timeout, last
-        self.where, self.notify, self.follow = where, notify, follow
+        self.where, self.relay, self.notify, self.follow = where, relay, notify, follow
         self.steps: list[tuple[str, float]] = []
         self._step, self._since = machine.step, time.monotonic()
         self._told: dict[str, str] = {}
@@ -205,8 +205,8 @@ class _Process:
 
     def _carry(self, streamed: Streamed[ChunkMaster], couriers: list[Future[None]]) -> None:
         """Send a long vector round in chunks."""
-        doors, seals, patience = doors_of(streamed, self.where), sealed_by(streamed), self.timeout + LATER
-        with leading(streamed.plan, streamed.part, doors, timeout=patience, seal_of=seals) as run:
+        ways = ways_of(streamed, None, self.where, self.relay, self.timeout + LATER)
+        with leading(streamed.plan, streamed.part, ways) as run:
             run(lambda: self._look(couriers, 0))
         total = [int(number) for number in streamed.part.total]
         with self.changed:

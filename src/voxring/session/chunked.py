@@ -6,15 +6,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from voxring.errors import RemoteProtocolError, StudyError
 from voxring.net.address import beside
-from voxring.net.streams import AesGcm, Incoming, Outgoing, Seal, Streams, dialler
+from voxring.net.mailbox import NAME
+from voxring.net.relayed_streams import RelayIncoming, RelayOutgoing
+from voxring.net.streams import AesGcm, Incoming, Outgoing, Receiving, Seal, Sending, Streams, dialler
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.session.streamed import KEY_BYTES, Streamed
 
@@ -62,6 +65,81 @@ def doors_of(streamed: Streamed[ChunkMember] | Streamed[ChunkMaster], where: Map
         raise RemoteProtocolError(f"door: {error}") from None
 
 
+class Ways(Protocol):
+    """How a member's streams are made."""
+
+    def incoming(self, sender: str, receiver: str, ring: int) -> Receiving:
+        """Return the end at which this member receives."""
+
+    def outgoing(self, sender: str, receiver: str, ring: int) -> Sending:
+        """Return the end at which this member sends."""
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Connections between the members. ``streams`` is where this one's arrive; the researcher has none, and dials."""
+
+    plan: ChunkedSum
+    streams: Streams | None
+    doors: Doors
+    timeout: float
+    seal_of: SealOf
+
+    def incoming(self, sender: str, receiver: str, ring: int) -> Receiving:
+        """Return the end at which this member receives."""
+        fetch = len(self.plan.agreed.rings)
+        opened = dialler(self.doors[sender][fetch]) if self.streams is None else self.streams.door(ring)
+        name, seal = name_of(self.plan, ring, receiver), self.seal_of(sender, receiver, ring)
+        return Incoming(sender, opened, name, self.timeout, seal)
+
+    def outgoing(self, sender: str, receiver: str, ring: int) -> Sending:
+        """Return the end at which this member sends."""
+        fetched = self.streams is not None and receiver == self.plan.agreed.rings[ring].master
+        if fetched and self.streams is not None:
+            opened = self.streams.door(len(self.plan.agreed.rings))
+        else:
+            opened = dialler(self.doors[receiver][ring])
+        name, seal = name_of(self.plan, ring, receiver), self.seal_of(sender, receiver, ring)
+        return Outgoing(receiver, opened, name, self.timeout, seal)
+
+
+@dataclass(frozen=True)
+class Relayed:
+    """Mailboxes at a relay; the key of a stream gives its mailbox, too, so that its two ends alone can find it."""
+
+    streamed: Streamed[ChunkMember] | Streamed[ChunkMaster]
+    relay: str
+    timeout: float
+
+    def incoming(self, sender: str, receiver: str, ring: int) -> Receiving:
+        """Return the end at which this member receives."""
+        token, name, seal = self._of(sender, receiver, ring)
+        return RelayIncoming(sender, self.relay, token, name, self.timeout, seal)
+
+    def outgoing(self, sender: str, receiver: str, ring: int) -> Sending:
+        """Return the end at which this member sends."""
+        token, name, seal = self._of(sender, receiver, ring)
+        return RelayOutgoing(receiver, self.relay, token, name, self.timeout, seal)
+
+    def _of(self, sender: str, receiver: str, ring: int) -> tuple[bytes, bytes, Seal]:
+        key, name = self.streamed.keys[sender, receiver, ring], name_of(self.streamed.plan, ring, receiver)
+        token = HKDF(SHA256(), NAME, None, b"voxring stream at a relay|" + name).derive(key)
+        return token, name, AesGcm(HKDF(SHA256(), KEY_BYTES, None, b"voxring stream|" + name).derive(key))
+
+
+def ways_of(
+    streamed: Streamed[ChunkMember] | Streamed[ChunkMaster],
+    streams: Streams | None,
+    where: Mapping[str, str],
+    relay: str,
+    timeout: float,
+) -> Ways:
+    """Return how a member's streams are made in a session; ``where`` is where each member takes messages."""
+    if relay:
+        return Relayed(streamed, relay, timeout)
+    return Direct(streamed.plan, streams, doors_of(streamed, where), timeout, sealed_by(streamed))
+
+
 def nothing() -> None:
     """Look at nothing."""
 
@@ -99,39 +177,24 @@ def pass_on(
     RemoteProtocolError
         What came did not fit.
     """
-    with passing(plan, member, me, streams, doors, timeout=timeout, seal_of=seal_of) as run:
+    with passing(plan, member, me, Direct(plan, streams, doors, timeout, seal_of)) as run:
         run(nothing)
 
 
 @contextmanager
-def passing(
-    plan: ChunkedSum,
-    member: ChunkMember,
-    me: str,
-    streams: Streams,
-    doors: Doors,
-    *,
-    timeout: float,
-    seal_of: SealOf,
-) -> Iterator[Run]:
+def passing(plan: ChunkedSum, member: ChunkMember, me: str, ways: Ways) -> Iterator[Run]:
     """Do as `pass_on` when what this gives is called; the streams stay open until the end, also after an error."""
-    jobs, ends = list[Callable[[], None]](), list[Incoming | Outgoing]()
+    jobs, ends = list[Callable[[], None]](), list[Receiving | Sending]()
     with ExitStack() as stack:
         for number, ring in enumerate(plan.agreed.rings):
-            before, after = ring.predecessor(me), ring.successor(me)
-            fetched = after == ring.master
-            leaving = streams.door(len(plan.agreed.rings)) if fetched else dialler(doors[after][number])
-            arriving, seal = streams.door(number), seal_of(before, me, number)
-            incoming = Incoming(before, arriving, name_of(plan, number, me), timeout, seal)
-            ends.append(stack.enter_context(closing(incoming)))
-            seal = seal_of(me, after, number)
-            outgoing = Outgoing(after, leaving, name_of(plan, number, after), timeout, seal)
-            ends.append(stack.enter_context(closing(outgoing)))
+            incoming = stack.enter_context(closing(ways.incoming(ring.predecessor(me), me, number)))
+            outgoing = stack.enter_context(closing(ways.outgoing(me, ring.successor(me), number)))
+            ends += [incoming, outgoing]
             jobs.append(partial(_carry, plan, member, incoming, outgoing))
         yield partial(_together, jobs, ends)
 
 
-def _carry(plan: ChunkedSum, member: ChunkMember, incoming: Incoming, outgoing: Outgoing) -> None:
+def _carry(plan: ChunkedSum, member: ChunkMember, incoming: Receiving, outgoing: Sending) -> None:
     for chunk in range(plan.count):
         message = incoming.receive(plan.frame_bytes(chunk))
         try:
@@ -156,34 +219,27 @@ def lead(
 
     Parameters and errors as of `pass_on`.
     """
-    with leading(plan, master, doors, timeout=timeout, seal_of=seal_of) as run:
+    with leading(plan, master, Direct(plan, None, doors, timeout, seal_of)) as run:
         run(nothing)
 
 
 @contextmanager
-def leading(plan: ChunkedSum, master: ChunkMaster, doors: Doors, *, timeout: float, seal_of: SealOf) -> Iterator[Run]:
+def leading(plan: ChunkedSum, master: ChunkMaster, ways: Ways) -> Iterator[Run]:
     """Do as `lead` when what this gives is called; the streams stay open until the end, also after an error."""
-    jobs, ends = list[Callable[[], None]](), list[Incoming | Outgoing]()
+    jobs, ends = list[Callable[[], None]](), list[Receiving | Sending]()
     one_at_a_time = threading.Lock()
-    rings = plan.agreed.rings
     with ExitStack() as stack:
-        for number, ring in enumerate(rings):
-            me, first, last = ring.master, ring.successor(ring.master), ring.last
-            leaving, seal = dialler(doors[first][number]), seal_of(me, first, number)
-            outgoing = Outgoing(first, leaving, name_of(plan, number, first), timeout, seal)
-            ends.append(stack.enter_context(closing(outgoing)))
-            arriving, seal = dialler(doors[last][len(rings)]), seal_of(last, me, number)
-            incoming = Incoming(last, arriving, name_of(plan, number, me), timeout, seal)
-            ends.append(stack.enter_context(closing(incoming)))
-            under_way = threading.Semaphore(plan.window)
+        for number, ring in enumerate(plan.agreed.rings):
+            me, under_way = ring.master, threading.Semaphore(plan.window)
+            outgoing = stack.enter_context(closing(ways.outgoing(me, ring.successor(me), number)))
+            incoming = stack.enter_context(closing(ways.incoming(ring.last, me, number)))
+            ends += [outgoing, incoming]
             jobs.append(partial(_start, plan, master, number, outgoing, under_way))
             jobs.append(partial(_gather, plan, master, incoming, under_way, one_at_a_time))
         yield partial(_together, jobs, ends)
 
 
-def _start(
-    plan: ChunkedSum, master: ChunkMaster, ring: int, outgoing: Outgoing, under_way: threading.Semaphore
-) -> None:
+def _start(plan: ChunkedSum, master: ChunkMaster, ring: int, outgoing: Sending, under_way: threading.Semaphore) -> None:
     for chunk in range(plan.count):
         under_way.acquire()
         message = outgoing.message(plan.frame_bytes(chunk))
@@ -195,7 +251,7 @@ def _start(
 def _gather(
     plan: ChunkedSum,
     master: ChunkMaster,
-    incoming: Incoming,
+    incoming: Receiving,
     under_way: threading.Semaphore,
     one_at_a_time: threading.Lock,
 ) -> None:
@@ -214,7 +270,7 @@ def _gather(
 
 
 def _together(
-    jobs: Sequence[Callable[[], None]], ends: Sequence[Incoming | Outgoing], watch: Callable[[], object]
+    jobs: Sequence[Callable[[], None]], ends: Sequence[Receiving | Sending], watch: Callable[[], object]
 ) -> None:
     """Run jobs side by side; when one fails, or ``watch``, end the others and raise what it raised."""
     failed: list[BaseException] = []
