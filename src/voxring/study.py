@@ -106,13 +106,31 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """What may be learned, and by whom.
 
     ``collusion`` is how many members, parties or the researcher, may put together all they saw and still learn nothing
-    beyond the results; rings are added until that holds.
+    beyond the results; rings are added until that holds. ``voxels_per_patient``, for each class or for all, is how many
+    voxels of a class one patient counts as at most, which differential privacy needs.
     """
 
     collusion: Annotated[int, msgspec.Meta(ge=1)] = 1
     min_parties: Annotated[int, msgspec.Meta(ge=3)] = 3
     min_voxels: Annotated[int, msgspec.Meta(ge=2)] = 2
     min_patients: Annotated[int, msgspec.Meta(ge=1)] = 1
+    voxels_per_patient: (
+        Annotated[int, msgspec.Meta(ge=1)] | dict[str, Annotated[int, msgspec.Meta(ge=1)]] | msgspec.UnsetType
+    ) = msgspec.UNSET  # is left out of the canonical form, as it came later
+
+
+class DifferentialPrivacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How little the results may tell of one patient: noise is added in shares, and everything released is noisy.
+
+    Results of images that differ by one patient are told apart no better than ``epsilon`` and ``delta`` allow
+    (docs/differential-privacy.md). ``runs`` is how often a party may run the study, each time for as much again.
+    """
+
+    epsilon: float
+    delta: float = 0.0
+    mechanism: Literal["laplace", "gaussian"] = "laplace"
+    unit: Literal["patient"] = "patient"
+    runs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -259,6 +277,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     feature: tuple[Feature, ...] = ()
     statistics: Additive = Additive()
     evaluate: Evaluate | None = None
+    differential_privacy: DifferentialPrivacy | None = None
 
     @classmethod
     def of(cls, **tables: object) -> Study:
@@ -338,6 +357,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             del tables["evaluate"]
         else:
             del tables["evaluate"]["model"]  # where it lies is each party's own affair
+        if self.differential_privacy is None:
+            del tables["differential_privacy"]
         return msgspec.json.encode(tables, order="sorted")
 
     def __repr__(self) -> str:
@@ -462,6 +483,7 @@ def _faults(study: Study) -> Iterator[tuple[str, str]]:
     yield from _evaluate_faults(study)
     yield from _party_faults(study)
     yield from _key_faults(study)
+    yield from _noise_faults(study)
     if study.relay and not _address_ok(study.relay):
         yield "relay", f"expected tcp://HOST:PORT, got {study.relay!r}"
     if study.relay and not study.keys:
@@ -557,6 +579,52 @@ def _evaluate_faults(study: Study) -> Iterator[tuple[str, str]]:
         yield "evaluate.digest", "expected the 64 digits that `voxring train` prints of a model, got something else"
     if study.bounds.voxels_per_party * max(len(study.party), study.privacy.min_parties) >= 1 << 43:
         yield "bounds.voxels_per_party", "an evaluation counts fewer than 2^43 voxels in all: lower the bound"
+
+
+_NOISY_TABLES = {
+    "study": ("name", "classes", "window", "standardise", "privacy", "bounds", "party", "researcher", "relay"),
+    "standardise": ("method", "fraction_bits", "range", "percentiles", "landmarks", "foreground", "colour"),
+}
+"""What may be in a study with differential privacy. What came later, or releases more than n, patients, sum and sdsum,
+has no noise, and is refused rather than released without."""
+
+
+def _noise_faults(study: Study) -> Iterator[tuple[str, str]]:
+    table, most = study.differential_privacy, study.privacy.voxels_per_patient
+    if table is None:
+        if most is not msgspec.UNSET:
+            yield (
+                "privacy.voxels_per_patient",
+                "only differential privacy uses it: leave it out, or write [differential_privacy]",
+            )
+        return
+    if not 0.001 <= table.epsilon <= 100:
+        yield "differential_privacy.epsilon", f"expected 0.001 to 100, got {table.epsilon}"
+    if table.mechanism == "laplace" and table.delta != 0:
+        yield "differential_privacy.delta", 'mechanism "laplace" needs none: leave it out, or take "gaussian"'
+    if table.mechanism == "gaussian" and not 1e-15 <= table.delta <= 1e-3:
+        yield (
+            "differential_privacy.delta",
+            f'mechanism "gaussian" needs one of 1e-15 to 1e-3, far less than one in all patients, got {table.delta}',
+        )
+    if most is msgspec.UNSET:
+        yield (
+            "privacy.voxels_per_patient",
+            "differential privacy needs it, it is missing: write how many voxels of a class one patient may count as",
+        )
+    elif isinstance(most, dict) and set(most) != set(study.classes):
+        yield "privacy.voxels_per_patient", "expected a number for each class of the study, and for no other"
+    elif max(most.values() if isinstance(most, dict) else [most]) > study.bounds.voxels_per_party:
+        yield "privacy.voxels_per_patient", "a patient cannot have more voxels than bounds.voxels_per_party"
+    if study.agrees:
+        yield "standardise.landmarks", "differential privacy does not cover landmarks that are agreed on: write them"
+    for where, of in (("study", study), ("standardise", study.standardise)):
+        for field in msgspec.structs.fields(of):
+            known = field.name in (*_NOISY_TABLES[where], "feature", "differential_privacy")
+            unused = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            if not known and getattr(of, field.name) != unused:
+                name = field.name if where == "study" else f"{where}.{field.name}"
+                yield name, "differential privacy does not cover it: leave it out, or leave out [differential_privacy]"
 
 
 def _party_faults(study: Study) -> Iterator[tuple[str, str]]:

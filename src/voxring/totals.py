@@ -15,6 +15,8 @@ from types import MappingProxyType
 from voxring.errors import BoundError
 from voxring.evaluate import document as evaluation_document
 from voxring.fixedpoint import square_root
+from voxring.privacy import value_range, voxels_of_patient
+from voxring.privacy.intervals import noise_of_class, noise_of_study
 from voxring.statistics import derived, evaluation, fault, layout, padded
 from voxring.study import Study
 
@@ -110,6 +112,49 @@ class Statistics:
         return square_root(self.variance)
 
 
+def clipped(patient: LocalTotals, study: Study) -> LocalTotals:
+    """Have one patient count as no more voxels of a class than ``privacy.voxels_per_patient``, if the study says it.
+
+    Of a class with more voxels n than m, n becomes m and every sum is multiplied by m / n and rounded towards 0: each
+    of the voxels weighs a little less.
+
+    Parameters
+    ----------
+    patient : LocalTotals
+        Over all images of one patient at one party.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="t", classes={"a": 1}, privacy={"voxels_per_patient": 10}, differential_privacy={"epsilon": 1.0}
+    ... )
+    >>> one = LocalTotals({"a": ClassTotals(voxels=30, sum=-100, total=99, squares=400, patients=1)})
+    >>> clipped(one, study)["a"]
+    ClassTotals(voxels=10, sum=-33, total=33, squares=133, patients=1, statistics=())
+    """
+    if study.differential_privacy is None:
+        return patient
+    return LocalTotals({name: _clipped(of, voxels_of_patient(study, name)) for name, of in patient.classes.items()})
+
+
+def _clipped(one: ClassTotals, most: int) -> ClassTotals:
+    if one.voxels <= most:
+        return one
+
+    def less(value: int) -> int:
+        size = abs(value) * most // one.voxels
+        return -size if value < 0 else size
+
+    return ClassTotals(
+        most,
+        less(one.sum),
+        less(one.total),
+        less(one.squares),
+        one.patients,
+        tuple(map(less, one.statistics)),
+    )
+
+
 def mean_of(voxels: int, total: int, study: Study) -> Fraction:
     """Global mean (line 16) from n and the sum over ``study.denominator``."""
     return Fraction(total, study.denominator * voxels)
@@ -152,7 +197,7 @@ def result_document(
     def pair(value: Fraction) -> list[str]:
         return [str(value.numerator), str(value.denominator)]
 
-    def entry(one: Statistics | str) -> dict[str, object]:
+    def entry(name: str, one: Statistics | str) -> dict[str, object]:
         if isinstance(one, str):
             return {"withheld": one}
         found: dict[str, object] = {
@@ -164,15 +209,17 @@ def result_document(
             "mean_float": float(one.mean),
             "std_float": one.std,
         }
+        if noisy:
+            found |= {"noise": noise_of_class(study, name, one.voxels, one.sum)}
         return found | {"statistics": derived(one.additive, one.voxels, study)} if asked else found
 
-    asked = bool(layout(study))
+    asked, noisy = bool(layout(study)), study.differential_privacy is not None
     features = {"features": [feature.label for feature in study.feature]} if study.feature else {}
     evaluated = {}
     if study.evaluate is not None:
         released = {name: one.additive for name, one in answer.items() if isinstance(one, Statistics)}
         made = evaluation_document(evaluation(released, study))
-        made["classes"] |= {name: entry(one) for name, one in answer.items() if isinstance(one, str)}
+        made["classes"] |= {name: entry(name, one) for name, one in answer.items() if isinstance(one, str)}
         evaluated = {"evaluation": {"model": study.evaluate.digest, **made}}
     return {
         "study": study.name,
@@ -180,7 +227,8 @@ def result_document(
         "parties": len(study.party),
         "skipped": dict(skipped),
         **features,
-        "classes": {name: entry(one) for name, one in answer.items()},
+        **({"differential_privacy": noise_of_study(study)} if noisy else {}),
+        "classes": {name: entry(name, one) for name, one in answer.items()},
         **evaluated,
     }
 
@@ -209,12 +257,22 @@ def check_bounds(totals: LocalTotals, study: Study) -> None:
         Names the class and the bound, not the value.
     """
     for name, mine in totals.classes.items():
+        most, largest = count_bound(study), study.intensity_bound
+        if study.differential_privacy is not None:
+            most = min(most, mine.patients * voxels_of_patient(study, name))
+            if mine.voxels > most or abs(mine.sum) > most * largest * study.window.denominator:
+                raise BoundError(
+                    f"class {name!r} has more here than its patients may count as under privacy.voxels_per_patient: "
+                    "nothing was sent; add up the totals of patients after `voxring.totals.clipped`"
+                )
+            low, high = value_range(study)
+            if not low * mine.voxels <= mine.total <= high * mine.voxels:
+                raise BoundError(f"class {name!r}: Σx leaves the range of the study's values; nothing was sent")
         if mine.voxels > count_bound(study) or mine.patients > count_bound(study):
             raise BoundError(
                 f"class {name!r} has more voxels here than bounds.voxels_per_party = {count_bound(study)}: "
                 "nothing was sent; ask the researcher for a study with a larger bound"
             )
-        most, largest = count_bound(study), study.intensity_bound
         if abs(mine.sum) > sum_bound(study) or abs(mine.total) > most * largest or mine.squares > most * largest**2:
             raise BoundError(
                 f"class {name!r}: a sum leaves what voxels_per_party and intensity in bounds allow; nothing was sent"

@@ -21,7 +21,7 @@ from voxring.engine import Device
 from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
 from voxring.learn.evaluation import model_of
 from voxring.study import Study
-from voxring.totals import LocalTotals
+from voxring.totals import LocalTotals, clipped
 
 __all__ = [
     "BadRow",
@@ -53,20 +53,23 @@ class Batch:
     Parameters
     ----------
     patients : tuple of LocalTotals
-        One for each patient with a row that was used, over all of its rows; ``patients`` is 1 for the classes that it
-        has voxels of.
+        One for each patient with a row that was used, over all of its rows, clipped where the study has differential
+        privacy (`voxring.totals.clipped`); ``patients`` is 1 for the classes that it has voxels of.
     images : int
         Rows that were used.
     known : int
         How many of these the journal knew.
     skipped : tuple of BadRow
         Rows that were left out, by line.
+    clipped : int
+        Patients that count as fewer voxels than they have, under ``privacy.voxels_per_patient``.
     """
 
     patients: tuple[LocalTotals, ...]
     images: int
     known: int = 0
     skipped: tuple[BadRow, ...] = ()
+    clipped: int = 0
 
     @property
     def totals(self) -> LocalTotals:
@@ -81,6 +84,8 @@ class Batch:
         if self.skipped:
             patients = len({row.patient for row in self.skipped})
             words += f"; {len(self.skipped)} skipped, of {patients} {'patient' if patients == 1 else 'patients'}"
+        if self.clipped:
+            words += f"; {self.clipped} of {len(self.patients)} patients count as fewer voxels than they have"
         return words
 
 
@@ -204,11 +209,14 @@ def party_batch(
     skipped.sort(key=lambda row: row.line)
     if skipped and bad == "list":
         raise _refusal(manifest, skipped, len(rows)) from skipped[0].error
+    whole = [_of_one_patient(images) for images in patients.values() if images]
+    bounded = tuple(clipped(patient, study) for patient in whole)
     return Batch(
-        tuple(_of_one_patient(images) for images in patients.values() if images),
+        bounded,
         len(rows) - len(skipped),
         known_rows,
         tuple(skipped),
+        sum(one != two for one, two in zip(whole, bounded, strict=True)),
     )
 
 

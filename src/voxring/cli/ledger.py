@@ -34,7 +34,10 @@ def _which(command: Callable[..., Any]) -> Callable[..., Any]:
 @_which
 @click.option("--json", "as_json", is_flag=True, help="Print all that every entry holds, as JSON.")
 def show(name: str | None, state: Path | None, as_json: bool) -> None:
-    """Show the entries. They are not checked: that is what verify is for."""
+    """Show the entries, and what is spent under differential privacy. They are not checked: that is what verify is for.
+
+    Spent is the sum over all sessions in which this party gave a share: of epsilon, and of delta.
+    """
     import msgspec
 
     entries = _open(name, state).entries()
@@ -53,6 +56,8 @@ def show(name: str | None, state: Path | None, as_json: bool) -> None:
     for entry in entries:
         table.add_row(str(entry.sequence), entry.time[:19].replace("T", " "), entry.kind, _summary(entry))
     Console(highlight=False, markup=False).print(table)
+    for line in _budget(entries):
+        click.echo(line)
 
 
 @ledger.command()
@@ -92,6 +97,25 @@ def _open(name: str | None, state: Path | None) -> Ledger:
     return Ledger(folder, name)
 
 
+def _budget(entries: list[Entry]) -> list[str]:
+    """Say what is spent, where a study had differential privacy, or a budget is set."""
+    from voxring.errors import StudyError
+    from voxring.session.account import budget_of, exact_runs, spent
+
+    try:
+        used, may, exact = spent(entries), budget_of(entries), exact_runs(entries)
+    except StudyError as error:
+        return [f"spent: not known: {error}"]
+    if not used.epsilon and may is None:
+        return []
+    lines = [f"spent: {used}{'' if may is None else f' of {may}'}"]
+    if exact:
+        lines.append(
+            f"beside, {exact} session{'s' * (exact > 1)} of studies without noise, for which no ε tells anything"
+        )
+    return lines
+
+
 def _content(entry: Entry) -> Any:
     """Return what an entry holds; text that is no JSON, as after tampering, as it is."""
     import msgspec
@@ -119,7 +143,7 @@ def _summary(entry: Entry) -> str:
 
 _SHOWN = (  # in this order
     *("party", "study", "digest", "participants", "session", "protocol", "how", "sheet"),
-    *("skipped", "phase", "n", "outcome", "reason", "given", "overruled"),
+    *("epsilon", "delta", "spends", "skipped", "phase", "n", "outcome", "reason", "given", "overruled"),
 )
 
 

@@ -140,3 +140,18 @@ def print_scores(counts: Counts, region: Region, withheld: Collection[str] = ())
     console = Console(highlight=False)
     console.print(table)
     console.print(f"accuracy over {counts.voxels:,} labelled voxels: {shown(counts.accuracy())}")
+
+
+def print_noise(document: Mapping[str, Any]) -> None:
+    """Say that the numbers are noisy, where they are, and how far off n and mean may be."""
+    table = document.get("differential_privacy")
+    if table is None:
+        return
+    click.echo(f"All numbers are noisy: {table['mechanism']}, epsilon {table['epsilon']:g}, delta {table['delta']:g}.")
+    for name, one in document["classes"].items():
+        if "noise" in one:
+            (few, many), (low, high) = one["noise"]["voxels_interval"], one["noise"]["mean_interval"]
+            click.echo(
+                f"{name}: without noise, {few:,} to {many:,} voxels and a mean of {low:.6f} to {high:.6f}, each at "
+                f"{table['level']:.0%}"
+            )

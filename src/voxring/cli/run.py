@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from voxring.cli.batch import batch_options, read_batch, resumable
 from voxring.cli.progress import Progress
 from voxring.cli.report import (
     check_writable,
+    print_noise,
     print_statistics,
     print_table,
     report_option,
@@ -61,6 +63,17 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def number_of(given: str | None) -> Fraction | None:
+    """Read a number of a budget, exactly as it is written."""
+    try:
+        number = None if given is None else Fraction(given)
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"expected a number such as 2.5, got {given!r}") from None
+    if number is not None and number < 0:
+        raise click.BadParameter(f"expected a number of 0 or more, got {given}")
+    return number
+
+
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Which party of the study this is.")
@@ -78,6 +91,21 @@ def _link_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="REASON",
     default="",
     help="Run although the difference from an earlier run tells the numbers of a few; the reason goes into the ledger.",
+)
+@click.option(
+    "--budget",
+    metavar="EPSILON",
+    callback=lambda context, parameter, given: number_of(given),
+    help="How much epsilon studies with differential privacy may spend of this hospital's patients, all runs in its "
+    "ledger together; noted there, it holds for later runs, too, until another is given. Studies without are refused.",
+)
+@click.option(
+    "--budget-delta",
+    metavar="DELTA",
+    default="1e-5",
+    show_default=True,
+    callback=lambda context, parameter, given: number_of(given),
+    help="How much delta, beside --budget.",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @batch_options
@@ -98,6 +126,8 @@ def party(
     state: Path | None,
     approve: str | None,
     allow_differencing: str,
+    budget: Fraction | None,
+    budget_delta: Fraction,
     device: str,
     workers: int,
     scheduler: str | None,
@@ -128,6 +158,7 @@ def party(
     from voxring.engine import device_name
     from voxring.learn.evaluation import model_of
     from voxring.net import PrivateKey
+    from voxring.privacy import Budget
     from voxring.session import Account, InTwoPasses, Ledger, run_party, state_folder
     from voxring.session.account import check_party
     from voxring.study import load_study
@@ -149,6 +180,9 @@ def party(
     if approve is not None:
         account.approve(approve, how="party --approve")
     account.check_approved()
+    if budget is not None:
+        account.set_budget(Budget(budget, budget_delta))
+    account.check_budget()
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
     with resumable(), Progress(quiet=quiet, as_json=True) as progress, ExitStack() as stack:
         if status is not None:
@@ -267,5 +301,6 @@ def research(
     else:
         print_table(answer)
         print_statistics(result)
+        print_noise(result.document)
         for party, number in skipped.items():
             click.echo(f"{party} left out {number} of its images, which cannot be used")

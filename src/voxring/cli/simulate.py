@@ -9,6 +9,7 @@ import click
 from voxring.cli.progress import Progress
 from voxring.cli.report import (
     check_writable,
+    print_noise,
     print_statistics,
     print_table,
     report_option,
@@ -64,9 +65,12 @@ def simulate(
     A study without [[party]] tables takes its parties from the --party options.
     """
     from voxring import simulation
+    from voxring.errors import StudyError
     from voxring.study import load_study
 
     checked = simulation.with_parties(load_study(study), list(manifests))
+    if pooled and checked.differential_privacy is not None:
+        raise StudyError("--pooled: the results of a study with differential privacy are noisy: leave it out")
     check_writable(out)
     page = report_path(out, report)
     with Progress(quiet=quiet, as_json=True) as progress:
@@ -83,6 +87,7 @@ def simulate(
     else:
         print_table(run.answer)
         print_statistics(run)
+        print_noise(run.document)
     if equal is not None:
         click.echo(f"equal to pooled, bit for bit: {'yes' if equal else 'NO'}", err=as_json)
     return 1 if equal is False else 0

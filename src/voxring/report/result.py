@@ -77,10 +77,12 @@ def result_report(
     True
     """
     classes: Mapping[str, Mapping[str, Any]] = document["classes"]
+    noisy = "differential_privacy" in document
     sections = [
         Section("statistics", "Statistics", _statistics(classes, study)),
+        *([Section("noise", "Noise", _noise(document))] if noisy else []),
         *_evaluation(document),
-        Section("classes", "Exact numbers", _classes(document, classes)),
+        Section("classes", "Noisy numbers" if noisy else "Exact numbers", _classes(document, classes)),
         Section("rings", "Rings", _rings(rings, study)),
         *_disclosure(study),
         *([Section("time", "Time", _times(steps))] if steps else []),
@@ -150,6 +152,34 @@ def _statistics(classes: Mapping[str, Mapping[str, Any]], study: Study) -> Html:
         )
     )
     return join(parts)
+
+
+def _noise(document: Mapping[str, Any]) -> Html:
+    table_of = document["differential_privacy"]
+    delta = f" and δ = {table_of['delta']:g}" if table_of["delta"] else ""
+    rows = []
+    for name, one in document["classes"].items():
+        if "noise" in one:
+            (few, many), (low, high) = one["noise"]["voxels_interval"], one["noise"]["mean_interval"]
+            off = one["noise"]["std"]
+            rows.append(
+                (
+                    name,
+                    f"{few:,} to {many:,}",
+                    f"{_decimal(low)} to {_decimal(high)}",
+                    f"{off['voxels']:,.6g}",
+                    f"{off['sum']:,.6g}",
+                    f"{off['sdsum']:,.6g}",
+                )
+            )
+    told = tag(
+        "p",
+        "All numbers are noisy, also those below: the parties added noise in shares, so that a single patient hardly "
+        f"shows (differential privacy, {table_of['mechanism']}, ε = {table_of['epsilon']:g}{delta} for each run). "
+        f"Each interval holds what the number is without noise at {table_of['level']:.0%}.",
+    )
+    head = ("class", "voxels n", "mean μ", "std in n", "std in sum", "std in sdsum")
+    return join([told, table(head, rows, label="Noise in the numbers of every class", wide=True)])
 
 
 def _figure(picture: Html, caption: str) -> Html:

@@ -54,6 +54,10 @@ class CheckedSum(SecureSum):
             raise LocalProtocolError(f"a sum of {self.values} values was given {len(values)}")
         if not within(values, self.bound):
             raise BoundError(OUT_OF_BOUND)
+        return self._lift(values)
+
+    def _lift(self, values: Values) -> Any:
+        """Take values, whatever they are, and their checksum to residues."""
         residues, checksum = self.residues, self._checksum(values)
         if not isinstance(residues, Limbs):
             return residues.lift([*map(int, values), checksum], residues.modulus)

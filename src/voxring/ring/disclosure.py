@@ -9,8 +9,11 @@ that holds the honest researcher is learned only together with the total. The re
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import exp
 
 from voxring.landmarks import inner_landmarks
+from voxring.privacy import QUANTITIES, cost, cost_of_runs, decimal, honest, part, voxels_of_patient
+from voxring.privacy.intervals import deviations
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.order import RESEARCHER, Ring, connectivity, rings_of
 from voxring.statistics import layout
@@ -90,8 +93,14 @@ def disclosure(study: Study) -> list[str]:
         "Each party learns n and the mean μ of each released class, and which classes are withheld.",
         *_scale_sentences(study),
         *_additive_sentences(study),
+        *noise_sentences(study),
         "A party with images that cannot be used ends without sending a number, unless its operator runs it with "
-        "--skip-bad: then the researcher learns how many images that party left out, and the result says it.",
+        "--skip-bad: then "
+        + (
+            "the researcher learns how many images that party left out, and the result says it."
+            if study.differential_privacy is None
+            else "it goes on without them and tells nobody how many, as no noise would hide that."
+        ),
         "Every ring message is uniform in [0, N) whatever the images hold: by itself it tells its receiver nothing.",
     ]
     sentences += _ring_sentences(study) if study.party else ["The study names no parties yet: no ring can be checked."]
@@ -99,6 +108,9 @@ def disclosure(study: Study) -> list[str]:
         "The results themselves tell something: a party can subtract its own numbers and learn the others' total, and "
         "two runs over almost the same images tell the difference, so a party refuses one that its ledger shows to be "
         "too close to an earlier one."
+        if study.differential_privacy is None
+        else "The results themselves tell something, as little of one patient as epsilon says: a party can subtract "
+        "its own numbers and learn the others' noisy total, and several runs tell as much more as they spend together."
     )
     if privacy.min_voxels <= 2:
         sentences.append(
@@ -129,6 +141,65 @@ def _scale_sentences(study: Study) -> list[str]:
         f"patients there are in all, and the sum over all images of {_count(inner_landmarks(study), 'landmark')}, each "
         "a position between 0 and 1; each party learns their means. They stand in the result."
     ]
+
+
+def noise_sentences(study: Study) -> list[str]:
+    """Say what differential privacy the study has; nothing if it has none.
+
+    Examples
+    --------
+    >>> study = Study.of(
+    ...     name="t", classes={"a": 1}, privacy={"voxels_per_patient": 500}, differential_privacy={"epsilon": 2.0}
+    ... )
+    >>> noise_sentences(study)[3].partition(",")[0]
+    'Noise in class a'
+    """
+    if study.differential_privacy is None:
+        return []
+    table, budget, t, numbers = study.differential_privacy, cost(study), study.privacy.collusion, len(QUANTITIES)
+    factor = exp(min(table.epsilon, 700))
+    times = f"{factor:.2f}" if factor < 100 else f"{factor:.2g}"
+    parts = numbers * len(study.classes)
+    each = f"epsilon {float(part(study)):.3g}" if table.mechanism == "laplace" else f"rho {float(part(study)):.3g}"
+    counted = ", ".join(f"{voxels_of_patient(study, name):,} of {name}" for name in study.classes)
+    return [
+        f"Everything that is released is noisy ({table.mechanism}): differential privacy with {budget}. Whatever "
+        f"somebody concludes from the results becomes at most {times} times as likely or as unlikely by one patient "
+        "being in the study"
+        + (f", but for a chance of {decimal(budget.delta)}" if budget.delta else "")
+        + ". A patient is all images that one hospital lists under that patient; without patients in a manifest, one "
+        "image.",
+        f"Each party adds a share of the noise, so that nobody knows it; shares are so large that those of "
+        f"{_count(honest(study), 'party', 'parties')} are enough. So it holds against the researcher, everybody who "
+        f"reads the result, and {_count(t, 'member')} who put{'s' * (t == 1)} all they saw together, their own "
+        "shares included (privacy.collusion). It does not hold against more.",
+        f"A patient counts as at most {counted} voxels (privacy.voxels_per_patient); if there are more, each weighs "
+        f"less. The budget is split evenly over {parts} numbers, {', '.join(QUANTITIES)} of each class: each spends "
+        f"{each}.",
+        *(_noise_of_class(study, name) for name in study.classes),
+        "Whether a class is withheld follows from its noisy counts. If noise leaves no possible mean or deviation, the "
+        "class is withheld, too.",
+        f"Noise is drawn anew in every session. Each in which a party gave a share is charged in full to its ledger, "
+        f"also if it failed; a party gives shares in {_count(table.runs, 'session')} of this study at most "
+        f"(differential_privacy.runs), which spends {cost_of_runs(study)} in all, and no more than its hospital's own "
+        "budget allows.",
+        "Not hidden by noise: how long a party computes, and that it ends with an error.",
+    ]
+
+
+def _noise_of_class(study: Study, name: str) -> str:
+    off = deviations(study, name)
+    of = {quantity: _about(value) for quantity, value in off.items()}
+    return (
+        f"Noise in class {name}, as standard deviations: {of['voxels']} voxels in n, {of['patients']} in the patient "
+        f"count, {of['sum']} in the sum of local means and {of['sdsum']} in the sum of squared deviations. A class of "
+        "ten times as many voxels as the first number has a mean that is off by about "
+        f"{_about(off['sum'] / (10 * off['voxels']))}, besides what n is off."
+    )
+
+
+def _about(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _additive_sentences(study: Study) -> list[str]:
@@ -175,5 +246,5 @@ def _ring_sentences(study: Study) -> list[str]:
     return sentences
 
 
-def _count(number: int, what: str) -> str:
-    return f"one {what}" if number == 1 else f"{number} {what}s"
+def _count(number: int, what: str, several: str = "") -> str:
+    return f"one {what}" if number == 1 else f"{number} {several or f'{what}s'}"

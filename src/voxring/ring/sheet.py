@@ -6,13 +6,15 @@ writes it down as Markdown, JSON or HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import msgspec
 
 from voxring.fixedpoint import modulus
 from voxring.landmarks import inner_landmarks, landmark_bound
+from voxring.privacy import QUANTITIES, TAIL_BITS, noise_of, noises, part, sensitivity
+from voxring.privacy.intervals import deviation, scale
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.disclosure import disclosure, leaking_coalition
 from voxring.ring.message import MESSAGES, SUMS, SumName
@@ -61,6 +63,7 @@ def sheet(study: Study) -> Sheet:
         study.privacy.collusion,
         (
             Section("Who learns what", tuple(disclosure(study))),
+            *_noise(study),
             _messages(study),
             _colluders(study),
             *_scale(study),
@@ -77,19 +80,48 @@ def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
 
     That of sdsum depends on μ, and is that of the largest denominator μ can have.
     """
-    parties = _parties(study)
-    finest = Fraction(1, study.denominator * count_bound(study) * parties)
+    parties, names = _parties(study), list(study.classes)
+
+    def tail(*quantities: str, means: Mapping[str, Fraction] | None = None) -> int:
+        return max((noise.tail for noise in noises(study, quantities, names, means)), default=0)
+
+    voxels = count_bound(study) + tail("voxels", "patients")
+    finest = Fraction(1, study.denominator * voxels * parties)
     bounds: dict[SumName, int] = {}
     if study.agrees:
         bounds = {"images": count_bound(study), "landmarks": landmark_bound(study)}
     bounds |= {
-        "voxels": count_bound(study),
-        "sum": sum_bound(study),
-        "sdsum": sdsum_bound(study, finest),
+        "voxels": voxels,
+        "sum": sum_bound(study) + tail("sum"),
+        "sdsum": sdsum_bound(study, finest) + tail("sdsum", means=dict.fromkeys(names, finest)),
     }
     if layout(study):
         bounds["statistics"] = largest_bound(study)
     return {name: (bound, modulus(parties, bound)) for name, bound in bounds.items()}
+
+
+def _noise(study: Study) -> Iterator[Section]:
+    if study.differential_privacy is None:
+        return
+    parties, what = _parties(study), "ε" if study.differential_privacy.mechanism == "laplace" else "ρ"
+
+    def row(name: str, quantity: str) -> Row:
+        unit = float(scale(study, quantity))
+        off = deviation(noise_of(study, quantity, name, Fraction(0)), parties) * unit
+        change = sensitivity(study, quantity, name, Fraction(0)) * unit
+        return (name, quantity, f"{change:,.6g}", f"{off:,.6g}", f"{what} = {float(part(study)):.4g}")
+
+    yield Section(
+        "Differential privacy",
+        (
+            "The most that one patient changes each number, by the public bounds of the study, and the standard "
+            "deviation of its noise, of all parties together. Intensities count as they are standardised.",
+            "The parts add up to what a run spends: of ε by basic composition, of ρ by that of zero-concentrated "
+            "differential privacy, which is then turned into ε and δ. docs/differential-privacy.md has the theorems.",
+        ),
+        ("class", "number", "one patient changes it by at most", "noise, standard deviation", "spends"),
+        tuple(row(name, quantity) for name in study.classes for quantity in QUANTITIES),
+    )
 
 
 def _parties(study: Study) -> int:
@@ -153,6 +185,8 @@ def _colluders(study: Study) -> Section:
 
 
 def _numbers(study: Study) -> str:
+    if study.differential_privacy is not None:
+        return "noisy n, patient count, sum and sdsum"
     first = "landmarks, " if study.agrees else ""
     return f"{first}n, patient count, sum" + (", sdsum and additive statistics" if layout(study) else " and sdsum")
 
@@ -166,7 +200,8 @@ def _from_results(size: int, study: Study) -> str:
     with_researcher = f"with the researcher among them, {_numbers(study)} of {left(parties - size + 1)}"
     if size == parties:
         return with_researcher
-    return f"n and sum (n·μ) of {left(parties - size)}; {with_researcher}"
+    noisy = "noisy " if study.differential_privacy is not None else ""
+    return f"{noisy}n and sum (n·μ) of {left(parties - size)}; {with_researcher}"
 
 
 def _scale(study: Study) -> Iterator[Section]:
@@ -302,11 +337,19 @@ def _implied(study: Study) -> Section:
             "no other hospital has the class, the result is that patient's, and privacy.min_patients = "
             f"{least} {'does not withhold' if least <= 1 else 'withholds'} it.",
             "Two runs of which one has a patient or a hospital more tell, by their difference, the numbers of that one "
-            f"(differencing). {_guard(study)}",
+            "(differencing)"
+            + (
+                f". {_guard(study)}"
+                if study.differential_privacy is None
+                else ": of a patient, as little as the two spend together; of a hospital, more."
+            ),
             f"A class is released from {study.privacy.min_voxels} voxels in all (privacy.min_voxels). The researcher "
             "learns n and the patient count of withheld classes too, and parties learn that they are withheld.",
             "Means and deviations are exact: their last digits tell more than rounded numbers would, about all images "
-            "together.",
+            "together."
+            if study.differential_privacy is None
+            else "What this section says of single patients holds for numbers without noise. With it, a hospital with "
+            "one patient, or a class that one patient has, tells no more of that patient than epsilon allows.",
         ),
     )
 
@@ -336,6 +379,16 @@ def _modulus(study: Study) -> Section:
             "Every sum has one number more, a checksum: the party's own numbers times public weights, added up mod N. "
             "That of all parties together follows from the totals and tells nothing more. N is at least 2^64 times as "
             "large as the range, so that numbers which were changed by accident inside a party are found.",
+            *(
+                ()
+                if study.differential_privacy is None
+                else (
+                    "Under differential privacy B has room for a share of noise, and a share leaves that room with a "
+                    f"probability of at most 2^-{TAIL_BITS}. No party looks at how large its noisy number is, since "
+                    "that would tell something: such a share goes round like any other. The researcher then "
+                    "refuses the total; it would have to be 2^64 times as large to wrap.",
+                )
+            ),
             "B and N follow from bounds.voxels_per_party, the bound of the intensities and the window. Those of sdsum "
             "follow from μ too; the table has the largest that they can be.",
         ),

@@ -5,8 +5,10 @@ The entries of a ledger, by kind:
     opened      whose ledger it is; a hash that the salt must fit
     approval    the study's digest, what was shown of it, and how the operator agreed
     session     the researcher has said hello: session, study, digest, participants, protocol version
+    budget      how much ε and δ this hospital may spend in all, from then on
     brought     what this party is about to bring, as hashes (`voxring.session.differencing`), before any share leaves;
-                that of landmarks, where parties agree on them, comes before
+                under differential privacy, what that spends; that of landmarks, where parties agree on them, comes
+                before
     phase       n or μ of the released classes came, before the shares that answer them leave; n of each class; or the
                 standard scale came
     end         how the session ended and why, and of which sums this party gave shares
@@ -15,7 +17,9 @@ The entries of a ledger, by kind:
 often; and of the chunks that one receiver got in one sum, their bytes and the SHA-256 of their heads. All entries are
 written while the party answers the researcher, which the parties do side by side, and none while a share goes round.
 
-A run counts, when the next is judged, from `brought` on, unless its `end` says that no share was given.
+A run counts, when the next is judged, from `brought` on, unless its `end` says that no share was given. So does what
+it spends: noise is drawn anew in every session, also when the researcher starts over or the same study runs again, and
+each that gave a share is charged in full, however it ended.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError, StudyError
+from voxring.privacy import Budget, cost
 from voxring.ring.message import VERSION, decode
 from voxring.session import bodies
 from voxring.session.differencing import Brought, brought, brought_landmarks, objection
@@ -63,9 +69,27 @@ class Begun(msgspec.Struct, frozen=True):
     protocol: int
 
 
+class Spending(msgspec.Struct, frozen=True):
+    """ε and δ, as fractions in lowest terms, such as "1/2"."""
+
+    epsilon: str
+    delta: str = "0"
+
+    @classmethod
+    def of(cls, budget: Budget) -> Spending:
+        """Write a budget down."""
+        return cls(str(budget.epsilon), str(budget.delta))
+
+    @property
+    def budget(self) -> Budget:
+        """The budget that was written down."""
+        return Budget(Fraction(self.epsilon), Fraction(self.delta))
+
+
 class Bringing(msgspec.Struct, frozen=True):
     """What a party is about to bring; ``overruled`` are the objections to it, and ``reason`` why they were; ``skipped``
-    is how many images were left out, which the researcher is told.
+    is how many images were left out, which the researcher is told, but not under differential privacy; ``spends`` is
+    there under differential privacy alone.
     """
 
     session: str
@@ -73,6 +97,7 @@ class Bringing(msgspec.Struct, frozen=True):
     overruled: tuple[str, ...] = ()
     reason: str = ""
     skipped: int = 0
+    spends: Spending | msgspec.UnsetType = msgspec.UNSET
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -243,9 +268,12 @@ class Account(NoAccount):
         self._admitted = session
 
     def _admit(self, session: bytes, mine: Brought) -> None:
+        noisy = self._study.differential_privacy is not None
 
         def judge(entries: Sequence[Entry]) -> Bringing:
-            objections = _objections(entries, mine)
+            self._check_budget(entries)
+            # Noise hides one patient, also by a difference; and a refusal for that would tell of one.
+            objections = [] if noisy else _objections(entries, mine)
             if objections and not self._reason:
                 raise StudyError(
                     "the difference between this run and an earlier one would tell the numbers of a few. "
@@ -253,9 +281,58 @@ class Account(NoAccount):
                     "where that does no harm, overrule it with --allow-differencing REASON, which the ledger keeps"
                 )
             why = self._reason if objections else ""
-            return Bringing(session.hex(), mine, tuple(objections), why, self.skipped)
+            spends = Spending.of(cost(self._study)) if noisy else msgspec.UNSET
+            return Bringing(session.hex(), mine, tuple(objections), why, self.skipped, spends)
 
         self.ledger.append_judged("brought", judge)
+
+    # What is spent.
+
+    def set_budget(self, budget: Budget) -> None:
+        """Note how much this hospital may spend in all, with what is spent already; it holds until another is noted.
+
+        Raises
+        ------
+        StudyError
+            The ledger cannot be written.
+        """
+        entries = self.ledger.verified() if self.ledger.exists else []
+        if budget_of(entries) != budget:
+            self.ledger.append("budget", Spending.of(budget))
+
+    def check_budget(self) -> None:
+        """Refuse a study that would spend more than is left, before anybody computes for it.
+
+        Raises
+        ------
+        StudyError
+            The study's own runs are used up, or this hospital's budget is, or the study has no noise and there is one.
+        """
+        self._check_budget(self.ledger.verified() if self.ledger.exists else [])
+
+    def _check_budget(self, entries: Sequence[Entry]) -> None:
+        study, budget = self._study, budget_of(entries)
+        if study.differential_privacy is None:
+            if budget is not None:
+                raise StudyError(
+                    f"{self.ledger.party} has a budget for differential privacy, {budget}, and study "
+                    f"{study.digest[:DIGITS]} releases exact numbers, which no budget covers: take part with a study "
+                    "that has [differential_privacy], or with another state folder"
+                )
+            return
+        runs, allowed = len(_charged(entries, study.digest)), study.differential_privacy.runs
+        if runs >= allowed:
+            raise StudyError(
+                f"study {study.digest[:DIGITS]} may run {_times(allowed)} here (differential_privacy.runs), and shares "
+                f"of {_times(runs)} are given: noise is drawn anew each time, and would average out. A study with more "
+                "runs, or a larger epsilon, is another study, and must be approved"
+            )
+        together = spent(entries) + cost(study)
+        if budget is not None and not budget.covers(together):
+            raise StudyError(
+                f"{self.ledger.party} may spend {budget}, and has spent {spent(entries)}; a run of study "
+                f"{study.digest[:DIGITS]} spends {cost(study)}: raise the budget with --budget, if that is decided"
+            )
 
     # What is sent and heard.
 
@@ -365,10 +442,47 @@ def party_of(study: Study, state: str | Path) -> str:
     return here[0]
 
 
+def spent(entries: Sequence[Entry]) -> Budget:
+    """What a party has spent by its ledger: the sum over all sessions of noisy studies in which it gave a share."""
+    return sum((one.budget for one in _charged(entries)), Budget(Fraction(0)))
+
+
+def budget_of(entries: Sequence[Entry]) -> Budget | None:
+    """How much a party may spend by its ledger, or None where nobody has said it."""
+    noted = [_content(entry, Spending) for entry in entries if entry.kind == "budget"]
+    return noted[-1].budget if noted else None
+
+
+def exact_runs(entries: Sequence[Entry]) -> int:
+    """In how many sessions of studies without noise a party gave a share; no ε tells what those told."""
+    return sum(one.spends is msgspec.UNSET for one in _given(entries))
+
+
+def _charged(entries: Sequence[Entry], digest: str | None = None) -> list[Spending]:
+    """What each session spent, of one study or of all."""
+    of_all = [one for one in _given(entries) if digest in (None, one.brought.digest)]
+    return [one.spends for one in of_all if one.spends is not msgspec.UNSET]
+
+
+def _given(entries: Sequence[Entry]) -> list[Bringing]:
+    """What was brought to sessions in which a share was given, or may have been."""
+    without_share = _without_share(entries)
+    brought_to = [_content(entry, Bringing) for entry in entries if entry.kind == "brought"]
+    return [one for one in brought_to if one.session not in without_share]
+
+
+def _without_share(entries: Sequence[Entry]) -> set[str]:
+    ends = [_content(entry, End) for entry in entries if entry.kind == "end"]
+    return {end.session for end in ends if not end.given}
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _objections(entries: Sequence[Entry], new: Brought) -> list[str]:
     """Say what speaks against a run, run by run."""
-    ends = [_content(entry, End) for entry in entries if entry.kind == "end"]
-    without_share = {end.session for end in ends if not end.given}
+    without_share = _without_share(entries)
     found = []
     for entry in entries:
         if entry.kind != "brought":
@@ -383,7 +497,7 @@ def _objections(entries: Sequence[Entry], new: Brought) -> list[str]:
     return found
 
 
-Content = TypeVar("Content", Approval, Bringing, End)
+Content = TypeVar("Content", Approval, Bringing, End, Spending)
 
 
 def _content(entry: Entry, kind: type[Content]) -> Content:

@@ -47,9 +47,11 @@ from fractions import Fraction
 
 from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError, VoxringError
 from voxring.landmarks import SCALE, check_landmarks
+from voxring.privacy import within_range
 from voxring.ring.chunks import ChunkedSum, ChunkMember
 from voxring.ring.coin import COIN_BYTES, coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
+from voxring.ring.noisy import Draw, NoisySum, shares_of_noise
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Member, SecureSum
 from voxring.ring.residues import Random
@@ -116,7 +118,8 @@ class Party:
     """One party of one session. `answer` and the rest must be called by one thread at a time.
 
     ``coin`` is what the party kept of an earlier run of the study, if there was one; ``keep`` gets a new one, and
-    raises StudyError if it cannot keep it. ``sealed`` is whether links are, so that streams have keys.
+    raises StudyError if it cannot keep it. ``sealed`` is whether links are, so that streams have keys. ``noise`` draws
+    this party's shares of noise, for a study with differential privacy: anew in every session.
     """
 
     def __init__(
@@ -128,8 +131,10 @@ class Party:
         coin: bytes | None = None,
         keep: Callable[[bytes], None] = lambda coin: None,
         sealed: bool = False,
+        noise: Draw = shares_of_noise,
     ) -> None:
         self.plan, self.name = Plan(study, coin), name
+        self._noise = noise
         self._study, self._random, self._keep, self._sealed = study, random, keep, sealed
         self.doors: tuple[int, ...] = ()
         """Where streams are taken: the port of each door, less that of this party's messages."""
@@ -214,7 +219,8 @@ class Party:
         if (self.state, "own totals") not in TRANSITIONS:
             raise LocalProtocolError(f"totals are handed in once, while computing; this party is {self.state}")
         check_bounds(totals, self._study)
-        self._totals, self._skipped = totals, skipped
+        # Under differential privacy how many images cannot be used is not told: it may be one patient's.
+        self._totals, self._skipped = totals, 0 if self._study.differential_privacy else skipped
         self._join(self.plan.voxels(self.session), self.plan.voxel_values(totals))
         self._step("own totals")
 
@@ -514,6 +520,8 @@ class Party:
                     f"released: class {name!r} has fewer than privacy.min_voxels = {study.privacy.min_voxels} voxels"
                 )
             others = (len(study.parties) - 1) * count_bound(study)
+            if study.differential_privacy is not None:
+                continue  # noise may take n anywhere
             if not 0 <= count - self._totals[name].voxels <= others:
                 raise RemoteProtocolError(f"released: n of class {name!r} does not fit this party's own n")
         return counts
@@ -525,11 +533,15 @@ class Party:
         for name, mean in means.items():
             if abs(mean) * study.unit > study.intensity_bound:
                 raise RemoteProtocolError(f"means: μ of class {name!r} leaves the public bounds of the study")
+            if study.differential_privacy is not None and mean != within_range(mean, study):
+                raise RemoteProtocolError(f"means: μ of class {name!r} is none that values of the study can have")
             if (study.denominator * self._counts[name]) % mean.denominator:
                 raise RemoteProtocolError(f"means: μ of class {name!r} is no sum of the study's grid over n")
         return means
 
     def _join(self, agreed: SecureSum, values: list[int]) -> None:
+        if isinstance(agreed, NoisySum):
+            values = agreed.with_noise(values, self._random, self._noise)
         if self.plan.in_chunks(agreed):
             plan = ChunkedSum(agreed)
             part = ChunkMember(plan, self.name, values, self._random)

@@ -10,10 +10,12 @@ from functools import cached_property
 from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
 from voxring.landmarks import SCALE, inner_landmarks, landmark_bound
+from voxring.privacy import Noise, noises
 from voxring.ring.checksum import CheckedSum
 from voxring.ring.chunks import CHUNK_BYTES
 from voxring.ring.coin import COIN_BYTES, binding
 from voxring.ring.message import OVERHEAD, SumName
+from voxring.ring.noisy import NoisySum
 from voxring.ring.order import Ring, check_parties, rings_of
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import residues_mod
@@ -105,9 +107,12 @@ class Plan:
     def _width(self) -> int:
         """Bytes of the widest residue."""
         study = self.study
-        most = len(study.parties) * count_bound(study)
-        finest = Fraction(1, study.denominator * most)  # no μ has a larger denominator
-        return (self._modulus(sdsum_bound(study, finest)).bit_length() + 7) // 8
+        tail = _tail(noises(study, ["voxels"], list(study.classes)))
+        most = len(study.parties) * (count_bound(study) + tail)
+        finest = dict.fromkeys(study.classes, Fraction(1, study.denominator * most))  # no μ has a larger denominator
+        bound = sdsum_bound(study, next(iter(finest.values())))
+        widest = bound + _tail(noises(study, ["sdsum"], list(finest), finest))
+        return (self._modulus(widest).bit_length() + 7) // 8
 
     @property
     def largest_frame(self) -> int:
@@ -132,16 +137,19 @@ class Plan:
 
     def voxels(self, session: bytes) -> SecureSum:
         """Line 14: n, and how many patients, of each class."""
-        return self._sum(session, "voxels", 2 * len(self.study.classes), count_bound(self.study))
+        noisy = noises(self.study, ["voxels", "patients"], list(self.study.classes))
+        return self._sum(session, "voxels", 2 * len(self.study.classes), count_bound(self.study), noisy)
 
     def sums(self, session: bytes, released: Sequence[str]) -> SecureSum:
         """Line 15: sum, of the released classes."""
-        return self._sum(session, "sum", len(released), sum_bound(self.study))
+        noisy = noises(self.study, ["sum"], released)
+        return self._sum(session, "sum", len(released), sum_bound(self.study), noisy)
 
     def sdsums(self, session: bytes, means: Mapping[str, Fraction]) -> SecureSum:
         """Line 26: sdsum, of the released classes; each over its own ``(μ.denominator · unit)²``."""
         bound = max(sdsum_bound(self.study, mean) for mean in means.values())
-        return self._sum(session, "sdsum", len(means), bound)
+        noisy = noises(self.study, ["sdsum"], list(means), means)
+        return self._sum(session, "sdsum", len(means), bound, noisy)
 
     @cached_property
     def more(self) -> bool:
@@ -160,7 +168,12 @@ class Plan:
         """What the study asks for beside, of the released classes; a party's slots keep bounds of their own."""
         return self._sum(session, "statistics", slots(self.study) * len(released), largest_bound(self.study))
 
-    def _sum(self, session: bytes, name: SumName, slots: int, bound: int) -> SecureSum:
+    def _sum(self, session: bytes, name: SumName, slots: int, bound: int, noisy: tuple[Noise, ...] = ()) -> SecureSum:
+        if self.study.differential_privacy is not None:
+            # Whatever sum is added here one day has noise for each slot, or is refused by the sum itself.
+            most = bound + _tail(noisy)
+            residues = residues_mod(self._modulus(most), slots + 1)
+            return NoisySum(self.binding, session, name, self.rings, residues, most, noisy, bound)
         residues = residues_mod(self._modulus(bound), slots + 1)
         return CheckedSum(self.binding, session, name, self.rings, residues, bound)
 
@@ -193,3 +206,7 @@ class Plan:
         """A party's slots of the fourth sum, class by class in the order of `voxring.statistics.layout`."""
         mine = [totals[name] for name in released]
         return [value for one in mine for value in padded(one.statistics, one.voxels, self.study)]
+
+
+def _tail(noisy: tuple[Noise, ...]) -> int:
+    return max((noise.tail for noise in noisy), default=0)

@@ -42,6 +42,7 @@ from fractions import Fraction
 from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError, StudyError
 from voxring.landmarks import SCALE, scale_of, too_few
 from voxring.landmarks import fault as fault_of_landmarks
+from voxring.privacy import within_range
 from voxring.ring.chunks import ChunkedSum, ChunkMaster
 from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import Kind, Message, decode, encode
@@ -119,6 +120,9 @@ BEFORE_CLASSES = ("images", "landmarks")
 """Sums that are opened before anything of a class is known."""
 
 
+TOO_NOISY = "too few voxels for this epsilon: with noise, no mean and deviation of values of the study"
+
+
 class Researcher:
     """One session of a study. Must be called by one thread at a time.
 
@@ -152,6 +156,7 @@ class Researcher:
         self._withheld: dict[str, str] = {}
         self._found: dict[str, Statistics] = {}
         self._skipped: dict[str, int] = {}
+        self._noisy = study.differential_privacy is not None
         self._learned: dict[tuple[str, str], Number] = {}
         self._images = self._patients = 0
         self.scale: tuple[Fraction, ...] = ()
@@ -477,7 +482,7 @@ class Researcher:
     def _finish_voxels(self, total: Sequence[int]) -> None:
         classes = list(self._study.classes)
         for name, voxels, patients in zip(classes, total[: len(classes)], total[len(classes) :], strict=True):
-            if voxels < 0 or patients < 0:
+            if (voxels < 0 or patients < 0) and not self._noisy:
                 raise RemoteProtocolError(f"class {name!r}: a count below 0: a party's numbers are inconsistent")
             self._learned["n", name], self._learned["patients", name] = voxels, patients
             reason = withheld(voxels, patients, self._study)
@@ -489,20 +494,26 @@ class Researcher:
     def _finish_sum(self, total: Sequence[int]) -> None:
         most = self._study.intensity_bound * self._study.window.denominator
         for (name, voxels), value in zip(self._counts.items(), total, strict=True):
-            if abs(value) > voxels * most:
+            if abs(value) > voxels * most and not self._noisy:
                 raise RemoteProtocolError(f"class {name!r}: a sum that n voxels cannot have: numbers are inconsistent")
             self._sums[name] = value
-            self._means[name] = mean_of(voxels, value, self._study)
+            mean = mean_of(voxels, value, self._study)
+            self._means[name] = within_range(mean, self._study) if self._noisy else mean
             self._learned["sum", name] = Fraction(value, self._study.denominator)
 
     def _finish_sdsum(self, total: Sequence[int]) -> None:
         for (name, mean), value in zip(self._means.items(), total, strict=True):
             voxels = self._counts[name]
-            if not 0 <= value <= len(self._study.parties) * sdsum_bound(self._study, mean):
+            most = len(self._study.parties) * sdsum_bound(self._study, mean)
+            if not 0 <= value <= most and not self._noisy:
                 raise RemoteProtocolError(f"class {name!r}: an sdsum that cannot be: numbers are inconsistent")
             sdsum = Fraction(value, (mean.denominator * self._study.unit) ** 2)
             self._learned["sdsum", name] = sdsum
-            self._found[name] = Statistics(voxels, Fraction(self._sums[name], self._study.denominator), sdsum)
+            found = Statistics(voxels, Fraction(self._sums[name], self._study.denominator), sdsum)
+            if self._noisy and (found.mean != mean or sdsum < 0):
+                self._withheld[name] = TOO_NOISY
+            else:
+                self._found[name] = found
 
     def _finish_statistics(self, total: Sequence[int]) -> None:
         size = slots(self._study)
