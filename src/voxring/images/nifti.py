@@ -4,6 +4,7 @@ nibabel reads the header. The voxels are mapped (.nii) or inflated straight into
 are needed, and stay the stored integers; nibabel's own path would go through float64.
 """
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _VERSIONS: dict[int, tuple[Any, bytes, int, int]] = {
 }
 _MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
 _LONGEST_HEADER = 540
+_FEW = 4096  # bytes of a compressed file, of which one read or two hold the header
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -79,8 +81,12 @@ def _opened(path: Path) -> tuple[Any, bool]:
         right = "compressed, name it .nii.gz" if compressed else "not compressed, name it .nii"
         raise ImageError(f"{path}: the file's ending and content differ: it is {right}")
     if compressed:
-        with path.open("rb") as file, payload.gzip_stream(file) as stream, payload.corruption(path):
-            start = stream.read(_LONGEST_HEADER)
+        with (
+            path.open("rb") as file,
+            payload.corruption(path),
+            closing(payload.gzip_stream(file, _FEW)) as stream,
+        ):
+            start = payload.start_of(stream, _LONGEST_HEADER)
     return _header(path, start), compressed
 
 

@@ -1,6 +1,5 @@
 """Voxels from the bytes of a file, held against what its header declares before any memory is taken."""
 
-import gzip
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import isal_zlib
+from isal.isal_zlib import _GzipReader
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
@@ -22,6 +22,7 @@ DEFLATE = 1_100
 BZIP2 = 1_200_000
 _SLACK = 65_536
 _CHUNK = 1 << 20
+_BUFFER = 1 << 18  # of a compressed file, at once
 _SCRATCH = 1 << 18  # what is passed over stays in the cache
 _CHEAP = 8  # an eighth of the volume is unpacked to see the checksum
 
@@ -59,9 +60,23 @@ class ZlibStream:
         """Nothing is held."""
 
 
-def gzip_stream(file: BinaryIO) -> gzip.GzipFile:
-    """Decompress gzip from where an open file stands."""
-    return igzip.IGzipFile(fileobj=file, mode="rb")  # type: ignore[no-untyped-call]
+def gzip_stream(file: BinaryIO, buffer: int = _BUFFER) -> Stream:
+    """Decompress gzip from where an open file stands, which is read in pieces of ``buffer`` bytes.
+
+    isal's reader unpacks into the memory it is given. Its ``IGzipFile``, which wraps it, goes through `gzip.GzipFile`,
+    which makes bytes of every piece and copies them.
+    """
+    stream: Stream = _GzipReader(file, buffer)
+    return stream
+
+
+def start_of(stream: Stream, length: int) -> bytes:
+    """Return the first bytes of a stream, fewer where it ends before."""
+    start = memoryview(bytearray(length))
+    filled = 0
+    while filled < length and (count := stream.readinto(start[filled:])):
+        filled += count
+    return bytes(start[:filled])
 
 
 def array_shape(path: Path, sizes: Sequence[int]) -> tuple[int, ...]:
