@@ -74,14 +74,16 @@ class Network:
         totals: dict[str, LocalTotals] = TOTALS,
         coins: dict[str, bytes] | None = None,
         *,
+        used: set[str] | None = None,
         sealed: bool = False,
     ) -> None:
-        """``coins`` are what the parties keep of an earlier run, and what they keep of this."""
+        """``coins`` are what the parties keep of an earlier run, and what they keep of this; ``used`` by whom."""
         self.draw = draw = random.Random(7).randbytes  # noqa: S311
         self.study = study
         self.sealed = sealed
         self.researcher = Researcher(study, draw, sealed=sealed)
         self.coins = {} if coins is None else coins
+        self.used = set(self.coins) if used is None else used
         self.parties = {name: self._party(name) for name in study.parties}
         self.totals = totals
         self.landmarks: dict[str, LocalTotals] = {}
@@ -93,10 +95,26 @@ class Network:
         self.keys: dict[tuple, bytes] = {}
 
     def _party(self, name: str) -> Party:
-        keep = partial(self.coins.__setitem__, name)
-        party = Party(self.study, name, self.draw, coin=self.coins.get(name), keep=keep, sealed=self.sealed)
+        party = Party(
+            self.study,
+            name,
+            self.draw,
+            coin=self.coins.get(name),
+            used=name in self.used,
+            keep=partial(self.keep, name),
+            use=partial(self.use, name),
+            sealed=self.sealed,
+        )
         party.doors = DOORS
         return party
+
+    def keep(self, name: str, coin: bytes) -> None:
+        assert name not in self.used
+        self.coins[name] = coin
+
+    def use(self, name: str, coin: bytes) -> None:
+        assert self.coins[name] == coin
+        self.used.add(name)
 
     def send(self, item: tuple[str, str, int, bytes, bool]) -> None:
         self.under_way.append(item)

@@ -1,7 +1,9 @@
 """The coin: drawn once by all, kept, and chosen by nobody."""
 
+import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -10,15 +12,18 @@ import pytest
 from sessions import (
     ANYWHERE,
     COIN,
+    TRUTH,
     Network,
     a_study,
+    ask,
     until,
 )
 from voxring.errors import PeerError, RemoteProtocolError, StudyError
 from voxring.ring.coin import coin_of, commitment
 from voxring.ring.message import decode, encode
 from voxring.session import bodies, run_party, state_folder
-from voxring.session.coins import CoinFile
+from voxring.session import plan as plans
+from voxring.session.coins import Coin, CoinFile
 from voxring.session.researcher import Researcher
 from voxring.totals import LocalTotals
 
@@ -49,7 +54,7 @@ def test_the_coin_is_drawn_once_and_every_later_run_has_the_same_rings() -> None
         ({"c": COIN}, "c keeps 000000000000; a, b keep none"),
     ],
 )
-def test_parties_that_keep_different_coins_are_named_with_the_remedy(coins: dict[str, bytes], who: str) -> None:
+def test_parties_that_have_used_different_coins_are_named_with_the_remedy(coins: dict[str, bytes], who: str) -> None:
     network = Network(a_study(), coins=dict(coins))
     network.finish()
     (error,) = network.errors
@@ -58,6 +63,146 @@ def test_parties_that_keep_different_coins_are_named_with_the_remedy(coins: dict
     assert "copy it to those from a party that has it" in str(error)
     assert network.coins == coins
     assert not any(decode(frame, limit=10**6).kind == "share" for frame in network.seen)
+
+
+def senders_rings(frames: list[bytes]) -> dict[str, set[bytes]]:
+    """Under which rings each member has sent what depends on its numbers."""
+    rings: dict[str, set[bytes]] = {}
+    for message in (decode(frame, limit=10**6) for frame in frames):
+        if message.kind in ("share", "stream") and message.sender != "researcher":
+            rings.setdefault(message.sender, set()).add(message.digest)
+        if message.kind == "status" and (share := bodies.read_status(message.body).share):
+            rings.setdefault(message.sender, set()).add(decode(share, limit=10**6).digest)
+    return rings
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+@pytest.mark.parametrize("dies", ["a", "c", "all"])
+def test_whoever_dies_at_whichever_step_no_coin_needs_a_hand_and_no_rings_change(
+    monkeypatch: pytest.MonkeyPatch, dies: str, in_chunks: bool
+) -> None:
+    if in_chunks:
+        monkeypatch.setattr(plans, "IN_CHUNKS", 0)
+    drawn_anew = steps = 0
+    finished = False
+    while not finished:
+        network = Network(a_study())
+        for _ in range(steps):
+            network.ask()
+            if network.under_way:
+                network.deliver()
+        finished, steps = network.researcher.done, steps + (2 if in_chunks else 1)
+        drawn = dict(network.coins)
+        if dies != "all":
+            network.restart(dies)
+            if network.researcher.may_start_over:
+                network.start_over()
+                network.finish()
+                assert network.researcher.answer == TRUTH
+        second = Network(network.study, coins=network.coins, used=network.used)
+        second.researcher = Researcher(network.study, random.Random(9).randbytes)  # noqa: S311
+        second.finish()
+        assert second.researcher.answer == TRUTH
+        assert len(set(network.coins.values())) == 1
+        assert network.used == {*"abc"}
+        assert all(len(rings) == 1 for rings in senders_rings(network.seen + second.seen).values())
+        drawn_anew += bool(drawn) and drawn != network.coins
+    assert drawn_anew  # some had kept one, and others had not
+
+
+@pytest.mark.parametrize(
+    ("coins", "used", "outcome"),
+    [
+        ("111", "", "kept by abc"),
+        ("111", "b", "kept by ac"),
+        ("111", "abc", "kept by "),
+        ("11-", "", "drawn"),
+        ("121", "", "drawn"),
+        ("--2", "", "drawn"),
+        ("112", "a", "refused"),
+        ("11-", "ab", "refused"),
+        ("1-1", "c", "refused"),
+    ],
+)
+def test_a_coin_is_kept_if_all_have_it_drawn_anew_if_nobody_used_one_and_refused_otherwise(
+    coins: str, used: str, outcome: str
+) -> None:
+    kept = {name: bytes([int(coin)]) * 32 for name, coin in zip("abc", coins, strict=True) if coin != "-"}
+    network = Network(a_study(), coins=dict(kept), used=set(used))
+    network.finish()
+    asked = [decode(frame, limit=10**6) for frame in network.seen]
+    if outcome == "refused":
+        assert "or none to have used one" in str(network.errors[0])
+        assert network.coins == kept
+        assert not network.researcher.may_start_over
+        return
+    assert network.researcher.answer == TRUTH
+    assert network.used == {*"abc"}
+    told = "".join(sorted({message.receiver for message in asked if message.kind == "kept"}))
+    assert outcome == (f"kept by {told}" if network.coins == kept else "drawn")
+    said = [what for party in network.parties.values() for what in party.news]
+    assert any("anew, since not all parties kept" in what for what in said) == (outcome == "drawn")
+
+
+def test_no_share_leaves_before_the_coin_is_noted_as_used() -> None:
+    def full(coin: bytes) -> None:
+        raise StudyError("the disk is full")
+
+    for name in "abc":
+        network = Network(a_study())
+        network.parties[name]._use = full
+        network.finish()
+        assert f"{name} refused" in str(network.errors[0])
+        assert isinstance(network.parties[name].error, StudyError)
+        assert name not in senders_rings(network.seen)
+
+
+def test_what_the_researcher_says_of_a_coin_is_held_against_what_is_kept() -> None:
+    network = Network(a_study(), coins=dict.fromkeys("abc", COIN), used=set())
+    party = until(network, "a", "offered")
+    assert "expected the coin that a keeps, got another" in ask(network, "kept", "a", bytes(32))
+    assert party.state == "offered"
+    used = Network(a_study(), coins=dict.fromkeys("abc", COIN))
+    until(used, "a", "computing")
+    parts = bodies.write_parts(dict.fromkeys("abc", bytes(32)))
+    assert "came early or late" in ask(used, "commitments", "a", parts)
+    assert "came early or late" in ask(used, "kept", "a", COIN)
+    network.finish()
+    assert network.researcher.answer == TRUTH
+
+
+class PowerFailureError(Exception):
+    """Ends a process at once."""
+
+
+@pytest.mark.parametrize("step", ["keep", "use"])
+@pytest.mark.parametrize("call", ["fsync", "link", "replace", "unlink"])
+@pytest.mark.parametrize("before", [True, False])
+def test_files_hold_the_coin_before_or_after_a_step_whenever_it_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str, call: str, before: bool
+) -> None:
+    def failing(*args: object, **options: object) -> object:
+        nonlocal left
+        left -= 1
+        if left == 0 and before:
+            raise PowerFailureError
+        done = real(*args, **options)
+        if left == 0:
+            raise PowerFailureError
+        return done
+
+    for number in range(1, 5):
+        file, left, real = CoinFile(tmp_path / str(number), a_study(), "a"), number, getattr(os, call)
+        file.keep(b"\1" * 32)
+        was = file.read()
+        coin = b"\2" * 32 if step == "keep" else b"\1" * 32
+        with monkeypatch.context() as patch, suppress(PowerFailureError):
+            patch.setattr(os, call, failing)
+            getattr(file, step)(coin)
+        will = Coin(coin, used=step == "use")
+        assert file.read() in (was, will)
+        getattr(file, step)(coin)
+        assert file.read() == will
 
 
 def change_relayed(network: Network, kind: str, to: str, change: Callable[[dict], dict]) -> None:
@@ -158,14 +303,20 @@ def test_a_coin_that_cannot_be_kept_ends_the_session_before_any_sum() -> None:
 def test_the_coin_is_kept_for_its_owner_alone_and_never_changed(tmp_path: Path) -> None:
     file = CoinFile(tmp_path / "new" / "state", a_study(), "a")
     assert file.read() is None
-    file.write(COIN)
-    assert file.read() == COIN
+    for coin in (b"\1" * 32, COIN):  # the second takes the place of one that was never used
+        file.keep(coin)
+        assert file.read() == Coin(coin, used=False)
+        assert file.pending.stat().st_mode & 0o777 == 0o600
+    file.use(COIN)
+    file.use(COIN)
+    assert file.read() == Coin(COIN, used=True)
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert file.path.parent.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in file.path.parent.iterdir()] == [f"{a_study().digest}-a.json"]
-    with pytest.raises(StudyError, match="another run has kept a coin"):
-        file.write(bytes(32))
-    assert file.read() == COIN
+    for change in (file.keep, file.use):
+        with pytest.raises(StudyError, match="another run has kept a coin"):
+            change(bytes(32))
+    assert file.read() == Coin(COIN, used=True)
     assert CoinFile(tmp_path / "new" / "state", a_study(name="other"), "a").read() is None
 
 
@@ -181,6 +332,9 @@ def test_the_coin_is_kept_for_its_owner_alone_and_never_changed(tmp_path: Path) 
 def test_a_file_that_is_no_coin_of_the_study_is_refused(tmp_path: Path, content: bytes, error: str) -> None:
     file = CoinFile(tmp_path, a_study(), "a")
     assert file.read() is None
+    file.pending.write_bytes(content)
+    with pytest.raises(StudyError, match=error.replace("copy it from another party", "delete it, it was never used")):
+        file.read()
     file.path.write_bytes(content)
     with pytest.raises(StudyError, match=error):
         file.read()
@@ -194,8 +348,9 @@ def test_a_state_folder_that_cannot_be_used_is_refused_before_anything_starts(tm
     file.path.mkdir(parents=True)
     with pytest.raises(StudyError, match="cannot be read"):
         file.read()
-    with pytest.raises(StudyError, match="kept"):
-        file.write(COIN)
+    for change in (file.keep, file.use):
+        with pytest.raises(StudyError, match=r"kept|cannot be read"):
+            change(COIN)
 
 
 def test_state_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:

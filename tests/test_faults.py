@@ -191,7 +191,7 @@ def spawn(*args: object, **options: object):
 def test_a_party_that_dies_while_it_computes_and_is_started_again_does_not_cost_the_study(tmp_path) -> None:
     """Its connections, its session and its share are gone; its coin is on its disk."""
     for name in NAMES:  # as a run before this one left it
-        CoinFile(tmp_path / name, STUDY, name).write(bytes(32))
+        CoinFile(tmp_path / name, STUDY, name).use(bytes(32))
     started = {name: spawn(name, str(tmp_path / name), dies=name == "b") for name in NAMES}
     proxies = {name: Proxy(pipe.recv()) for name, (_, pipe) in started.items()}
     where = {name: proxy.address for name, proxy in proxies.items()}

@@ -92,12 +92,14 @@ def test_the_disclosure_sheet_describes_every_message_of_real_traffic(monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(plans, "IN_CHUNKS", 0)
         chunks.finish()
+    unused = Network(a_study(), coins=dict.fromkeys("abc", COIN), used=set())
+    unused.finish()
     failed = Network(a_study(), coins={"a": COIN})
     failed.finish()
     failed.parties["b"].answer(b"garbage")
     failed.start_over()
     failed.finish()
-    seen = [*map(read, (*network.seen, *agreeing.seen, *chunks.seen, *failed.seen))]
+    seen = [*map(read, (*network.seen, *agreeing.seen, *chunks.seen, *unused.seen, *failed.seen))]
     refusal = failed.parties["b"].answer(failed.researcher.heartbeat("a"))
     assert refusal is not None
     abort = failed.researcher.abort("b", "over")

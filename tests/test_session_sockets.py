@@ -465,7 +465,7 @@ def test_a_party_that_failed_stays_until_a_slow_researcher_has_heard_why(tmp_pat
         raise ImageError("liver-07.nii.gz: a value leaves the range")
 
     last = Plan(a_study(), COIN).rings[0].last  # it has no successor to reach first
-    CoinFile(tmp_path, a_study(), last).write(COIN)
+    CoinFile(tmp_path, a_study(), last).use(COIN)
     meeting.where = {name: ANYWHERE for name in "abc" if name != last}
     with ThreadPoolExecutor(1) as pool:
         party = run_in_thread(meeting, pool, last, local_totals=fail, state=tmp_path)

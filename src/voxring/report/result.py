@@ -28,6 +28,7 @@ _EXACT = (
 _STEPS = {
     "gathering": "asking to start over",
     "greeting": "greeting the parties",
+    "keeping": "coin: all keep the same",
     "committing": "coin: commitments",
     "opening": "coin: openings",
     "surveying": "parties find their landmarks",

@@ -33,6 +33,7 @@ Kind = Literal[
     "commitments",
     "opening",
     "openings",
+    "kept",
     "poll",
     "status",
     "share",
@@ -53,10 +54,10 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """One message.
 
     ``share`` goes round a ring; for a long vector ``stream`` does, which ``door`` answers, and chunks follow. The
-    researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``poll``, ``scale``, ``released``,
-    ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok`` and ``refused``.
-    ``sum`` and ``ring`` matter to ``share``, ``stream`` and ``door``; the ``digest`` of the first two stands for study
-    and coin.
+    researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``kept``, ``poll``, ``scale``,
+    ``released``, ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok``
+    and ``refused``. ``sum`` and ``ring`` matter to ``share``, ``stream`` and ``door``; the ``digest`` of the first
+    two stands for study and coin.
     """
 
     kind: Kind
@@ -89,10 +90,13 @@ MESSAGES: dict[Kind, Described] = {
         "researcher", "party", "a session failed before anything was released: another begins", _FIXED + "; its name"
     ),
     "hello": Described("researcher", "party", "a new session's random name", _FIXED + "; the name is random"),
-    "welcome": Described("party", "researcher", "the coin it keeps, or a commitment to its part of a new one", _COIN),
+    "welcome": Described(
+        "party", "researcher", "the coin it keeps, a commitment to its part of a new one, or both", _COIN
+    ),
     "commitments": Described("researcher", "party", "the commitments of all parties", _COIN),
     "opening": Described("party", "researcher", "its part of the coin", _COIN),
     "openings": Described("researcher", "party", "the parts of all parties", _COIN),
+    "kept": Described("researcher", "party", "all parties keep the same coin, which is used", _COIN),
     "poll": Described("researcher", "party", "asks how far the party is", _FIXED),
     "status": Described(
         "party",
@@ -139,6 +143,54 @@ MESSAGES: dict[Kind, Described] = {
     ),
 }
 """Every kind of message. The disclosure sheet is made from this table; tests hold real traffic against it."""
+
+_SEALED = "for whoever lacks the two members' keys random, but for its length"
+CARRIERS: dict[str, Described] = {
+    "handshake": Described(
+        "member",
+        "member",
+        "hello, finish, answer, open, again or refused: the flights of TLS 1.3, in which both prove that they hold "
+        "their keys, and why one ended",
+        "random to whoever has not seen the study; to whoever has, the two public keys and fresh randomness",
+    ),
+    "question and answer": Described(
+        "member", "member", "one message each, sealed under the channel of the two, with its number", _SEALED
+    ),
+    "chunk": Described(
+        "member",
+        "next in the ring",
+        "a piece of a long vector, like a share of its slots, and a head: sum, ring, place, number, check",
+        "as a share of its slots; sealed, " + _SEALED,
+    ),
+    "word of a stream": Described(
+        "member",
+        "member",
+        "which stream this is; that it was understood; that all is there",
+        _FIXED + "; sealed as chunks",
+    ),
+}
+"""What messages and chunks travel in; links of a study without keys have no handshake and seal nothing."""
+RELAYED: dict[str, Described] = {
+    "Ask": Described(
+        "member", "relay", "the name of a mailbox, what is put into it, the ticket that was seen last", _SEALED
+    ),
+    "Take": Described(
+        "member",
+        "relay",
+        "the tokens of the member's own mailbox, an answer to what was taken before, tickets, whether it leaves",
+        _SEALED,
+    ),
+    "Question": Described(
+        "relay", "member", "what was put into its mailbox, a ticket, the number of a connection", _SEALED
+    ),
+    "Answer": Described("relay", "member", "the answer to what it put, and a ticket", _SEALED),
+    "Gone": Described("relay", "member", "that a connection which asked has closed, by its number", _FIXED),
+    "Nothing": Described("relay", "member", "that nothing came in time", _FIXED),
+    "Absent": Described("relay", "member", "that nobody has opened that mailbox", _FIXED),
+    "Full": Described("relay", "member", "that the relay holds as much as it will", _FIXED),
+    "Unreadable": Described("relay", "member", "that what came was no request", _FIXED),
+}
+"""What goes between a member and a relay."""
 
 SUMS: dict[SumName, str] = {
     "images": "how many images and patients there are",

@@ -113,11 +113,7 @@ def run_party(
     if network.relay and address:
         raise StudyError(f"{name}: an address and a relay: over a relay no party listens: leave one of them out")
     own = network.address(name, address or _address_of(study, name))
-    coin, keep = None, _forget
-    if state is not None:
-        file = CoinFile(state, study, name)
-        coin, keep = file.read(), file.write
-    party = Party(study, name, secrets.token_bytes, coin=coin, keep=keep, sealed=network.ring is not None)
+    party = _party(study, name, state, sealed=network.ring is not None)
     process = _Process(party, network, timeout, notify, account)
     with (
         network.listen(own, process.answer, process.closed, max_frame=party.plan.largest_frame) as ear,
@@ -135,8 +131,13 @@ def run_party(
         return process.run(local_totals, where)
 
 
-def _forget(coin: bytes) -> None:
-    """Keep a coin nowhere."""
+def _party(study: Study, name: str, state: str | Path | None, *, sealed: bool) -> Party:
+    if state is None:
+        return Party(study, name, secrets.token_bytes, sealed=sealed)
+    file = CoinFile(state, study, name)
+    kept = file.read()
+    coin, used = (None, False) if kept is None else (kept.value, kept.used)
+    return Party(study, name, secrets.token_bytes, coin=coin, used=used, keep=file.keep, use=file.use, sealed=sealed)
 
 
 def _address_of(study: Study, name: str) -> str:

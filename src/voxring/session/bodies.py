@@ -30,7 +30,9 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A party's answer to a hello: the coin that it keeps of an earlier run, or what it commits to its part with."""
+    """A party's answer to a hello: the coin that it keeps of an earlier run, what it commits to its part of a new one
+    with, or both if the coin that it keeps was never used.
+    """
 
     coin: bytes = b""
     commitment: bytes = b""
@@ -61,11 +63,12 @@ def read_welcome(body: bytes) -> Welcome:
     Raises
     ------
     RemoteProtocolError
-        The body is malformed, or holds both a coin and a commitment, or neither.
+        The body is malformed, or holds neither a coin nor a commitment.
     """
     welcome: Welcome = _read(body, Welcome, "welcome")
-    if sorted(map(len, (welcome.coin, welcome.commitment))) != [0, COIN_BYTES]:
-        raise RemoteProtocolError("welcome: expected either a coin or a commitment, got something else")
+    sizes = {len(welcome.coin), len(welcome.commitment)}
+    if COIN_BYTES not in sizes or not sizes <= {0, COIN_BYTES}:
+        raise RemoteProtocolError("welcome: expected a coin, a commitment or both, got something else")
     return welcome
 
 

@@ -16,12 +16,14 @@ Where the parties agree on landmarks (`voxring.landmarks`), this comes before:
     opened -- openings of all --> surveying -- own landmarks --> surveyed -- shares of "images" --> numbered
     numbered -- shares of "landmarks" --> levelled -- scale --> computing
 
-A party that keeps the coin of an earlier run tells it instead of a commitment, and "hello" leads straight to
-"computing"; it never takes part in drawing another for the same study. A new coin goes to ``keep`` before the party
-says that it has it. When no class is released, "released" leads straight to "spread". One share of each sum comes
-for each ring. The last party of a ring has no successor that listens: its share waits for the researcher's next poll.
-Of a long vector no shares come but "stream"s, one for each ring, and chunks once every stream has its key and its door
-(`streamed`); `carried` tells when all have passed.
+A party that keeps a coin which an earlier run used tells it instead of a commitment, and "hello" leads straight to
+"computing"; it never takes part in drawing another for the same study. One that keeps a coin which was never used tells
+it and commits, too: "hello" leads to "offered", and either "kept" says that all have this coin, or commitments come. A
+new coin goes to ``keep`` before the party says that it has it, and to ``use`` before its first share or chunk leaves;
+why that is enough stands in `voxring.session.coins`. When no class is released, "released" leads straight to "spread".
+One share of each sum comes for each ring. The last party of a ring has no successor that listens: its share waits for
+the researcher's next poll. Of a long vector no shares come but "stream"s, one for each ring, and chunks once every
+stream has its key and its door (`streamed`); `carried` tells when all have passed.
 A message that does not fit is answered with "refused" and changes nothing; a repeat of one already handled gets the
 same answer again.
 
@@ -72,6 +74,10 @@ TRANSITIONS = {
     ("waiting", "hello"): "committed",
     ("waiting", "hello again"): "computing",
     ("waiting", "hello again to agree"): "surveying",
+    ("waiting", "hello unused"): "offered",
+    ("offered", "kept"): "computing",
+    ("offered", "kept to agree"): "surveying",
+    ("offered", "commitments"): "opened",
     ("committed", "commitments"): "opened",
     ("opened", "openings"): "computing",
     ("opened", "openings to agree"): "surveying",
@@ -117,9 +123,10 @@ class Answer:
 class Party:
     """One party of one session. `answer` and the rest must be called by one thread at a time.
 
-    ``coin`` is what the party kept of an earlier run of the study, if there was one; ``keep`` gets a new one, and
-    raises StudyError if it cannot keep it. ``sealed`` is whether links are, so that streams have keys. ``noise`` draws
-    this party's shares of noise, for a study with differential privacy: anew in every session.
+    ``coin`` is what the party kept of an earlier run of the study, if there was one, and ``used`` whether a run has
+    used it; ``keep`` gets a new one, ``use`` one that is used from now on, and both raise StudyError if they cannot
+    keep it. ``sealed`` is whether links are, so that streams have keys. ``noise`` draws this party's shares of noise,
+    for a study with differential privacy: anew in every session.
     """
 
     def __init__(
@@ -129,13 +136,18 @@ class Party:
         random: Random,
         *,
         coin: bytes | None = None,
+        used: bool = True,
         keep: Callable[[bytes], None] = lambda coin: None,
+        use: Callable[[bytes], None] = lambda coin: None,
         sealed: bool = False,
         noise: Draw = shares_of_noise,
     ) -> None:
-        self.plan, self.name = Plan(study, coin), name
+        self._used = used and coin is not None
+        self._unused = b"" if self._used or coin is None else coin
+        """A coin that is kept, under which this party has sent nothing; it is not taken yet, and may be given up."""
+        self.plan, self.name = Plan(study, coin if self._used else None), name
         self._noise = noise
-        self._study, self._random, self._keep, self._sealed = study, random, keep, sealed
+        self._study, self._random, self._keep, self._use, self._sealed = study, random, keep, use, sealed
         self.doors: tuple[int, ...] = ()
         """Where streams are taken: the port of each door, less that of this party's messages."""
         self._part = b""
@@ -410,18 +422,23 @@ class Party:
         """Handle a message of its kind for the first time."""
         shares = message.kind in ("share", "stream")
         event = self.plan.share_event(message.sum) if shares else message.kind
-        if message.kind == "hello" and self.plan.coin is not None:
-            event = self.plan.begin_event("hello again")
-        elif message.kind == "openings":
+        if message.kind == "hello" and (self._used or self._unused):
+            event = self.plan.begin_event("hello again") if self._used else "hello unused"
+        elif message.kind in ("openings", "kept"):
             event = self.plan.begin_event(event)
         if (self.state, event) not in TRANSITIONS:
             raise RemoteProtocolError(f"{event!r} came early or late: {self.name} is {self.state!r}")
+        if shares and not self._used:
+            self._use(self.plan.known_coin)
+            self._used = True
         if message.kind == "stream":
             return self._open_door(message)
         reply = self._ok(message)
         if message.kind == "hello":
             self.session = message.session
             reply = self._welcome(message)
+        elif message.kind == "kept":
+            self._take_unused(message.body)
         elif message.kind == "commitments":
             self._commitments = self._checked_commitments(message)
             reply = self._reply("opening", message.sender, self.session, self._part)
@@ -459,17 +476,20 @@ class Party:
         self.attempt += 1
         self._handled, self._members, self._moduli, self._in_chunks = {}, {}, {}, []
         self._commitments, self._share, self._counts, self.streamed, self.scale = {}, b"", {}, None, ()
+        if not self._used and self.plan.coin is not None:
+            self._unused, self.plan = self.plan.coin, Plan(self._study)
         self.outbox.clear()
         self.news.clear()
 
     # The coin.
 
     def _welcome(self, hello: Message) -> bytes:
-        if self.plan.coin is not None:
-            welcome = bodies.Welcome(coin=self.plan.coin)
+        if self._used:
+            welcome = bodies.Welcome(coin=self.plan.known_coin)
         else:
             self._part = self._random(COIN_BYTES)
-            welcome = bodies.Welcome(commitment=commitment(self.plan.digest, self.session, self.name, self._part))
+            mine = commitment(self.plan.digest, self.session, self.name, self._part)
+            welcome = bodies.Welcome(self._unused, mine)
         return self._reply("welcome", hello.sender, self.session, bodies.write_welcome(welcome))
 
     def _checked_commitments(self, message: Message) -> dict[str, bytes]:
@@ -482,7 +502,14 @@ class Party:
         coin = coin_of(self.plan.digest, self.session, self._commitments, parts)
         self._keep(coin)
         self.plan = self.plan.with_coin(coin)
-        self.news.append("coin drawn")
+        again = " anew, since not all parties kept the one of an earlier run, which was never used"
+        self.news.append("coin drawn" + (again if self._unused else ""))
+        self._unused = b""
+
+    def _take_unused(self, coin: bytes) -> None:
+        if coin != self._unused:
+            raise RemoteProtocolError(f"kept: expected the coin that {self.name} keeps, got another")
+        self.plan, self._unused = self.plan.with_coin(coin), b""
 
     # Algorithm 1.
 

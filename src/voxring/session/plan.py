@@ -64,15 +64,22 @@ class Plan:
         LocalProtocolError
             The coin is not known yet.
         """
-        return rings_of(self._known_coin, self.study.parties, self.study.privacy.collusion)
+        return rings_of(self.known_coin, self.study.parties, self.study.privacy.collusion)
 
     @cached_property
     def binding(self) -> bytes:
         """What stands for study and coin, in shares."""
-        return binding(self.digest, self._known_coin)
+        return binding(self.digest, self.known_coin)
 
     @property
-    def _known_coin(self) -> bytes:
+    def known_coin(self) -> bytes:
+        """The coin.
+
+        Raises
+        ------
+        LocalProtocolError
+            It is not known yet.
+        """
         if self.coin is None:
             raise LocalProtocolError("the rings are known when the coin is drawn")
         return self.coin

@@ -7,7 +7,8 @@ now; `take` gets its answer. Between questions `heartbeat` keeps the party from 
 when every party it needs has answered, so no message can be early anywhere:
 
     gathering   again to all, after a session that failed  -> greeting
-    greeting    hello to all                    -> committing, or computing if all keep the same coin
+    greeting    hello to all                    -> committing, or keeping or computing if all keep the same coin
+    keeping     kept to all that never used it  -> surveying or computing
     committing  all commitments to all          -> opening
     opening     all openings to all             -> computing
     surveying   poll all until they are surveyed -> images, where the parties agree on landmarks; else left out
@@ -25,8 +26,9 @@ when every party it needs has answered, so no message can be early anywhere:
 
 In a ring step R sends a blinded share to the first party of each ring and polls the last until that hands over the
 ring's end. For a long vector it asks first and last for a stream (`streamed`), and polls all until every chunk has
-passed everywhere; `carried` gives it the total. R knows the rings when it knows the coin; if some parties keep a coin
-and others another or none, R ends the session, since the rings of a study must not change.
+passed everywhere; `carried` gives it the total. R knows the rings when it knows the coin. If some parties keep a coin
+and others another or none, a new one is drawn if none has used its own; else R ends the session, since the rings of a
+study must not change (`voxring.session.coins`).
 
 As long as R has not opened the first sum of classes, or in chunks any slot of it, nothing of them is known and a
 session that failed may be followed by another, with fresh blinds and shares (`may_start_over`).
@@ -62,6 +64,7 @@ from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
 BROADCAST: dict[str, Kind] = {
     "gathering": "again",
     "greeting": "hello",
+    "keeping": "kept",
     "committing": "commitments",
     "opening": "openings",
     "scaling": "scale",
@@ -81,6 +84,7 @@ BEFORE_RING = {
 }
 NEXT = {
     "gathering": "greeting",
+    "keeping": "computing",
     "committing": "opening",
     "opening": "computing",
     "surveying": "images",
@@ -99,6 +103,7 @@ NEXT = {
 PHASES = {
     "gathering": "while the parties were asked to start over",
     "greeting": "while the parties were greeted",
+    "keeping": "while the parties were told that all keep the same coin",
     "committing": "while the coin was drawn",
     "opening": "while the coin was drawn",
     "surveying": "while the parties were finding their landmarks",
@@ -293,14 +298,20 @@ class Researcher:
         self._coins[party], self._commitments[party] = welcome.coin, welcome.commitment
         if not self._all_answered(party):
             return
-        if len(set(self._coins.values())) > 1:
-            self._worth_while = False
-            raise PeerError(_different_coins({name: self._coins[name] for name in self._study.parties}))
-        coin = self._coins[party]
-        if coin:
+        coin, used = self._coins[party], {name for name, mine in self._commitments.items() if not mine}
+        if coin and len(set(self._coins.values())) == 1:
             self.plan = self.plan.with_coin(coin)
             self.news.append("the parties keep the coin of an earlier run")
-        self._enter(self._first_work if coin else "committing")
+            self._enter(self._first_work if len(used) == len(self._study.parties) else "keeping")
+        elif not used:
+            if any(self._coins.values()):
+                self.news.append(
+                    "not all parties kept the coin of an earlier run, which was never used: another is drawn"
+                )
+            self._enter("committing")
+        else:
+            self._worth_while = False
+            raise PeerError(_different_coins({name: self._coins[name] for name in self._study.parties}))
 
     def _take_opening(self, party: str, part: bytes) -> None:
         if self.step != "committing":
@@ -321,7 +332,7 @@ class Researcher:
             return  # the repeated answer to a question of an earlier step
         if self._all_answered(party):
             nothing_left = self.step == "releasing" and not self._counts
-            following = self._first_work if self.step == "opening" else NEXT[self.step]
+            following = self._first_work if self.step in ("keeping", "opening") else NEXT[self.step]
             self._enter("closing" if nothing_left else following)
 
     def _take_door(self, party: str, door: Message) -> None:
@@ -388,7 +399,10 @@ class Researcher:
 
     def _enter(self, step: str) -> None:
         self.step, self._answered, self._body = step, set(), b""
-        if step == "committing":
+        if step == "keeping":
+            self._body = self.plan.known_coin
+            self._answered = {name for name, mine in self._commitments.items() if not mine}  # knows it
+        elif step == "committing":
             self._body = self._by_party(self._commitments)
         elif step == "opening":
             self._body = self._by_party(self._parts)
@@ -539,7 +553,6 @@ def _different_coins(coins: Mapping[str, bytes]) -> str:
         for coin, names in sorted(holders.items(), reverse=True)
     ]
     return (
-        f"expected all parties to keep the same coin of this study, or none to keep one; {'; '.join(kept)}: copy it to "
-        "those from a party that has it, or from a backup; if no sum of this study has ever run, delete it at every "
-        "party and start again"
+        f"expected all parties to keep the same coin of this study, or none to have used one; {'; '.join(kept)}: copy "
+        "it to those from a party that has it, or from a backup"
     )
