@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import count
+from typing import get_args
 
 import msgspec
 import pynng
@@ -15,6 +16,7 @@ import pytest
 from sessions import PRIVATE, PUBLIC, TOTALS, TRUTH, a_sealed_study, a_study
 from voxring.errors import PeerError, RemoteProtocolError, StudyError
 from voxring.net import Listener, Network, Relay
+from voxring.net.channel import Word
 from voxring.net.exchange import ASK_SECONDS, OPEN_SECONDS, TAKE_SECONDS, Exchange, Limits
 from voxring.net.mailbox import (
     DAY,
@@ -28,6 +30,8 @@ from voxring.net.mailbox import (
     Gone,
     Nothing,
     Question,
+    Reply,
+    Request,
     Take,
     Unreadable,
     name_of,
@@ -36,6 +40,7 @@ from voxring.net.mailbox import (
 )
 from voxring.net.relayed import RelayLink, RelayListener
 from voxring.ring.chunks import ChunkMember
+from voxring.ring.sheet import sheet
 from voxring.session import plan as plans
 from voxring.session import run_party, run_researcher
 from voxring.session.streamed import Streamed
@@ -652,6 +657,17 @@ def test_a_flood_of_strangers_leaves_memory_bounded_and_a_study_alive() -> None:
         exchange = relay._exchange
         assert len(exchange._boxes) <= limits.mailboxes
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_the_disclosure_sheet_tells_all_that_carries_messages(relay: str) -> None:
+    study = Study.of(**msgspec.to_builtins(a_sealed_study()) | {"relay": relay})
+    rows = {}
+    for one in (study, a_sealed_study()):
+        (section,) = [section for section in sheet(one).sections if section.title == "What carries the messages"]
+        rows[bool(one.relay)] = {row[0]: row for row in section.rows}
+    assert set(rows[True]) - set(rows[False]) == {kind.__name__ for kind in (*get_args(Request), *get_args(Reply))}
+    assert all(word in rows[False]["handshake"][3] for word in get_args(Word))
+    assert {"chunk", "word of a stream", "question and answer"} < set(rows[False])
 
 
 def test_only_sealed_studies_use_a_relay(relay: str) -> None:

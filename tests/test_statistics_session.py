@@ -16,6 +16,7 @@ from voxring.batch.contents import Recorded
 from voxring.batch.journal import _totals, totals_digest
 from voxring.batch.row import Answer
 from voxring.errors import BoundError, RemoteProtocolError, StudyError
+from voxring.ring.chunks import ChunkMember
 from voxring.ring.message import decode
 from voxring.ring.views import describe, simulate_master, simulate_member
 from voxring.session import plan as plans
@@ -99,6 +100,43 @@ def test_the_researcher_learns_the_blocks_of_released_classes_and_no_others() ->
     assert "13 numbers" not in describe(network.researcher.view)
     one = replace(network.researcher.view, learned={("powers", "x"): (1, 2), ("glcm", "x"): (3,)})
     assert describe(one).endswith("x: powers = 2 numbers, glcm = one number")
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_nothing_that_is_sent_depends_on_more_of_a_withheld_class_than_its_counts(
+    monkeypatch: pytest.MonkeyPatch, in_chunks: bool
+) -> None:
+    if in_chunks:
+        monkeypatch.setattr(plans, "IN_CHUNKS", 0)
+    chunks: list[bytes] = []
+    receive = ChunkMember.receive
+
+    def received(member: ChunkMember, frame: memoryview) -> object:
+        place = receive(member, frame)
+        chunks.append(bytes(frame))
+        return place
+
+    monkeypatch.setattr(ChunkMember, "receive", received)
+
+    def sent(name: str, seed: int) -> tuple[list[bytes], list[bytes]]:
+        """All frames when one class has other sums and the same counts; all randomness is the same."""
+        chunks.clear()
+        other = random.Random(seed)  # noqa: S311
+        totals = {}
+        for party, mine in MINE.items():
+            one, x = mine[name], [other.randrange(-1000, 1000) for _ in range(mine[name].voxels)]
+            new = replace(one, sum=other.randrange(-1000, 1000), total=sum(x), squares=sum(v * v for v in x))
+            totals[party] = with_statistics(LocalTotals(mine.classes | {name: new}), STUDY, seed)
+            totals[party] = LocalTotals(mine.classes | {name: totals[party][name]})
+        network = network_of(STUDY, totals)
+        network.finish()
+        assert network.researcher.done
+        assert isinstance(network.researcher.answer["rare"], str)
+        return list(network.seen), list(chunks)
+
+    assert sent("rare", 1) == sent("rare", 2)
+    assert sent("liver", 1) != sent("liver", 2)
+    assert bool(chunks) == in_chunks
 
 
 def test_a_study_that_asks_for_none_has_three_sums() -> None:

@@ -17,7 +17,7 @@ from voxring.privacy import QUANTITIES, TAIL_BITS, noise_of, noises, part, sensi
 from voxring.privacy.intervals import deviation, scale
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.disclosure import disclosure, leaking_coalition
-from voxring.ring.message import MESSAGES, SUMS, SumName
+from voxring.ring.message import CARRIERS, MESSAGES, RELAYED, SUMS, SumName
 from voxring.ring.order import connectivity, rings_of
 from voxring.statistics import largest_bound, layout, slots
 from voxring.study import Study
@@ -70,6 +70,7 @@ def sheet(study: Study) -> Sheet:
             *_additive(study),
             _implied(study),
             _modulus(study),
+            _carriers(study),
             _limits(study),
         ),
     )
@@ -397,6 +398,23 @@ def _modulus(study: Study) -> Section:
             (name, SUMS[name], str(bound.bit_length()), f"2^{n.bit_length() - 1}")
             for name, (bound, n) in moduli(study).items()
         ),
+    )
+
+
+def _carriers(study: Study) -> Section:
+    table = CARRIERS | (RELAYED if study.relay else {})
+    return Section(
+        "What carries the messages",
+        (
+            "Every message travels as a question or as its answer between two members; a vector of more than 256 KiB "
+            "goes in chunks over streams."
+            + (
+                " All of it passes the relay, in mailboxes; what a relay is told is in the last rows."
+                * bool(study.relay)
+            ),
+        ),
+        ("what", "from", "to", "holds", "distribution"),
+        tuple((name, told.sender, told.receiver, told.holds, told.distribution) for name, told in table.items()),
     )
 
 
