@@ -127,20 +127,3 @@ def test_a_forked_worker_takes_the_share_it_is_told(monkeypatch, looks_again):
     assert here.recv() == 2
     child.join(60)
     assert child.exitcode == 0
-
-
-def test_processes_that_start_together_share_an_empty_cache(tmp_path):
-    """All compile, all write, all are right; one that comes later compiles nothing."""
-    script = (
-        "import numpy as np; from voxring.kernels.cpu import tiles; "
-        "share = tiles.occupied_share(np.ones(64, np.uint8), np.uint8(1), 8, 4); "
-        "print(share, sum(tiles.occupied_share.stats.cache_misses.values()))"
-    )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", script]
-    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    for process in started:
-        answer, _ = process.communicate(timeout=120)
-        assert (process.returncode, answer.split()[0]) == (0, "1.0")
-    later = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert later.stdout == "1.0 0\n"

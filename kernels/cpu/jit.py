@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy.typing as npt
+
+from .kept import Kept
 
 Array = npt.NDArray[Any]
 Arrays = tuple[Array, Array, Array]
@@ -21,21 +22,14 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 OPTIONS: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
-SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
-"""What the machine code on disk was made of. A kernel holds the code of those it calls, but numba looks only at the
-file that a kernel stands in: left to itself, it would run old code after a change in another file."""
-
-
 def jit(kernel: Kernel) -> Kernel:
     """Compile a kernel on its first call, without the GIL, and keep the machine code on disk.
 
     Never ``parallel=True``: numba's workqueue layer aborts when two threads enter it. Threads come from outside.
     """
-    try:
-        compiled = numba.njit(cache=True, **OPTIONS)(kernel)
-        compiled._cache._cache_file._source_stamp = SOURCES  # numba has no public way to say it
-    except RuntimeError:  # no writable place for a cache, as in a read-only container
-        compiled = numba.njit(**OPTIONS)(kernel)
+    compiled = numba.njit(**OPTIONS)(kernel)
+    with suppress(RuntimeError):  # no writable place, as in a read-only container
+        compiled._cache = Kept(kernel)  # as numba's cache=True sets its own
     return cast(Kernel, compiled)
 
 
