@@ -56,9 +56,7 @@ def numbers_of(launch):
 
 def staged_share(window):
     """(columns, rows) that a strip or a tile of a block is good for."""
-    per, tile = (8, 256) if window[0] == 1 else (4, 128)
-    before, after = window[2] // 2, window[2] - 1 - window[2] // 2
-    return tile - plans.up(before + 1, per) - plans.up(after, per), 80 - (window[1] - 1)
+    return (256 if window[0] == 1 else 128) - sum(plans.beside(window)), (80 - (window[1] - 1)) // 2 * 2
 
 
 def counted(window, columns):
@@ -85,22 +83,12 @@ def counted(window, columns):
 
 
 def together(instructions, plan):
-    """Bytes that lanes of a warp ask for at one address, but for one lane: index maps, and labels of nobody.
+    """Bytes that lanes of a warp ask for at one address, but for one lane: index maps.
 
-    Of 16-bit voxels box2d loads four words, of labels two, of maps one; box3d two, one and one, all labels once.
+    Those are the loads of one word that are not of class numbers, which are loaded once.
     """
-
-    def loads(width):
-        return sum(
-            n
-            for name, n in instructions.items()
-            if name.startswith("ld.global") and (".v" in name) == bool(width) and (not width or f".{width}." in name)
-        )
-
-    cells = plan.buffers["numbers"].size
-    if plan.launches[0].kernel == "box2d":
-        return 8 * loads("v2") - cells + 4 * loads("") * 31 // 32
-    return (4 * loads("") - cells) * 31 // 32
+    words = sum(n for name, n in instructions.items() if name.startswith("ld.global") and ".v" not in name)
+    return (4 * words - plan.buffers["numbers"].size) * 31 // 32
 
 
 def loops(cubin):
@@ -132,9 +120,9 @@ def own(loop, others):
     return loop[1] - loop[0] - len(covered)
 
 
-def a_warp_above(code, above):
-    """Instructions for the totals of one warp in box3d: of a loop that loads those of several, its share."""
-    loaded = [sum("LDS.128" in one for one in code[first:last]) for first, last in above]
+def a_half_above(code, above):
+    """Instructions for the totals of half a warp in box3d: of a loop that loads those of several, its share."""
+    loaded = [sum("LDS.128" in one for one in code[first:last]) / 2 for first, last in above]
     return min(((last - first) / n for (first, last), n in zip(above, loaded, strict=True) if n), default=0)
 
 
@@ -154,10 +142,10 @@ def machine(window):
         planes = found[0]
         inner = [one for one in found[1:] if planes[0] <= one[0] and one[1] <= planes[1]]
         row_loop, *above = inner
-        trips = rows / macros["WARPS"]
-        above_all = (macros["WARPS"] - 1) / 2 * a_warp_above(code, above)
+        trips = rows / (2 * macros["WARPS"])
+        above_all = macros["WARPS"] * a_half_above(code, above)
         per_plane = own(planes, found) + trips * (row_loop[1] - row_loop[0]) + above_all
-        before = (window[0] - 1) / cut["segment"] * 5 * 12  # reading the first planes in: 12 a row of 4
+        before = (window[0] - 1) / cut["segment"] * 5 * 22  # reading the first planes in: 22 a row of 8
         sass = (per_plane + before) * 32 * macros["WARPS"] / (rows * columns)
     warps = launch.block[0] // 32
     blocks = min(

@@ -25,7 +25,7 @@ SUMS = example(Kind((1, 3, 5), "uint16", what="sums"), (1, 9, 400))
 SQUARES = example(Kind((1, 5, 4), "int16", what="squares"), (2, 12, 60))
 LONG = example(Kind((1, 3, 5), "int32", classes=3), (1, 30, 300), "high", share=1.0)
 ONE = example(Kind((1, 3, 5), "uint32"), (2, 30, 60), share=1.0)
-DEEP = example(Kind((3, 3, 3), "int16", classes=3), (7, 90, 140), segment=4)
+DEEP = example(Kind((3, 3, 3), "int16", classes=3), (7, 91, 140), segment=4)
 LARGE = example(Kind((18, 31, 31), "uint16", framed=False), (3, 12, 40), "high", share=1.0)
 ANY = example(Kind((1, 33, 3), "uint16", classes=3), (2, 20, 70))
 CLEAN = {
@@ -51,8 +51,7 @@ SYNC = "  __syncwarp();\n#pragma unroll"
 AGAIN = "__syncwarp();  // before the next row's prefixes take their place"
 TOTALS = "__syncthreads();  // totals are there; the rows of the plane before were read"
 ROWS = "__syncthreads();  // rows are there; totals were read"
-SHUFFLE = "const lane_t other = __shfl_up_sync(ALL, before, step);\n    if (lane >= step) before += other;"
-OWNED = "const bool owned = lane >= LEFT / PER && lane < (STRIP - RIGHT) / PER && x < columns;"
+SHUFFLE = "const lane_t other = __shfl_up_sync(ALL, before, step);"
 
 FAULTS = [
     # Where threads meet
@@ -69,7 +68,7 @@ FAULTS = [
         "a shuffle in a branch",
         "FLAT",
         SHUFFLE,
-        "if (lane >= step) before += __shfl_up_sync(ALL, before, step);",
+        "lane_t other = 0;\n    if (part >= step) other = __shfl_up_sync(ALL, before, step);",
         "emulator",
         "left the kernel|divergent|deadlock|mask",
     ),
@@ -84,12 +83,14 @@ FAULTS = [
         "asan",
         "heap-buffer-overflow|SEGV",
     ),
-    Fault("columns beyond the pitch", "FLAT", "min(staged, pitch - PER)", "staged", "ptx", "out of bounds", soak=True),
+    Fault(
+        "columns beyond the pitch", "FLAT", "there = staged < pitch", "there = true", "ptx", "out of bounds", soak=True
+    ),
     Fault(
         "a map's columns before the first",
         "SUMS",
-        "if (owned) put<PER>(sums_at, window);",
-        "if (x < columns) put<PER>(sums_at, window);",
+        "if (owned[0]) put_four(sums_at, window);",
+        "if (x < columns) put_four(sums_at, window);",
         "asan",
         "heap-buffer-overflow|SEGV",
     ),
@@ -124,8 +125,8 @@ FAULTS = [
     Fault(
         "a misaligned vector",
         "FLAT",
-        "min(staged, pitch - PER)",
-        "min(staged + 1, pitch - PER)",
+        "plane_rows * pitch + staged;",
+        "plane_rows * pitch + (staged ^ 1);",
         "ptx",
         "misaligned",
         soak=True,
@@ -133,8 +134,8 @@ FAULTS = [
     Fault(
         "the same, to UBSan",
         "SUMS",
-        "min(staged, pitch - PER)",
-        "min(staged + 1, pitch - PER)",
+        "plane_rows * pitch + staged;",
+        "plane_rows * pitch + (staged ^ 1);",
         "ubsan",
         "misaligned",
         soak=True,
@@ -147,7 +148,7 @@ FAULTS = [
         "ptx",
         "uninitialised",
     ),
-    Fault("a row of zeros that nobody wrote", "DEEP", "down[lane * PER + j] = 0", "(void)0", soak=True),
+    Fault("a row of zeros that nobody wrote", "DEEP", "if (half == 0) put_row(down, zeros);", "", soak=True),
     # Where voxels are
     Fault(
         "a ring of one row too many",
@@ -166,30 +167,41 @@ FAULTS = [
     Fault(
         "nothing on the left of a strip",
         "FLAT",
-        "#define LEFT ((BEFORE + PER) / PER * PER)",
-        "#define LEFT (BEFORE / PER * PER)",
+        "#define LEFT ((BEFORE + 4) / 4 * 4)",
+        "#define LEFT (BEFORE / 4 * 4)",
     ),
     Fault(
         "nothing on the right of a strip",
-        "FLAT",
-        "#define RIGHT ((AFTER + PER - 1) / PER * PER)",
-        "#define RIGHT (AFTER / PER * PER)",
+        "NARROW",
+        "#define RIGHT ((LEFT + AFTER + PER - 1)",
+        "#define RIGHT ((LEFT + PER - 1)",
         soak=True,
     ),
     Fault(
         "rows of a tile without their halo",
         "DEEP",
-        "#define OUT_ROWS (TALL - (CY - 1))",
+        "#define OUT_ROWS ((TALL - (CY - 1)) & ~1)",
         "#define OUT_ROWS TALL",
         soak=True,
     ),
     Fault("another row at the border", "FLAT", "row_at[y0 + k]", "row_at[y0 + k + 1]", soak=True),
-    Fault("a prefix too late", "FLAT", "striped<PER>(j - back - 1)", "striped<PER>(j - back)", soak=True),
-    Fault("the plane that leaves is another", "DEEP", "z > z0 ? z - 1 : z", "z", soak=True),
-    Fault("a warp counts its own rows twice", "DEEP", "w < warp; w++", "w <= warp; w++", soak=True),
-    Fault("strips that overlap count twice", "NARROW", OWNED, OWNED.replace("(STRIP - RIGHT) / PER", "STRIP / PER")),
+    Fault("a prefix too late", "FLAT", "striped(j - BEFORE - 1)", "striped(j - BEFORE)", soak=True),
+    Fault("the plane that leaves is another", "DEEP", "plane_at[z - 1]", "plane_at[z]", soak=True),
+    Fault("half a warp counts its own rows twice", "DEEP", "h < half; h++", "h <= half; h++", soak=True),
+    Fault("strips that overlap count twice", "NARROW", "(lane * PER < STRIP - RIGHT)", "(lane * PER < STRIP)"),
     Fault(
         "segments that overlap count twice", "FLAT", "min(rows, y0 + segment)", "min(rows, y0 + segment + 1)", soak=True
+    ),
+    Fault("rows of a warp are one", "DEEP", "y = above + (lane >> 4)", "y = above", soak=True),
+    Fault("one scan of two rows", "DEEP", "((part + LANES - step) / LANES)", "(lane >= step)"),
+    Fault(
+        "a row beyond the tile's last",
+        "DEEP",
+        "if (owned[1] && y < stop) number",
+        "if (owned[1]) number",
+        "asan",
+        "heap-buffer-overflow|SEGV",
+        soak=True,
     ),
     Fault("what leaves a running sum is another", "ANY", "place[q - 1]", "place[q]", soak=True),
     # Numbers
@@ -204,11 +216,13 @@ FAULTS = [
         "arguments",
         "map",
     ),
-    Fault("a product of halves forgotten", "ONE", "sums.mixed += low * high;", "", soak=True),
+    Fault("a product of halves forgotten", "ONE", "sums.mixed += (u64)low * high;", "", soak=True),
     Fault("the bias is not put on", "NARROW", "some.word[i] ^= BIAS_BITS", "some.word[i] ^= 0u"),
     Fault("squares of what is outside", "SQUARES", "#define NOTHING BIAS_BITS", "#define NOTHING 0u"),
     Fault("the group of another row", "FLAT", "row_part[y]", "row_part[y0]"),
-    Fault("the group of another column", "FLAT", "real ? run_at[x + j]", "real ? run_at[x]", soak=True),
+    Fault(
+        "the group of another column", "FLAT", "row_group + column_part[j]", "row_group + column_part[j ^ 1]", soak=True
+    ),
     Fault(
         "sums of the class before are lost",
         "FLAT",
@@ -221,8 +235,8 @@ FAULTS = [
     Fault(
         "more blocks an SM than registers for them",
         "DEEP",
-        "WARPS * 32, WIDE ? 2 : 1)",
-        "WARPS * 32, WIDE ? 2 : 2)",
+        "WARPS * 32, WIDE ? 1 : 2)",
+        "WARPS * 32, WIDE ? 1 : 3)",
         "budget",
     ),
     Fault("a parameter of another type", "FLAT", "int middle_x)", "u64 middle_x)", "arguments", "middle_x"),

@@ -15,18 +15,13 @@
 // Must equal, for every voxel, the sum over its window in Python integers (tests/naive.py).
 #include "voxring.cuh"
 
-#define PER 8
 #define STRIP 256
-#define BEFORE (CX / 2)
-#define AFTER (CX - 1 - CX / 2)
-#define LEFT ((BEFORE + PER) / PER * PER)  // more than BEFORE: no prefix is left of the strip
-#define RIGHT ((AFTER + PER - 1) / PER * PER)
 #define OUT (STRIP - LEFT - RIGHT)
-#define PAD 8  // lanes at the ends of the strip read zeros beside it, and use nothing of them
 
 static_assert(CX <= 31 && CY <= 31, "windows of up to 31");
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+// Registers for 16 warps an SM: told nothing, ptxas spills on sm_75 and sm_80.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 16 / WARPS)
 box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int *__restrict__ row_at,
       const int *__restrict__ run_at, u64 *__restrict__ table, lane_t *__restrict__ map, int rows, int columns,
       int pitch, int row_pitch, int plane_rows, int strips, int segments, int segment, int groups, int middle,
@@ -46,76 +41,78 @@ box2d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
   if (lane < PAD) prefix[lane - PAD] = prefix[STRIP + lane] = 0;
   const int staged = strip * OUT + lane * PER;  // this lane's first column
   const int x = staged - LEFT;
-  const bool owned = lane >= LEFT / PER && lane < (STRIP - RIGHT) / PER && x < columns;
-  const voxel *plane = image + (u64)z * plane_rows * pitch + min(staged, pitch - PER);
+  const bool there = staged < pitch;
+  // Windows of its first four columns, and of its last
+  const bool owned[2] = {(lane * PER >= LEFT) & (lane * PER < STRIP - RIGHT) & (x < columns),
+                         (lane * PER + 4 >= LEFT) & (lane * PER + 4 < STRIP - RIGHT) & (x + 4 < columns)};
+  const voxel *plane = image + (u64)z * plane_rows * pitch + staged;
   const u64 at = ((u64)z * rows + y0) * row_pitch + x;
 
   lane_t column[PER];
 #pragma unroll
   for (int j = 0; j < PER; j++) column[j] = 0;
-  for (int k = 0; k < CY - 1; k++) {
-    const Voxels<PER> enters = read<PER>(plane + (u64)row_at[y0 + k] * pitch);
-    store<PER>(ring + k * STRIP, enters);
-#pragma unroll
-    for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j));
-  }
-  int newest = (CY - 1) * STRIP, centre = CY / 2 * STRIP;
-  Voxels<PER> nothing;  // what leaves when the first row enters
+  Voxels nothing;  // beyond the image, and what leaves when the first row enters
 #pragma unroll
   for (int i = 0; i < PER * VOXEL / 4; i++) nothing.word[i] = NOTHING;
-  store<PER>(ring + newest, nothing);
+  for (int k = 0; k < CY - 1; k++) {
+    Voxels enters = nothing;
+    if (there) enters = read(plane + (u64)row_at[y0 + k] * pitch);
+    store(ring + k * STRIP, enters);
+#pragma unroll
+    for (int j = 0; j < PER; j++) column[j] += term(get(enters, j));
+  }
+  int newest = (CY - 1) * STRIP, centre = CY / 2 * STRIP;
+  store(ring + newest, nothing);
 
 #if REDUCE
   const Table into = {table, groups, middle};
   Sums sums;
   clear(sums, 0);
-  const u8 *labels = owned ? numbers + at : numbers;  // lanes beside the strip's own columns read, and drop
-  const int label_step = owned ? row_pitch : 0;
-  const u32 own = owned ? ALL : 0u;
-  int group_of[PER];
+  const u8 *labels = numbers + at;
+  const int until[2] = {owned[0] ? y1 : y0, owned[1] ? y1 : y0};  // rows of its own
   bool columns_middle = true;
 #if FRAME  // a voxel's group is the sum of what its column, its row and its plane add
   const int *row_part = run_at + columns;
   const int plane_part = run_at[columns + rows + z];
 #pragma unroll
-  for (int j = 0; j < PER; j++) {
-    const bool real = owned && x + j < columns;
-    group_of[j] = real ? run_at[x + j] : middle_x;
-    columns_middle &= group_of[j] == middle_x;
-  }
+  for (int j = 0; j < PER; j++)
+    if (owned[j / 4] && x + j < columns) columns_middle &= run_at[x + j] == middle_x;
 #endif
 #else
   lane_t *sums_at = map + at;
 #endif
 
-  Voxels<PER> next = read<PER>(plane + (u64)row_at[y0 + CY - 1] * pitch);
+  Voxels next = nothing;
+  if (there) next = read(plane + (u64)row_at[y0 + CY - 1] * pitch);
   for (int y = y0; y < y1; y++) {
-    const Voxels<PER> enters = next;
-    next = read<PER>(plane + (u64)row_at[min(y + CY, rows + CY - 2)] * pitch);  // ahead of its use
+    const Voxels enters = next;
+    if (there) next = read(plane + (u64)row_at[min(y + CY, rows + CY - 2)] * pitch);  // ahead of its use
 #if REDUCE
-    const uint2 label = *(const uint2 *)labels;
-    labels += label_step;
+    u32 number[2] = {0, 0};
+    if (y < until[0]) number[0] = *(const u32 *)labels;
+    if (y < until[1]) number[1] = *(const u32 *)(labels + 4);
+    labels += row_pitch;
 #endif
-    const Voxels<PER> leaves = load<PER>(ring + newest);
+    const Voxels leaves = load(ring + newest);
 #pragma unroll
-    for (int j = 0; j < PER; j++) column[j] += term(get<PER>(enters, j)) - term(get<PER>(leaves, j));
-    store<PER>(ring + newest, enters);
+    for (int j = 0; j < PER; j++) column[j] += term(get(enters, j)) - term(get(leaves, j));
+    store(ring + newest, enters);
 
     lane_t window[PER];
-    along_x<PER, BEFORE, AFTER>(column, prefix, window);
+    along_x<32>(column, prefix, window);
 
 #if REDUCE
-    const u32 number[2] = {label.x & own, label.y & own};
-    const Voxels<PER> v = load<PER>(ring + centre);
+    const Voxels v = load(ring + centre);
     bool all_middle = columns_middle;
     int row_group = 0;
 #if FRAME
     row_group = plane_part + row_part[y];
     all_middle &= row_group + middle_x == middle;
 #endif
-    add_voxels<PER>(sums, number, window, v, into, all_middle, row_group, group_of);
+    add_voxels(sums, number, window, v, into, all_middle, row_group, run_at + x);
 #else
-    if (owned) put<PER>(sums_at, window);  // the map's rows are as long as the labels'
+    if (owned[0]) put_four(sums_at, window);  // the map's rows are as long as the labels'
+    if (owned[1]) put_four(sums_at + 4, window + 4);
     sums_at += row_pitch;
 #endif
     newest = newest == (CY - 1) * STRIP ? 0 : newest + STRIP;

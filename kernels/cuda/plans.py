@@ -122,6 +122,12 @@ def up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+def beside(window: Shape) -> tuple[int, int]:
+    """The columns on both sides of a strip that are there for the windows of those between (see voxring.cuh)."""
+    left = up(window[2] // 2 + 1, 4)
+    return left, up(left + window[2] - 1 - window[2] // 2, 8) - left
+
+
 class Axis(NamedTuple):
     """Where windows at q0 … q1 − 1 of an axis read."""
 
@@ -200,9 +206,8 @@ def plan_for(
     largest = 2 ** (8 * dtype.itemsize) - 1
     size = prod(window)
     streamed = max(window[1:]) <= STREAMED and size <= STREAMED_VOXELS
-    per, tile = (8, 256) if window[0] == 1 else (4, 128)
-    before, after = window[2] // 2, window[2] - 1 - window[2] // 2
-    left, right = (up(before + 1, per), up(after, per)) if streamed else (0, 0)
+    tile = 256 if window[0] == 1 else 128
+    left, right = beside(window) if streamed else (0, 0)
     staged = Staged(
         (z.first, z.stop),
         (y.first, y.stop),
@@ -260,8 +265,8 @@ def local(axis: Axis) -> Array:
 
 def segments_of(length: int, others: int, least: int, most: int) -> int:
     """How long the segments of ``length`` rows or planes are, with ``others`` warps beside each other in each."""
-    wanted = max(1, FULL // max(1, others))
-    return min(most, max(least, -(-length // wanted)))
+    count = max(1, min(FULL // max(1, others), length // least))
+    return min(most, -(-length // count))
 
 
 def flat_launch(
@@ -308,12 +313,12 @@ def deep_launch(
     z0, z1, y0, y1 = the.box
     planes, rows, columns = z1 - z0, y1 - y0, len(the.staged.beside) - the.window[2] + 1
     wide = dict(macros)["WIDE"]
-    warps, tall = (8, 5) if wide else (16, 5)  # 40 rows or 80: shared memory of 58 KiB
+    warps, tall = (4, 5) if wide else (8, 5)  # 40 rows or 80: shared memory of 58 KiB
     lane = 8 if wide else 4
-    out_rows = warps * tall - (the.window[1] - 1)
+    out_rows = (2 * warps * tall - (the.window[1] - 1)) // 2 * 2
     tile_rows = -(-rows // out_rows)
     if segment is None:
-        most = THREAD_VOXELS // (4 * -(-out_rows // warps))
+        most = THREAD_VOXELS // (8 * -(-out_rows // (2 * warps)))
         segment = segments_of(planes, tiles * tile_rows * warps, max(64, 4 * the.window[0]), most)
     numbers = (
         planes,
@@ -336,7 +341,7 @@ def deep_launch(
         (*macros, ("WARPS", warps), ("ROWS", tall)),
         (tiles * tile_rows * -(-planes // segment), 1, 1),
         (32 * warps, 1, 1),
-        ((warps * tall + 1 + warps) * 128 + warps * (128 + 16)) * lane,
+        ((2 * warps * tall + 1 + 2 * warps) * 128 + warps * (256 + 16)) * lane,
         ("image", "numbers", "row_at", "plane_at", "run_at", "table", "map", *map(np.int32, numbers)),
     )
 

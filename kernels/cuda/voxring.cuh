@@ -46,42 +46,37 @@ typedef u32 lane_t;
 #endif
 
 // PER consecutive voxels in words of 32 bits, as memory holds them.
-template <int PER> struct Voxels { u32 word[PER * VOXEL / 4]; };
+#define PER 8
+struct Voxels { u32 word[PER * VOXEL / 4]; };
 
-template <int PER> INLINE Voxels<PER> load(const voxel *at) {
-  Voxels<PER> some;
-  constexpr int words = PER * VOXEL / 4;
-  if constexpr (words % 4 == 0) {
+INLINE Voxels load(const voxel *at) {
+  Voxels some;
+#if VOXEL == 1
+  const uint2 two = *(const uint2 *)at;
+  some.word[0] = two.x, some.word[1] = two.y;
+#else
 #pragma unroll
-    for (int i = 0; i < words / 4; i++) {
-      const uint4 four = ((const uint4 *)at)[i];
-      some.word[4 * i] = four.x, some.word[4 * i + 1] = four.y, some.word[4 * i + 2] = four.z, some.word[4 * i + 3] = four.w;
-    }
-  } else if constexpr (words == 2) {
-    const uint2 two = *(const uint2 *)at;
-    some.word[0] = two.x, some.word[1] = two.y;
-  } else {
-    some.word[0] = *(const u32 *)at;
+  for (int i = 0; i < VOXEL / 2; i++) {
+    const uint4 four = ((const uint4 *)at)[i];
+    some.word[4 * i] = four.x, some.word[4 * i + 1] = four.y, some.word[4 * i + 2] = four.z, some.word[4 * i + 3] = four.w;
   }
+#endif
   return some;
 }
 
-template <int PER> INLINE void store(voxel *at, const Voxels<PER> &some) {
-  constexpr int words = PER * VOXEL / 4;
-  if constexpr (words % 4 == 0) {
+INLINE void store(voxel *at, const Voxels &some) {
+#if VOXEL == 1
+  *(uint2 *)at = uint2{some.word[0], some.word[1]};
+#else
 #pragma unroll
-    for (int i = 0; i < words / 4; i++)
-      ((uint4 *)at)[i] = uint4{some.word[4 * i], some.word[4 * i + 1], some.word[4 * i + 2], some.word[4 * i + 3]};
-  } else if constexpr (words == 2) {
-    *(uint2 *)at = uint2{some.word[0], some.word[1]};
-  } else {
-    *(u32 *)at = some.word[0];
-  }
+  for (int i = 0; i < VOXEL / 2; i++)
+    ((uint4 *)at)[i] = uint4{some.word[4 * i], some.word[4 * i + 1], some.word[4 * i + 2], some.word[4 * i + 3]};
+#endif
 }
 
 // From global memory: with the bias.
-template <int PER> INLINE Voxels<PER> read(const voxel *at) {
-  Voxels<PER> some = load<PER>(at);
+INLINE Voxels read(const voxel *at) {
+  Voxels some = load(at);
 #if SIGNED
 #pragma unroll
   for (int i = 0; i < PER * VOXEL / 4; i++) some.word[i] ^= BIAS_BITS;
@@ -89,7 +84,26 @@ template <int PER> INLINE Voxels<PER> read(const voxel *at) {
   return some;
 }
 
-template <int PER> INLINE u32 get(const Voxels<PER> &some, int j) {
+// The first four of a lane's voxels, or the last.
+INLINE void read_four(Voxels &some, const voxel *at, int half) {
+  u32 *to = some.word + half * VOXEL;
+  at += half * 4;
+#if VOXEL == 1
+  to[0] = *(const u32 *)at;
+#elif VOXEL == 2
+  const uint2 two = *(const uint2 *)at;
+  to[0] = two.x, to[1] = two.y;
+#else
+  const uint4 four = *(const uint4 *)at;
+  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+#endif
+#if SIGNED
+#pragma unroll
+  for (int i = 0; i < VOXEL; i++) to[i] ^= BIAS_BITS;
+#endif
+}
+
+INLINE u32 get(const Voxels &some, int j) {
 #if VOXEL == 1
   return some.word[j / 4] >> 8 * (j % 4) & 0xffu;
 #elif VOXEL == 2
@@ -113,14 +127,25 @@ INLINE lane_t term(u32 biased) {
 #endif
 }
 
-// Window sums of PER neighbours into a map.
-template <int PER> INLINE void put(lane_t *at, const lane_t *windows) {
-#pragma unroll
+// Four lanes from and to memory.
+INLINE void get_four(const lane_t *from, lane_t *lanes) {
 #if WIDE
-  for (int j = 0; j < PER; j += 2)
-    *(uint4 *)(at + j) = uint4{(u32)windows[j], (u32)(windows[j] >> 32), (u32)windows[j + 1], (u32)(windows[j + 1] >> 32)};
+  const uint4 low = *(const uint4 *)from, high = *(const uint4 *)(from + 2);
+  lanes[0] = (u64)low.y << 32 | low.x, lanes[1] = (u64)low.w << 32 | low.z;
+  lanes[2] = (u64)high.y << 32 | high.x, lanes[3] = (u64)high.w << 32 | high.z;
 #else
-  for (int j = 0; j < PER; j += 4) *(uint4 *)(at + j) = uint4{windows[j], windows[j + 1], windows[j + 2], windows[j + 3]};
+  const uint4 all = *(const uint4 *)from;
+  lanes[0] = all.x, lanes[1] = all.y, lanes[2] = all.z, lanes[3] = all.w;
+#endif
+}
+
+INLINE void put_four(lane_t *at, const lane_t *lanes) {
+#if WIDE
+#pragma unroll
+  for (int j = 0; j < 4; j += 2)
+    *(uint4 *)(at + j) = uint4{(u32)lanes[j], (u32)(lanes[j] >> 32), (u32)lanes[j + 1], (u32)(lanes[j + 1] >> 32)};
+#else
+  *(uint4 *)at = uint4{lanes[0], lanes[1], lanes[2], lanes[3]};
 #endif
 }
 
@@ -131,24 +156,38 @@ template <int PER> INLINE void put(lane_t *at, const lane_t *windows) {
 #define NOTHING 0u
 #endif
 
-// Prefixes of a row lie in shared memory so that lanes read and write side by side: column i of PER · 32 has its own at
-// (i mod PER) · 32 + i / PER.
-template <int PER> INLINE constexpr int striped(int i) { return (i & (PER - 1)) * 32 + (i >> (PER == 8 ? 3 : 2)); }
+#ifdef CX
+// Columns of a strip that LANES lanes hold, PER each: the first LEFT and the last RIGHT are there for the windows of those
+// between, which are OUT. Rows of a staged image begin LEFT columns before the image's own, so that a lane's first column
+// is aligned there; among class numbers and in maps it is aligned to four.
+#define BEFORE (CX / 2)
+#define AFTER (CX - 1 - CX / 2)
+#define LEFT ((BEFORE + 4) / 4 * 4)  // more than BEFORE: no prefix is left of the strip
+#define RIGHT ((LEFT + AFTER + PER - 1) / PER * PER - LEFT)
+#define PAD 8  // lanes at the ends of a strip read zeros beside it, and use nothing of them
 
-// Window sums along a row of which a warp holds PER · 32 columns, PER neighbours a lane: the window of a column begins
-// ``back`` columns before it and ends ``ahead`` columns behind it. ``prefix`` is shared memory of this warp alone, with
-// pads on both sides that lanes at the ends read, and make nothing of.
-template <int PER, int back, int ahead> INLINE void along_x(const lane_t *column, lane_t *prefix, lane_t *window) {
-  const int lane = threadIdx.x & 31;
+// Prefixes of a row lie in shared memory so that lanes read and write side by side: column i of a strip has its own at
+// (i mod PER) · 32 + i / PER; where a warp has two strips, the second's are 16 behind the first's.
+INLINE constexpr int striped(int i) { return (i & (PER - 1)) * 32 + (i >> 3); }
+
+// Window sums along a row, or along two where LANES is 16: the window of a column begins BEFORE columns before it and ends
+// AFTER columns behind it. ``prefix`` is shared memory of this warp alone, with pads on both sides that lanes at the ends
+// read, and make nothing of; nor of what they read of the other row.
+template <int LANES> INLINE void along_x(const lane_t *column, lane_t *prefix, lane_t *window) {
+  const int lane = threadIdx.x & 31, part = lane & (LANES - 1);
   lane_t sum[PER];
   sum[0] = column[0];
 #pragma unroll
   for (int j = 1; j < PER; j++) sum[j] = sum[j - 1] + column[j];
   lane_t before = sum[PER - 1];
 #pragma unroll
-  for (int step = 1; step < 32; step <<= 1) {
+  for (int step = 1; step < LANES; step <<= 1) {
     const lane_t other = __shfl_up_sync(ALL, before, step);
-    if (lane >= step) before += other;
+#if WIDE
+    if (part >= step) before += other;
+#else
+    before += other * ((part + LANES - step) / LANES);  // 0 or 1: a factor takes one instruction, a choice three
+#endif
   }
   before -= sum[PER - 1];
 #pragma unroll
@@ -156,9 +195,10 @@ template <int PER, int back, int ahead> INLINE void along_x(const lane_t *column
   __syncwarp();
 #pragma unroll
   for (int j = 0; j < PER; j++)
-    window[j] = prefix[striped<PER>(j + ahead) + lane] - prefix[striped<PER>(j - back - 1) + lane];
+    window[j] = prefix[striped(j + AFTER) + lane] - prefix[striped(j - BEFORE - 1) + lane];
   __syncwarp();  // before the next row's prefixes take their place
 }
+#endif
 
 INLINE u64 warp_sum(u64 value) {
 #pragma unroll
@@ -207,11 +247,11 @@ INLINE void clear(Sums &sums, u32 number) {
 INLINE void add_square(Sums &sums, u32 v) {
 #if VOXEL == 4
   const u32 low = v & 0xffffu, high = v >> 16;
-  sums.squares += low * low;  // fits 32 bits
-  sums.mixed += low * high;
-  sums.high += high * high;
+  sums.squares += (u64)low * low;  // one instruction, as 64 bits
+  sums.mixed += (u64)low * high;
+  sums.high += (u64)high * high;
 #else
-  sums.squares += v * v;
+  sums.squares += (u64)v * v;
 #endif
 }
 
@@ -287,10 +327,9 @@ INLINE void add_voxel(Sums &sums, u32 number, lane_t window, u32 v, const Table 
 }
 
 // PER neighbours in a row: class numbers in the bytes of ``numbers``, window sums, and voxels. All are in the group
-// ``table.middle``, or in row_group + group_of[j].
-template <int PER>
-INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, const Voxels<PER> &v, const Table &table,
-                       bool all_middle, int row_group, const int *group_of) {
+// ``table.middle``, or in what column_part adds to row_group.
+INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, const Voxels &v, const Table &table,
+                       bool all_middle, int row_group, const int *column_part) {
   u32 some = 0, others = 0, mine[PER / 4];
 #pragma unroll
   for (int i = 0; i < PER / 4; i++) {
@@ -307,7 +346,7 @@ INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, co
   if (others || !all_middle) {
     for (int j = 0; j < PER; j++) {
       const u32 number = numbers[j / 4] >> 8 * (j % 4) & 0xffu;
-      if (number) add_voxel(sums, number, windows[j], get<PER>(v, j), table, all_middle ? table.middle : row_group + group_of[j]);
+      if (number) add_voxel(sums, number, windows[j], get(v, j), table, all_middle ? table.middle : row_group + column_part[j]);
     }
     return;
   }
@@ -327,7 +366,7 @@ INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, co
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     const bool is = mine[j / 4] >> (8 * (j % 4) + 7) & 1u;
-    const u32 value = is ? get<PER>(v, j) : 0u;
+    const u32 value = is ? get(v, j) : 0u;
     window_sums += is ? windows[j] : 0;
 #if VOXEL == 4
     sums.total += value;
