@@ -17,7 +17,7 @@ from scipy import ndimage
 
 import voxring
 from voxring.kernels import BORDERS, Reduction, cpu
-from voxring.kernels.cpu import maps, quotients, rows, streamed, threads, tiles
+from voxring.kernels.cpu import dots, maps, quotients, rows, streamed, threads, tiles
 
 IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
@@ -263,6 +263,30 @@ def test_values_that_grow_while_they_are_read_are_summed_again():
             check_against_window_sums(image, labels, [1], window, "reflect")
 
 
+@pytest.mark.parametrize("border", ["reflect", "clip"])
+@pytest.mark.parametrize(
+    "rows_above", [[17], [0, 17]]
+)  # one that the sample of rows does not see, and one that it does
+def test_values_of_uint16_above_the_middle_are_themselves(border, rows_above):
+    image = np.random.default_rng(4).integers(0, 2**15, (3, 64, 512), np.uint16)
+    image[:, rows_above, ::3] += np.uint16(2**15)
+    labels = (image % 3 > 0).astype(np.uint8)
+    assert tiles.any_negative(image.reshape(-1).view(np.int16), tiles.SAMPLE_STEP) == (0 in rows_above)
+    check_against_window_sums(image, labels, [1, 0], (1, 7, 7), border)
+
+
+def test_rows_with_more_voxels_than_a_byte_counts():
+    image = np.full((1, 2, 20_000), 255, np.uint8)
+    check_against_window_sums(image, np.ones(image.shape, np.uint8), [1, 0], (1, 3, 5), "reflect")
+
+
+def test_steps_that_fit_32_bits_do_and_one_more_would_not():
+    for most, bound in itertools.product((1, 49, 255, 3375, 32767), (255, 8191, 16382, 2**15)):
+        steps = dots.steps_that_fit.py_func(most, bound)
+        fits = [2 * k * most * bound < 2**31 and 2 * k * bound**2 < 2**32 and k < 256 for k in (1, steps, steps + 1)]
+        assert fits == [True, True, False]
+
+
 @pytest.mark.parametrize("size", [*range(1, 33), 61, 100, 127])
 def test_window_row_equals_a_sum_of_slices(size):
     source = np.random.default_rng(size).integers(0, 2, 400).astype(np.uint8)
@@ -494,6 +518,9 @@ def test_counts_of_ground_truth_fit_their_lanes_up_to_the_last(window):
     image = np.random.default_rng(3).integers(-(2**15), 2**15, shape, dtype=np.int16)
     labels = np.ones(shape, np.uint8)
     check_against_window_sums(image, labels, [1], window, "reflect")
+    (lowest,) = cpu.reduce(np.full(shape, -(2**15), np.int16), labels, [1], window, "reflect")
+    assert lowest.groups == {prod(window): (image.size, -(2**15) * image.size * prod(window))}
+    assert (lowest.total, lowest.squares) == (-(2**15) * image.size, 2**30 * image.size)
     plan = tiles.plan(shape, window, "reflect", 1)
     assert (plan is None) == (window[0] > 255 or prod(window) > 32767)
     if plan is not None:

@@ -10,22 +10,27 @@ never exceed |W|, whatever the border, because the image is extended and the cou
 
 A window at q covers e = q … q + c − 1, so count(e) sums the mask over q = e − c + 1 … e; e itself stands for the
 coordinate e − c//2. The kernel walks down the planes. It keeps one plane of sums over z, rolled from plane to plane,
-and makes the counts of a few rows at a time out of it: nothing else is kept, so rows and columns that no window of
-the class reaches can be stepped over, and what they hold of the image is never read.
+sums a few rows of it at a time along x, and rolls the counts from row to row (see `dots`): nothing else is kept, so
+rows and columns that no window of the class reaches can be stepped over, and what they hold of the image is never read.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from .bare import bare, prefetch
+from .bare import bare
 from .boxes import Box
+from .dots import USUAL, Values, reduce_rows, steps_that_fit
 from .jit import Array, Arrays, Number, Shape, inlined, jit
-from .rows import LANES, PIECE, Room, add, copy, fill, mark, next_row, reduce_stretch, roll_marked, window_row
+from .rows import add, ask, fill, mark, roll_marked, window_row
+from .vectors import LANES
 
-ONES = np.ones(PIECE, np.int16)
+U = np.uint64
+
+AHEAD = 8
+"""So many rows of a dense image are asked for before they are read."""
 
 
 class Lanes(NamedTuple):
@@ -47,88 +52,87 @@ class Work(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of a call."""
+    """Memory of a call. Rows of ``plane`` and ``across`` lie one stride after the other."""
 
-    plane: Array  # the sums over z of all rows
+    plane: Array  # the sums over z of all rows, or where z is one plane the marks of a few; left of each row are zeros
     near: Array  # per block, how many planes of the window hold the class
     line: Array  # whether a run of rows reaches a block column
-    # For the counts of a few rows, and of those above them that their windows reach:
-    strip: Array
-    across: Array
+    across: Array  # sums over z and x: a row of zeros, then the last rows, round and round
     spare: Array
-    counts: Array
+    counts: Array  # of one row
+    none: Array  # labels of another class, for rows that the border reads a second time
 
 
 class Memory(NamedTuple):
     """What a call works in, and its result."""
 
     scratch: Scratch
-    room: Room
     result: Array
 
 
-def memory(work: Work, tall: int, height: int, dtype: np.dtype[Any], lanes: Lanes) -> Memory:
+def stride_for(columns: int, cx: int) -> int:
+    """From row to row: as many places as the windows of a row touch, in whole vectors."""
+    return -(-(columns + cx - 1) // LANES) * LANES
+
+
+def memory(work: Work, tall: int, height: int, lanes: Lanes) -> Memory:
     """What `adjoint` works in, for boxes of up to ``tall`` rows.
 
     It is made here since numba takes seconds to compile what makes an array.
     """
-    _, cy, cx = work.window
-    columns = work.shape[2]
-    area = (height + cy + 1) * (columns + 2 * cx + LANES)
+    cz, cy, cx = work.window
+    stride = stride_for(work.shape[2], cx)
+    rows = cy + (tall if cz > 1 else height)
+    ring = (height + cy + 2) * stride + 2 * cx
     scratch = Scratch(
-        np.empty((tall + cy) * columns if work.window[0] > 1 else 0, np.uint8),
+        np.empty(rows * stride + 2 * cx, np.uint8),
         np.empty(work.occupied.shape[1:], np.int32),
         np.empty(max(1, work.occupied.shape[2]), np.int32),
-        np.zeros(area, np.uint8),  # what lies left and right of the image stays so
-        np.empty(area, lanes.narrow),
-        np.empty(area, lanes.narrow),
-        np.empty(area, lanes.wide),
+        np.zeros(ring, lanes.narrow),
+        np.empty(ring, lanes.narrow),
+        np.empty(stride, lanes.wide),
+        np.empty(stride, np.uint8),
     )
-    room = Room(
-        np.empty(height * columns, lanes.wide),
-        np.empty(height * columns, dtype),
-        np.empty(height * columns, np.uint8),
-        np.empty(PIECE, np.int16),
-        ONES,
-    )
-    return Memory(scratch, room, np.empty(5, np.int64))
-
-
-@inlined
-def ask(array: Array, at: Number, n: Number) -> None:
-    """Ask for a short stretch before it is read. Few rows in many places are waited for one after the other else."""
-    line = 64 // array.itemsize
-    for i in range(0, n, line):
-        prefetch(array, np.uint64(at + i))
+    return Memory(scratch, np.empty(6, np.int64))
 
 
 @inlined
 def roll_plane(
-    sums: Array, low: int, labels: Array, value: Number, work: Work, z: int, leaving: bool, y0: int, y1: int
+    sums: Array,
+    low: int,
+    stride: int,
+    labels: Array,
+    value: Number,
+    work: Work,
+    z: int,
+    leaving: bool,
+    y0: int,
+    y1: int,
 ) -> None:
     """Let mask plane z into the sums over z, and plane z − cz out if ``leaving``: rows y0 … y1 − 1, uint8 <= cz.
 
-    Row y begins at sums[(y − low) · columns]. If blocks are known, only those that hold the class are read.
+    Column x of row y is at sums[(y − low) · stride + cx − 1 + x]. If blocks are known, only those that hold the class
+    are read.
     """
+    cz, _, cx = work.window
     q_z0, q_z1, _, _, x0, x1 = work.voxels
     _, rows, columns = work.shape
     come = z * rows * columns
-    go = come - work.window[0] * rows * columns
+    go = come - cz * rows * columns
     enter = q_z0 <= z < q_z1
-    leave = leaving and q_z0 <= z - work.window[0] < q_z1
+    leave = leaving and q_z0 <= z - cz < q_z1
     occupied = work.occupied
     if occupied.size == 0:
-        together = y1 - y0 if x1 - x0 == columns else 1  # whole rows lie one behind the other
-        for y in range(y0, y1, max(1, together)):
-            at = y * columns + x0
-            n = together * (x1 - x0)
-            roll_marked(sums, at - low * columns, labels, come + at, go + at, value, n, enter, leave)
+        at = y0 * columns + x0
+        to = (y0 - low) * stride + cx - 1 + x0
+        size = y1 - y0, x1 - x0
+        roll_marked(sums, to, stride, labels, come + at, go + at, columns, value, size, enter, leave)
         return
     tall, wide = work.block
     for row in range(y0 // tall, (y1 - 1) // tall + 1):
         for b in range(x0 // wide, (x1 - 1) // wide + 1):
             comes = enter and occupied[z, row, b] != 0
-            goes = leave and occupied[z - work.window[0], row, b] != 0
+            goes = leave and occupied[z - cz, row, b] != 0
             if comes or goes:
                 left, right = max(x0, b * wide), min(x1, (b + 1) * wide)
                 for y in range(max(y0, row * tall), min(y1, (row + 1) * tall)):
@@ -136,160 +140,55 @@ def roll_plane(
                         ask(labels, come + y * columns + left, right - left)
                     if goes:
                         ask(labels, go + y * columns + left, right - left)
-                for y in range(max(y0, row * tall), min(y1, (row + 1) * tall)):
-                    at = y * columns + left
-                    n = right - left
-                    roll_marked(sums, at - low * columns, labels, come + at, go + at, value, n, comes, goes)
+                up, down = max(y0, row * tall), min(y1, (row + 1) * tall)
+                at = up * columns + left
+                to = (up - low) * stride + cx - 1 + left
+                size = down - up, right - left
+                roll_marked(sums, to, stride, labels, come + at, go + at, columns, value, size, comes, goes)
 
 
 @inlined
-def lay_rows(
-    strip: Array,
-    stride: int,
-    plane: Array,
-    low: int,
-    labels: Array,
-    value: Number,
-    work: Work,
-    place: tuple[int, int, int, int, int],
+def mark_rows(
+    strip: Array, stride: int, labels: Array, value: Number, work: Work, place: tuple[int, int, int, int, int]
 ) -> None:
-    """Lay out the sums over z that windows at the places z, y0 … y1 − 1, x0 … x1 − 1 begin with.
+    """`roll_plane` where a window is one plane: the marks that windows at z, y0 … y1 − 1, x0 … x1 − 1 begin with.
 
-    Row y − y0 of ``strip`` takes q = x0 − cx + 1 … x1 − 1 of row y: zeros outside ``work.voxels``.
+    Column x of row y is at strip[(y − y0) · stride + cx − 1 + x]; what is outside ``work.voxels`` is 0.
     """
     z, y0, y1, x0, x1 = place
     _, _, q_y0, q_y1, q_x0, q_x1 = work.voxels
     _, rows, columns = work.shape
-    start = x0 - work.window[2] + 1
-    left, right = max(q_x0, start), min(q_x1, x1)
-    dense = work.occupied.size == 0
+    cx = work.window[2]
+    left, right = max(q_x0, x0 - cx + 1), min(q_x1, x1)
     for y in range(y0, y1):
         to = (y - y0) * stride
-        if not q_y0 <= y < q_y1:
-            fill(strip, to, x1 - start)
-            continue
-        if not dense:  # else what lies left and right of the image is 0 from the beginning
-            fill(strip, to, left - start)
-            fill(strip, to + right - start, x1 - right)
-        if work.window[0] == 1:
-            mark(strip, to + left - start, labels, (z * rows + y) * columns + left, value, right - left)
+        if q_y0 <= y < q_y1:
+            fill(strip, to + x0, left - (x0 - cx + 1))
+            mark(strip, to + cx - 1 + left, labels, (z * rows + y) * columns + left, value, right - left)
+            fill(strip, to + cx - 1 + right, x1 - right)
         else:
-            copy(strip, to + left - start, plane, (y - low) * columns + left, right - left)
+            fill(strip, to + x0, x1 - x0 + cx - 1)
 
 
 @inlined
-def count_rows(
-    plane: Array,
-    low: int,
-    labels: Array,
-    value: Number,
-    work: Work,
-    place: tuple[int, int, int, int, int],
-    scratch: Scratch,
-    above: int,
-) -> int:
-    """The counts of a few rows: sums over z along the rows, all in one go, then down.
-
-    Sums over z and x hold at most cz · cx, counts at most |W|, which their lanes hold. What lies between the end of one
-    row and the begin of the next is garbage. If these rows go on below the ``above`` rows of the last call, what they
-    share is taken over; 0 says that they do not.
-
-    Returns
-    -------
-    int
-        The stride: row y of scratch.counts begins at y + 1 times this; row −1 is the one above.
-    """
-    _, cy, cx = work.window
-    across, counts = scratch.across, scratch.counts
-    z, y0, y1, x0, x1 = place
-    width, height = x1 - x0, y1 - y0
-    stride = (width + cx - 1 + LANES - 1) // LANES * LANES
-    first = 1  # rows of ``across`` above this one are there; row y, at (y + cy) · stride, sums along row y0 + y
-    if above > 0:
-        copy(across, np.int64(0), across, above * stride, cy * stride)
-        copy(counts, np.int64(0), counts, above * stride, width)
-        first = cy
-    new = y0 - cy + first
-    lay_rows(scratch.strip, stride, plane, low, labels, value, work, (z, new, y1, x0, x1))
-    window_row(across, first * stride, scratch.strip, np.int64(0), cx, (y1 - new - 1) * stride + width, scratch.spare)
-    done = 0
-    if above == 0:
-        copy(counts, stride, across, stride, width)
-        for y in range(2, cy + 1):
-            add(counts, stride, across, y * stride, width)
-        done = 1
-    for y in range(done, height):
-        next_row(counts, (y + 1) * stride, y * stride, across, (y + cy) * stride, y * stride, width)
-    return stride
-
-
-@inlined
-def reduce_rows(
-    image: Array,
-    labels: Array,
-    value: Number,
-    unsigned: bool,
-    work: Work,
-    place: tuple[int, int, int, int, int],
-    counts: Array,
-    stride: int,
-    room: Room,
-    sums: Array,
+def sum_along(
+    source: Array, at: int, scratch: Scratch, stride: int, ring: int, first: int, stop: int, x0: int, x1: int, cx: int
 ) -> None:
-    """Add to ``sums`` what the extended places z, y0 … y1 − 1, x0 … x1 − 1 of ``place`` hold.
+    """Sums along x of the rows that begin at source[at], into rows first … stop − 1 of ``across``, places x0 … x1 − 1.
 
-    Rows that follow each other in the image are reduced where they lie. Others are packed first, with labels that are
-    not ``value`` where the border reads a voxel a second time.
+    Several rows in one go where they take up most of the stride: what lies between them is garbage. A go writes up to
+    cx − 1 places more, in a row that is no longer needed.
     """
-    z, y0, y1, x0, x1 = place
-    planes, rows, columns = work.shape
-    cz, cy, cx = work.window
-    z_map, y_map, x_map = work.maps
-    most = cz * cy * cx
-    own0 = min(max(x0, cx // 2), x1)  # the columns that the image has
-    own1 = max(min(x1, cx // 2 + columns), own0)
-    inner = own1 - own0
-    n = (y1 - y0) * inner
-    own_plane = 0 <= z - cz // 2 < planes
-    for y in range(y0, y1):
-        copy(room.counts, (y - y0) * inner, counts, (y - y0 + 1) * stride + own0 - x0, inner)
-    start = z_map[z] * rows * columns + own0 - cx // 2
-    if inner == columns and cy // 2 <= y0 and y1 <= rows + cy // 2:
-        at = start + y_map[y0] * columns
-        reduce_stretch(image, labels, at, room.counts, np.int64(0), n, own_plane, value, unsigned, most, room, sums)
-    else:
-        for y in range(y0, y1):
-            at = start + y_map[y] * columns
-            to = (y - y0) * inner
-            copy(room.values, to, image, at, inner)
-            if 0 <= y - cy // 2 < rows:
-                copy(room.labels, to, labels, at, inner)
-            else:
-                for i in range(inner):
-                    room.labels[to + i] = value + np.uint8(1)
-        reduce_stretch(
-            room.values,
-            room.labels,
-            np.int64(0),
-            room.counts,
-            np.int64(0),
-            n,
-            own_plane,
-            value,
-            unsigned,
-            most,
-            room,
-            sums,
+    together = ring if 2 * (x1 - x0) > stride else 1
+    row = first
+    while row < stop:
+        slot = row % ring
+        some = min(stop - row, ring - slot, together)
+        n = (some - 1) * stride + x1 - x0
+        window_row(
+            scratch.across, (1 + slot) * stride + x0, source, at + (row - first) * stride + x0, cx, n, scratch.spare
         )
-    for y in range(y0, y1 if inner < x1 - x0 else y0):
-        at = (z_map[z] * rows + y_map[y]) * columns
-        row = (y - y0 + 1) * stride - x0
-        for x in range(x0, own0):
-            v = np.int64(image[at + x_map[x]])
-            sums[1] += np.int64(counts[row + x]) * (v & 0xFFFF if unsigned else v)
-        for x in range(own1, x1):
-            v = np.int64(image[at + x_map[x]])
-            sums[1] += np.int64(counts[row + x]) * (v & 0xFFFF if unsigned else v)
+        row += some
 
 
 @inlined
@@ -330,31 +229,31 @@ def next_run(line: Array, begin: int, wide: int, cx: int) -> tuple[int, int]:
 def adjoint(
     image: Array,
     labels: Array,
-    value: Number,
-    unsigned: bool,
+    how: Values,
     work: Work,
     box: Box,
     height: int,
     scratch: Scratch,
-    room: Room,
     result: Array,
 ) -> None:
-    """Set ``result`` to (voxels, Σ S, Σ v, Σ v²) of the class ``value`` in a box of extended places.
+    """Set ``result`` to (voxels, Σ S, Σ v, Σ v²) of a class in a box of extended places, v as `dots` reads it.
 
     Σ S is over the q in ``work.voxels``; the others over all voxels of the class whose own place is in the box.
 
     Parameters
     ----------
     image : flat array of uint8 or int16
-        uint16 comes as the int16 of the same bits, with ``unsigned`` true.
+        uint16 comes as the int16 of the same bits.
     labels : flat array of uint8
+    how : Values
+        What the bits of the image stand for, and the class.
     box : (int, int, int, int)
         z0, z1, y0, y1; of at most 2^30 places.
     height : int
         Rows done at a time.
-    scratch, room, result : Memory
+    scratch, result : Memory
         Made by `memory`; fit for further calls with the same shape, window, ``height`` and ``occupied``, one at a time.
-        The last number of ``result`` is the kernel's own.
+        The last two numbers of ``result`` are the kernel's own.
 
     Notes
     -----
@@ -363,38 +262,38 @@ def adjoint(
     """
     image, labels, result = bare(image), bare(labels), bare(result)
     plane, near, line = bare(scratch.plane), bare(scratch.near), bare(scratch.line)
-    fill(plane, np.int64(0), plane.size)
-    for i in range(5):
-        result[i] = 0
-    for row in range(near.shape[0]):
-        for b in range(near.shape[1]):
-            near[row, b] = 0
+    across, counts, none = bare(scratch.across), bare(scratch.counts), bare(scratch.none)
+    scratch = Scratch(plane, near, line, across, bare(scratch.spare), counts, none)
     z_map, y_map, x_map = work.maps
-    work = Work(
-        work.shape,
-        work.window,
-        (bare(z_map), bare(y_map), bare(x_map)),
-        work.voxels,
-        bare(work.occupied),
-        work.block,
-    )
-    scratch = Scratch(
-        plane, near, line, bare(scratch.strip), bare(scratch.across), bare(scratch.spare), bare(scratch.counts)
-    )
-    room = Room(bare(room.counts), bare(room.values), bare(room.labels), bare(room.kept), bare(room.ones))
+    maps = bare(z_map), bare(y_map), bare(x_map)
+    work = Work(work.shape, work.window, maps, work.voxels, bare(work.occupied), work.block)
     cz, cy, cx = work.window
     _, _, q_y0, q_y1, q_x0, q_x1 = work.voxels
     planes = work.shape[0]
     dense = work.occupied.size == 0
     e_x0, e_x1 = q_x0, q_x1 + cx - 1
     tall_block, wide_block = work.block
+    stride, ring = none.size, height + cy + 1
     z0, z1, y0, y1 = box
     low = y0 - cy + 1  # the q of the first row of ``plane``
     top, bottom = max(q_y0, low), min(q_y1, y1)
+
+    fill(plane, 0, plane.size)
+    fill(none, 0, none.size)
+    if how.value == 0:
+        for i in range(U(none.size)):
+            none[i] = 1
+    fill(result, 0, 4)
+    bound = 255 if image.itemsize == 1 else USUAL
+    result[4], result[5] = bound, steps_that_fit(cz * cy * cx, bound)
+    for row in range(near.shape[0]):
+        for b in range(near.shape[1]):
+            near[row, b] = 0
+
     for z in range(z0 - cz + 1, z1):
         leaving = z > z0
-        if cz > 1:
-            roll_plane(plane, low, labels, value, work, z, leaving, top, bottom)
+        if cz > 1 and (z < z0 or not dense):
+            roll_plane(plane, low, stride, labels, how.value, work, z, leaving, top, bottom)
         if not dense:
             for row in range(near.shape[0]):
                 for b in range(near.shape[1]):
@@ -422,11 +321,47 @@ def adjoint(
                 begin = end
                 if x0 >= x1:
                     continue
-                place = (z, y, y + tall, x0, x1)
                 if not dense:
                     a, b = max(0, x0 - cx // 2), min(work.shape[2], x1 - cx // 2)
                     for row in range(y, y + tall):
                         ask(image, (z_map[z] * work.shape[1] + y_map[row]) * work.shape[2] + a, b - a)
-                above = height if dense and y > y0 else 0
-                stride = count_rows(plane, low, labels, value, work, place, scratch, above)
-                reduce_rows(image, labels, value, unsigned, work, place, scratch.counts, stride, room, result)
+
+                # Rows of ``across`` are those of q; the first of them that places of row y take is y − cy + 1.
+                goes_on = dense and y > y0
+                first = y - y0 + cy - 1 if goes_on else cy - 1
+                new = y if goes_on else y - cy + 1
+                done = first if goes_on else 0
+                if cz == 1:
+                    mark_rows(plane, stride, labels, how.value, work, (z, new, y + tall, x0, x1))
+                    source = 0
+                else:
+                    if dense:
+                        from_row, to_row = max(top, new), min(bottom, y + tall)
+                        roll_plane(plane, low, stride, labels, how.value, work, z, leaving, from_row, to_row)
+                    source = (new - low) * stride
+                sum_along(plane, source, scratch, stride, ring, done, first + tall, x0, x1, cx)
+                if not goes_on:
+                    fill(counts, x0, x1 - x0)
+                    for row in range(cy - 1):
+                        add(counts, x0, across, (1 + row) * stride + x0, x1 - x0)
+                place = (z, y, y + tall, x0, x1)
+                # What the next rows take is asked for meanwhile, or memory would be waited for between the stages.
+                ahead = AHEAD * work.shape[2] if dense else 0
+                coming = (z * work.shape[1] + y + tall) * work.shape[2]
+                reduce_rows(
+                    image,
+                    labels,
+                    work.window,
+                    work.shape,
+                    maps,
+                    place,
+                    first,
+                    ring,
+                    ahead,
+                    coming,
+                    across,
+                    counts,
+                    none,
+                    how,
+                    result,
+                )

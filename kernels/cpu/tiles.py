@@ -17,11 +17,12 @@ import numpy as np
 from voxring.kernels import Reduction
 from voxring.kernels.axes import axis_map
 
-from .adjoint import Lanes, Memory, Work, adjoint, memory
+from .adjoint import Lanes, Memory, Work, adjoint, memory, stride_for
 from .bare import bare
 from .boxes import Box, cut, evenly
+from .dots import Values
 from .jit import Array, Number, Shape, compiled, jit
-from .rows import PIECE, count, fill, mark_any
+from .rows import count, fill, mark_any
 from .streamed import groups_streamed
 from .threads import in_threads
 
@@ -31,12 +32,15 @@ from .threads import in_threads
 STREAMED = 2.0
 STREAMED_CLASS = 1.5
 STREAMED_CALL = 90_000
-ADJOINT = 0.6
-ADJOINT_WIDE = 0.8  # with counts of two bytes
+ADJOINT = 0.4
+ADJOINT_WIDE = 0.5  # with counts of two bytes
 ADJOINT_CALL = 12_000
 
 PLANE_BYTES = 1 << 19
 """The sums over z that a box keeps, a byte each: they stay in the L2 cache."""
+
+HEIGHT = 1 << 14
+"""Places of the rows that a dense image has done at a time: their sums stay in the L1 cache."""
 
 UNKNOWN = np.zeros((0, 0, 0), np.uint8)
 """Which blocks hold the class, when nobody has looked."""
@@ -50,8 +54,11 @@ DENSE_SHARE = 0.06
 WORTH_A_LOOK = 1 << 17
 """Images of fewer voxels are done sooner than looked at."""
 
-FAR = 0.36
-"""Where windows reach more of the image, it is done whole: a place of a short run costs nearly three of a whole row."""
+FAR = 0.2
+"""Where windows reach more of the image, it is done whole: a place of a short run costs nearly five of a whole row."""
+
+SAMPLE_STEP = 4096
+"""64 of so many values are looked at to guess whether an image of uint16 holds any of 2^15 and more."""
 
 SAMPLE = 32
 """One row in so many is looked at to guess how much of the image a class fills."""
@@ -105,13 +112,13 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     z_map, y_map, x_map = (axis_map(length, size, border) for length, size in sizes)
     (planes, rows, columns) = ((low, high + size - 1) for (low, high), size in zip(ranges, window, strict=True))
     width = columns[1] - columns[0]
-    boxes = cut(planes, rows, width, max(1, PLANE_BYTES // (width + window[2])), window, workers)
+    boxes = cut(planes, rows, width, max(1, PLANE_BYTES // stride_for(shape[2], window[2])), window, workers)
     return Plan(
         Work(shape, window, (z_map, y_map, x_map), (z0, z1, y0, y1, x0, x1), UNKNOWN, BLOCK),
         lanes,
         boxes,
         max(y1 - y0 for _, _, y0, y1 in boxes),
-        max(1, min(rows[1] - rows[0], max(4 * PIECE // width, window[1]))),
+        max(1, min(rows[1] - rows[0], max(HEIGHT // width, window[1]))),
         {},
     )
 
@@ -156,6 +163,19 @@ def occupied_blocks(labels: Array, value: Number, columns: int, rows_of: Array, 
 
 
 @jit
+def any_negative(values: Array, step: int) -> bool:
+    """Whether one of a sample of values is below 0: 64 of every ``step``."""
+    values = bare(values)
+    for start in range(0, values.size, step):
+        least = np.int16(0)
+        for i in range(start, min(start + 64, values.size)):
+            least = min(least, values[i])
+        if least < 0:
+            return True
+    return False
+
+
+@jit
 def occupied_share(labels: Array, value: Number, columns: int, wide: int) -> float:
     """In how many of the column blocks of every SAMPLE-th row ``value`` is, as a share."""
     labels = bare(labels)
@@ -193,46 +213,53 @@ def reached_share(occupied: Array, window: Shape) -> float:
     return float(near.mean()) * (1 + (window[2] - 1) / BLOCK[1])
 
 
-def new(flat: Array, labels: Array, unsigned: bool, the: Plan) -> Kept:
+def new(flat: Array, labels: Array, the: Plan) -> Kept:
     """What is kept for images of a type, when the first of them comes."""
-    parts = memory(the.work, 1, the.height, flat.dtype, the.lanes)
-    return Kept(compiled(adjoint, flat, labels, np.uint8(1), unsigned, the.work, the.boxes[0], the.height, *parts), [])
+    parts = memory(the.work, 1, the.height, the.lanes)
+    how = Values(np.int16(0), np.int64(-1), np.uint8(1))
+    return Kept(compiled(adjoint, flat, labels, how, the.work, the.boxes[0], the.height, *parts), [])
 
 
 def reduce_adjoint(
     image: Array, labels: Array, value: int, the: Plan, occupied: Array, workers: int
-) -> tuple[int, int, int, int]:
-    """(voxels, Σ S, Σ v, Σ v²) of one class: Σ S over ``the.work.voxels``, the others over the whole image."""
-    unsigned = image.dtype == np.uint16
+) -> tuple[int, int, int, int, int]:
+    """(voxels, Σ S, Σ v, Σ v², lift) of one class: Σ S over ``the.work.voxels``, the others over the whole image.
+
+    All of v − lift.
+    """
     flat = image.reshape(-1)
-    if unsigned:
+    lift = 0
+    if image.dtype == np.uint16:
         flat = flat.view(np.int16)
+        lift = 1 << 15 if any_negative(flat, SAMPLE_STEP) else 0
     elif flat.dtype == np.int8:  # rare, and not worth kernels of its own
         flat = flat.astype(np.int16)
+    bits = 0xFFFF if image.dtype == np.uint16 and lift == 0 else -1
+    how = Values(-lift, bits, value)
     dense = occupied.size == 0
     work = the.work if dense else the.work._replace(occupied=occupied)
     height = the.height if dense else BLOCK[0]
 
-    kept = the.kept.get(flat.dtype) or the.kept.setdefault(flat.dtype, new(flat, labels, unsigned, the))
+    kept = the.kept.get(flat.dtype) or the.kept.setdefault(flat.dtype, new(flat, labels, the))
 
     def run(box: Box) -> list[int]:
         try:
-            mine = kept.memory.pop() if dense else memory(work, the.tall, height, flat.dtype, the.lanes)
+            mine = kept.memory.pop() if dense else memory(work, the.tall, height, the.lanes)
         except IndexError:
-            mine = memory(work, the.tall, height, flat.dtype, the.lanes)
-        kept.kernel(flat, labels, value, unsigned, work, box, height, *mine)
+            mine = memory(work, the.tall, height, the.lanes)
+        kept.kernel(flat, labels, how, work, box, height, *mine)
         numbers: list[int] = mine.result.tolist()
         if dense:
             kept.memory.append(mine)
         return numbers
 
     voxels = total = moment = squares = 0
-    for more, sums, values, products, _ in in_threads(run, the.boxes, workers):
+    for more, sums, values, products, *_ in in_threads(run, the.boxes, workers):
         voxels += more
         total += sums
         moment += values
         squares += products
-    return voxels, total, moment, squares
+    return voxels, total, moment, squares, lift
 
 
 def reduce_class(
@@ -252,7 +279,9 @@ def reduce_class(
             return Reduction()
         if guess and reached_share(occupied, the.work.window) > FAR:
             occupied = UNKNOWN
-    voxels, total, moment, squares = reduce_adjoint(image, labels, value, the, occupied, workers)
+    voxels, total, moment, squares, lift = reduce_adjoint(image, labels, value, the, occupied, workers)
+    squares += lift * (2 * moment + lift * voxels)
+    moment += lift * voxels
     groups: dict[int, tuple[int, int]] = {}
     if border in {"clip", "constant"}:
         around = Reduction()
@@ -262,7 +291,8 @@ def reduce_class(
         voxels -= around.voxels
     if voxels > 0:
         cz, cy, cx = the.work.window
-        groups[cz * cy * cx] = (voxels, total)
+        size = cz * cy * cx
+        groups[size] = (voxels, total + lift * size * voxels)
     return Reduction(moment, squares, groups)
 
 
