@@ -390,6 +390,7 @@ CLUSTER = """
 import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+import voxring.batch.cluster
 from deadly import Deadly
 from voxring import Study, VoxringError
 from voxring.batch import party_batch, read_manifest
@@ -411,6 +412,17 @@ if __name__ == "__main__":
         row = rows[0]
         deadly = Deadly(row.line, row.image, row.ground_truth, row.patient, folder, 9, os.getpid())
         came = dict(in_cluster(Task(study, "cpu", None, None), (deadly, *rows[1:4]), range(4), "local", 2))
+    if sys.argv[3] == "gone":
+        of = voxring.batch.cluster
+        of._WAIT, of._LOOK, of._FETCH = 1, 0.2, 1
+        with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+            tasks = in_cluster(Task(study, "cpu", None, None), rows[:8], range(8), cluster.scheduler_address, 1)
+            next(tasks)
+            cluster.scale(0)
+            try:
+                list(tasks)
+            except VoxringError as error:
+                came = {0: error}
     bad = [str(one) for one in came.values() if isinstance(one, VoxringError)]
     print(json.dumps([one.images, [one.totals[name].sum for name in "ab"], bad, len(came)]))
 """
@@ -421,7 +433,7 @@ def cluster(folder, what):
     script = folder / "cluster.py"
     script.write_text(CLUSTER)
     command = [sys.executable, script, folder, Path(__file__).parent, what]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     images, sums, bad, count = json.loads(done.stdout.splitlines()[-1])
     expected = party_totals(folder / "m.csv", STUDY)
@@ -430,8 +442,10 @@ def cluster(folder, what):
     return bad, count
 
 
-def test_a_cluster_gives_the_same_and_stands_a_kill(folder):
-    assert cluster(folder, "kill") == ([], 0)
+def test_a_cluster_gives_the_same_and_stands_a_kill_and_its_end_is_told(folder):
+    (told,), count = cluster(folder, "gone")
+    assert "has had no worker for 1 s: see why its workers end" in told
+    assert count == 1
 
 
 @pytest.mark.soak

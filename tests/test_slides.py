@@ -12,9 +12,19 @@ import pytest
 import tifffile
 
 import naive
-from voxring import ImageError, Study, local_mean, local_totals, local_variance, read_ground_truth, read_image
+from voxring import (
+    ImageError,
+    Study,
+    local_landmarks,
+    local_mean,
+    local_totals,
+    local_variance,
+    read_ground_truth,
+    read_image,
+)
 from voxring.batch import blocks, image_totals
 from voxring.batch.manifest import Row
+from voxring.cli.preflight import _look
 from voxring.images import open_ground_truth, open_image, rectangles, source, together
 from voxring.scan import scan
 
@@ -90,6 +100,27 @@ def test_blocks_give_the_integers_of_the_whole_image(tmp_path, small_blocks, bor
         truth = labelled(rng, shape, one_of([0.002, 0.02, 0.5, 1]))
         row = row_of(tmp_path, image, truth, one_of([*WAYS, "npy"]), one_of([*WAYS, "npy"]))
         assert image_totals(row, study) == local_totals(image, truth, study), (shape, dtype, study)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4"])
+def test_landmarks_of_blocks_are_those_of_the_whole_image(tmp_path, small_blocks, dtype):
+    rng = np.random.default_rng(9)
+    image = rng.integers(0, 250, (45, 50)).astype(dtype)
+    study = study_of(method="nyul", percentiles=[1.0, 20.0, 50.0, 99.0], landmarks="agree")
+    row = row_of(tmp_path, image, labelled(rng, image.shape))
+    assert image_totals(row, study) == local_landmarks(image, study)
+    bad = row_of(tmp_path, np.ones((45, 50), dtype), labelled(rng, image.shape))
+    refused("slide.tif: the foreground is empty", image_totals, bad, study)
+
+
+def test_preflight_looks_at_a_slide_in_blocks(tmp_path, small_blocks):
+    image = np.zeros((64, 80), np.uint16)
+    truth = np.zeros(image.shape, np.uint8)
+    truth[60, 70] = 2
+    row = row_of(tmp_path, image, truth)
+    looked = _look(row, study_of(classes=CLASSES | {"c": 300}))
+    assert looked.classes == ("b",)
+    assert looked.volume <= image.nbytes / 4
 
 
 @pytest.mark.parametrize("border", BORDERS)
@@ -384,6 +415,7 @@ import numpy as np
 from voxring import Study, local_totals
 from voxring.batch import image_totals
 from voxring.batch.manifest import Row
+from voxring.cli.preflight import _look
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,6 +7,7 @@ Links to them are as the cluster's own configuration has them (``distributed.com
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
@@ -40,7 +41,7 @@ def in_cluster(task: Task, rows: Sequence[Row], todo: Sequence[int], scheduler: 
     """
     try:
         import dask
-        from distributed import Client, KilledWorker, as_completed, wait
+        from distributed import Client, KilledWorker, as_completed
     except ImportError:
         raise DeviceError(
             "--scheduler needs Dask: install voxring[cluster], on the workers too, or use --workers"
@@ -73,7 +74,8 @@ def in_cluster(task: Task, rows: Sequence[Row], todo: Sequence[int], scheduler: 
         numbers = {submit(number): number for number in islice(queue, ahead)}
         running = as_completed(list(numbers))
         lost = []
-        for future in running:
+        while not running.is_empty():
+            future = _next_of(running, client, scheduler)
             number, came = numbers.pop(future), came_of(future)
             for following in islice(queue, 1):
                 numbers[submit(following)] = following
@@ -85,8 +87,27 @@ def in_cluster(task: Task, rows: Sequence[Row], todo: Sequence[int], scheduler: 
         # A row is lost with the workers that other rows have killed, if it stood next to these: now each is alone.
         for number in lost:
             alone = submit(number)
-            wait(alone)
+            _next_of(as_completed([alone]), client, scheduler)
             yield number, came_of(alone) or _too_many_deaths(rows[number])
+
+
+def _next_of(running: Any, client: Any, scheduler: str) -> Any:
+    """Wait for the next task that is done; raise when for long there is no worker that could do one."""
+    since = looked = time.monotonic()
+    while not running.has_ready():
+        time.sleep(_TICK)
+        now = time.monotonic()
+        if now - looked < _LOOK:
+            continue
+        looked = now
+        if client.nthreads():
+            since = now
+        elif now - since > _WAIT:
+            raise DeviceError(
+                f"the cluster {scheduler} has had no worker for {_WAIT} s: see why its workers end, and run again to "
+                "go on"
+            )
+    return next(running)
 
 
 def _too_many_deaths(row: Row) -> ImageError:
@@ -95,7 +116,9 @@ def _too_many_deaths(row: Row) -> ImageError:
     )
 
 
-_WAIT = 120  # seconds until a first worker is there: Slurm queues are for longer, and then for another run
+_WAIT = 120  # seconds until a worker is there: Slurm queues are for longer, and then for another run
+_LOOK = 5.0  # seconds between looks at the workers
+_TICK = 0.02  # and at what is done
 _FETCH = 60  # seconds for a few hundred bytes
 
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -403,14 +404,21 @@ def _images(plan: Plan) -> Iterator[Finding]:
 
 
 def _look(row: Row, study: Study) -> _Looked:
-    from voxring.images import check_same_grid, open_image, read_ground_truth
+    from voxring.batch import blocks
+    from voxring.images import check_same_grid, open_ground_truth, open_image, rectangles
 
     image = open_image(row.image, study.colour)
-    truth = read_ground_truth(row.ground_truth, image.grid)
-    check_same_grid(row.image.name, image.grid, row.ground_truth.name, truth.grid)
-    voxels = 1
-    for size in image.grid.shape:
-        voxels *= size
+    opened = open_ground_truth(row.ground_truth, image.grid)
+    check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
+    if blocks.pays(image, opened):  # as a party reads it: never whole
+        labels, widest, found = {name: opened.find(label) for name, label in study.classes.items()}, 0, set[str]()
+        for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), opened.block or (1, 1)):
+            part, _ = opened.read_block(*block)
+            widest = max(widest, part.size * max(part.itemsize, image.dtype.itemsize))
+            found |= {name for name in labels.keys() - found if (part == labels[name]).any()}
+        return _Looked(widest, tuple(found))
+    truth = opened.read()
+    voxels = prod(image.grid.shape)
     present = []
     for name, label in study.classes.items():
         layer, value = truth.find(label)

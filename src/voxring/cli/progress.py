@@ -118,6 +118,8 @@ class Progress:
     def images(self, who: str, done: int, total: int) -> None:
         """Say how many images are done."""
         standing, now = self._of(who), time.monotonic()
+        if done == 0:
+            standing.bad = 0  # where the images are gone through twice, a row is bad twice
         computed = done == standing.done + 1
         standing.images(done, total)
         if computed and done < total and now - self._said < LINE_SECONDS:
