@@ -200,10 +200,14 @@ def standardised_by(image: Array, scaling: Scaling) -> Scaled:
     """Standardise an image, or a part of it, on integers already (`on_integers`)."""
     if scaling.single is not None:
         return _narrowed(image, *scaling.stored), scaling.single
+    mapped = np.empty(image.shape, _narrowest(*scaling.standardised))
+    step = max(1, _AT_ONCE * image.shape[0] // image.size)
     try:
-        return scaling.mapping.apply(image).astype(_narrowest(*scaling.standardised)), (1, 0)
+        for first in range(0, image.shape[0], step):
+            mapped[first : first + step] = scaling.mapping.apply(image[first : first + step])
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
+    return mapped, (1, 0)
 
 
 def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:
@@ -259,6 +263,7 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
     return np.int64
 
 
+_AT_ONCE = 1 << 18  # voxels that are mapped at once, in 64 bits and some times over
 _DISTINCT = 1 << 24  # intensities that are counted of an image in parts: 16 bytes each, some times over
 
 
