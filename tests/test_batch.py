@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import nibabel
@@ -20,7 +21,7 @@ import voxring.batch.pool
 import voxring.images.room
 from deadly import Deadly
 from voxring import DeviceError, ImageError, LocalTotals, Study, StudyError, VoxringError, local_totals, party_totals
-from voxring.batch import Journal, image_totals, party_batch, read_manifest
+from voxring.batch import Journal, Row, image_totals, party_batch, read_manifest
 from voxring.batch.pool import ATTEMPTS, _work, _Worker, in_processes
 from voxring.batch.row import Task, answer, read_ahead
 
@@ -313,6 +314,29 @@ def children():
 def rows_of(folder, count=8):
     lines = "".join(f"image{i % 4}.npy,truth{j % 4}.npy\n" for i in range(4) for j in range(4))
     return read_manifest(manifest(folder, "image,ground_truth\n" + lines))[:count]
+
+
+@pytest.mark.parametrize("border", ["reflect", "mirror", "clip"])
+@pytest.mark.parametrize("method", ["zscore", "percentile", "nyul"])
+def test_what_a_scaling_of_all_voxels_maps_gives_the_totals_of_the_whole(tmp_path, method, border):
+    options = {"zscore": {}, "percentile": {"percentiles": [5, 95]}}.get(method)
+    options = options if options is not None else {"percentiles": [5, 50, 95], "landmarks": [0, 1, 5]}
+    rng = np.random.default_rng(2)
+    for dtype, window, planes in product([np.int16, np.float32], [3, (4, 1, 3), (9, 3, 3)], [(0,), (11,), (4, 6)]):
+        study = Study.of(
+            name="t",
+            classes={"a": 1, "b": 2},
+            window={"size": window, "border": border},
+            standardise={"method": method, **options},
+        )
+        image = rng.integers(-90, 90, (12, 7, 8)).astype(dtype)
+        truth = np.zeros(image.shape, np.uint8)
+        for plane in planes:
+            truth[plane, 2:5, 3] = (1, 2, 1)
+        np.save(tmp_path / "i.npy", image)
+        np.save(tmp_path / "t.npy", truth)
+        row = Row(1, tmp_path / "i.npy", tmp_path / "t.npy", "")
+        assert image_totals(row, study) == local_totals(image, truth, study)
 
 
 def deadly(row, folder, times):

@@ -162,6 +162,7 @@ def planes_needed(
     *,
     slope: float | Fraction = 1.0,
     intercept: float | Fraction = 0.0,
+    scaled: bool = False,
 ) -> tuple[int, int]:
     """Return which part of an image, along its first axis, gives the totals of the whole: the same integers.
 
@@ -176,6 +177,8 @@ def planes_needed(
         What `local_totals` gets as ``ground_truth`` and, of ``labels``, the values.
     dtype, slope, intercept
         Of the image.
+    scaled : bool
+        Whether the scaling of all voxels is known (`voxring.standardise.scaling_of`), so that no others are needed.
 
     Returns
     -------
@@ -198,7 +201,7 @@ def planes_needed(
     (3, 6)
     """
     studies = [study] if study.evaluate is None else [study, model_of(study).study]
-    everything = any(depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in studies)
+    everything = not scaled and any(depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in studies)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:

@@ -263,7 +263,7 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
     return np.int64
 
 
-_AT_ONCE = 1 << 18  # voxels that are mapped at once, in 64 bits and some times over
+_AT_ONCE = 1 << 16  # voxels that are mapped at once, in 64 bits and some times over
 _DISTINCT = 1 << 24  # intensities that are counted of an image in parts: 16 bytes each, some times over
 
 

@@ -7,17 +7,20 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.metadata import version
+from typing import TypedDict
 
 import numpy as np
 
 from voxring.batch import blocks
 from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
-from voxring.engine import Device, local_totals, planes_needed
+from voxring.engine import Device, local_totals, part_totals, planes_needed
 from voxring.errors import DeviceError, ImageError, VoxringError
-from voxring.images import GroundTruth, Room, Source, check_same_grid, identify, open_ground_truth, open_image
-from voxring.standardise import local_landmarks
+from voxring.images import GroundTruth, Image, Room, Source, check_same_grid, identify, open_ground_truth, open_image
+from voxring.standardise import OF_ALL_VOXELS, local_landmarks, scaling_of
+from voxring.statistics import layout
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -104,6 +107,8 @@ def _reduce(
         return totals, part.sources, truth.sources
     first, stop = planes_needed(truths, image.dtype, study, slope=image.slope, intercept=image.intercept)
     part = image.read(first, stop)
+    if first < stop and study.standardise.method in OF_ALL_VOXELS and part.voxels.ndim == 3 and not layout(study):
+        return _by_scaling(row, part, truth, layers, study, device, threads), part.sources, truth.sources
     totals = LocalTotals({name: ClassTotals() for name in study.classes})
     if first < stop:
         for layer, labels in layers.items():
@@ -121,6 +126,45 @@ def _reduce(
             except ImageError as error:
                 raise ImageError(f"{row.image.name}: {error}") from error
     return totals, part.sources, truth.sources
+
+
+def _by_scaling(
+    row: Row,
+    part: Image,
+    truth: GroundTruth,
+    layers: Mapping[int, dict[str, int]],
+    study: Study,
+    device: Device,
+    threads: int | None,
+) -> LocalTotals:
+    """Reduce a volume whose scaling takes all voxels; if voxels must be mapped, those that windows reach are."""
+    scale: _Scale = {"slope": part.slope, "intercept": part.intercept}
+    totals = LocalTotals({name: ClassTotals() for name in study.classes})
+    try:
+        scaling = scaling_of((part.voxels,), part.voxels.dtype, study, **scale)
+        near, far = 0, part.voxels.shape[0]
+        if scaling.single is None:
+            truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
+            near, far = planes_needed(truths, part.voxels.dtype, study, **scale, scaled=True)
+        for layer, labels in layers.items():
+            totals += part_totals(
+                part.voxels[near:far],
+                truth.layers[layer][near:far],
+                study,
+                scaling,
+                **scale,
+                labels=labels,
+                device=device,
+                threads=threads,
+            )
+    except ImageError as error:
+        raise ImageError(f"{row.image.name}: {error}") from error
+    return totals
+
+
+class _Scale(TypedDict):
+    slope: float | Fraction
+    intercept: float | Fraction
 
 
 def _layers(truth: GroundTruth, study: Study) -> dict[int, dict[str, int]]:
