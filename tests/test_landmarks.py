@@ -32,6 +32,8 @@ from voxring.landmarks import SCALE, check_landmarks, landmark_totals
 from voxring.ring.message import decode
 from voxring.ring.sheet import sheet
 from voxring.session import bodies
+from voxring.session.account import NoAccount
+from voxring.session.as_party import _Process
 from voxring.session.differencing import brought, brought_landmarks, objection
 from voxring.session.party import Party
 from voxring.simulation import pooled_totals
@@ -182,6 +184,16 @@ def test_after_n_is_open_nothing_starts_over() -> None:
     network = agreeing_network()
     until(network, "b", "released")
     assert not network.researcher.may_start_over
+
+
+def test_totals_by_a_scale_of_a_session_that_failed_are_dropped() -> None:
+    party = agreeing_network().parties["a"]
+    process = _Process(party, None, 60.0, lambda what: None, NoAccount())
+    for scale, kept in (((0, 1, 2, 4), False), ((0, 1, 2, 4), True), ((0, 1, 3, 4), False)):
+        party.scale = tuple(Fraction(n, 4) for n in scale)
+        process._totals = LocalTotals()
+        assert process._agreed().standardise.targets == party.scale
+        assert (process._totals is not None) == kept
 
 
 @pytest.mark.parametrize(
@@ -356,6 +368,9 @@ def test_a_real_run_notes_its_landmarks_and_a_second_one_reads_nothing(site: Sit
     assert dict(entries)["end"]["given"] == ["images", "landmarks", "voxels", "sum", "sdsum"]
     first = [list(one["brought"]["classes"]) for kind, one in entries if kind == "brought"]
     assert first == [[SCALE], ["lesion", "liver"]]
+    agreed = study.with_landmarks(ended["a"].scale)
+    questions = [one["brought"]["question"] for kind, one in entries if kind == "brought"]
+    assert questions == [brought_landmarks(study, [], hashed).question, brought(agreed, [], hashed).question]
     again = site.run(study)
     assert again["R"] == ended["R"]
     site.images["a"].pop()  # one patient fewer: refused before a landmark leaves
