@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -155,6 +156,23 @@ def test_no_share_leaves_before_the_coin_is_noted_as_used() -> None:
         assert f"{name} refused" in str(network.errors[0])
         assert isinstance(network.parties[name].error, StudyError)
         assert name not in senders_rings(network.seen)
+
+
+def test_in_the_session_that_follows_one_that_failed_a_coin_that_was_used_is_not_given_up() -> None:
+    network = Network(a_study("abcd"))
+    party = until(network, "c", "counted")
+    assert network.researcher.may_start_over
+    network.start_over()
+    del network.coins["b"]
+    network.used.discard("b")
+    network.restart("b")  # whose disk is lost
+    network.finish()
+    assert "b keeps none: copy it" in str(network.errors[0])
+    welcomes = [message for message in map(partial(decode, limit=10**6), network.seen) if message.kind == "welcome"]
+    last = {message.sender: bodies.read_welcome(message.body) for message in welcomes}
+    assert not last["c"].commitment
+    assert last["c"].coin == network.coins["c"]
+    assert party.state != "opened"
 
 
 def test_what_the_researcher_says_of_a_coin_is_held_against_what_is_kept() -> None:
@@ -313,6 +331,8 @@ def test_the_coin_is_kept_for_its_owner_alone_and_never_changed(tmp_path: Path) 
     assert file.path.stat().st_mode & 0o777 == 0o600
     assert file.path.parent.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in file.path.parent.iterdir()] == [f"{a_study().digest}-a.json"]
+    CoinFile(tmp_path, a_study(), "a").keep(bytes(32))
+    (tmp_path / "coins" / file.pending.name).rename(file.pending)  # as if it could not be removed
     for change in (file.keep, file.use):
         with pytest.raises(StudyError, match="another run has kept a coin"):
             change(bytes(32))

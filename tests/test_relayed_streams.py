@@ -18,7 +18,12 @@ from voxring.net.exchange import Exchange, Limits
 from voxring.net.mailbox import MAX_FRAME, MAX_MESSAGE, Ask, Gone, Question, Take, name_of, write
 from voxring.net.relayed_streams import AHEAD, RelayIncoming, RelayOutgoing, Requests
 from voxring.net.streams import AesGcm
-from voxring.ring.chunks import CHUNK_BYTES, HEAD_BYTES
+from voxring.ring.chunks import CHUNK_BYTES, HEAD_BYTES, ChunkedSum, ChunkMember
+from voxring.ring.order import rings_of
+from voxring.ring.protocol import SecureSum
+from voxring.ring.residues import Limbs
+from voxring.session.chunked import Relayed
+from voxring.session.streamed import Streamed
 from wire import Proxy, Tap
 
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -135,6 +140,22 @@ def test_a_lost_connection_to_the_relay_is_made_again(relay: Relay, end: str, ki
         assert proxy.struck.is_set()
 
 
+def test_what_a_new_connection_brought_before_the_loss_of_the_old_was_noticed_is_answered(relay: Relay) -> None:
+    with closing(incoming(relay.address)) as of, closing(outgoing(relay.address)) as to:
+        put(to, b"x")
+        until = time.monotonic() + 5
+        while 0 not in of._here and time.monotonic() < until:
+            time.sleep(0.01)
+        of._requests._lost.set()
+        while of._requests._lost.is_set() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        of.receive(1).free()
+        start = time.monotonic()
+        to.finish()
+        assert time.monotonic() - start < exchange.ASK_SECONDS / 2  # not when the relay gave the frame back
+
+
 def test_a_relay_that_is_started_again_goes_on(relay: Relay) -> None:
     first = Relay(ANYWHERE)
     others: list[Relay] = []
@@ -221,8 +242,9 @@ def answered(requests: Requests, request: Ask | Take) -> object:
 def test_a_forged_answer_does_not_count_as_delivered(relay: Relay) -> None:
     other = bytearray(len(NAME) + 16)
     AesGcm(KEY).close(5, memoryview(NAME), memoryview(other))  # a seal of this stream, not of this word
-    for forged in (b"", bytes(35), bytes(other)):
+    for forged in (b"", bytes(35), bytes(other), None):
         with stranger(relay) as taker, closing(outgoing(relay.address)) as to:
+            forged = to._word(1) if forged is None else forged  # noqa: PLW2901  (that for another frame)
             taker.send(Take((TOKEN,)))
             put(to, b"x")
             question = None
@@ -372,6 +394,20 @@ def test_the_books_of_a_relay_are_what_it_holds(seed: int) -> None:
     for pipe in range(12):
         office.closed(pipe)
     assert not any((office._waiting, office._held, office._asked, office._boxes, office._unread))
+
+
+def test_only_the_two_ends_find_the_mailbox_of_a_stream() -> None:
+    """Its name follows from the stream's key, and from what the stream is for."""
+    ring = rings_of(bytes(32), "abc", 1)
+    plan = ChunkedSum(SecureSum(bytes(32), bytes(16), "sum", ring, Limbs(1, 10), 5))
+    tokens = set()
+    for key in (bytes(32), b"k" * 32):
+        streamed = Streamed(plan, "a", ChunkMember(plan, "a", [0] * 10, secrets.token_bytes), sealed=True, random=bytes)
+        for sender, receiver in (("a", "b"), ("b", "c")):
+            streamed.keys[sender, receiver, 0] = key
+            tokens.add(Relayed(streamed, "", 1)._of(sender, receiver, 0)[0])
+    assert len(tokens) == 4
+    assert {len(token) for token in tokens} == {16}
 
 
 def test_a_frame_has_room_for_the_longest_chunk() -> None:

@@ -52,7 +52,7 @@ PAUSE = 0.1
 """Seconds before a relay is asked again that could do nothing."""
 GRACE = 3.0
 """Seconds for a member to come back to the relay; less if the timeout is short."""
-GOODBYE_SECONDS = 2.0
+GOODBYE_SECONDS = 5.0
 """Seconds that a receiver waits for its sender to hang up, which means that it has heard."""
 LOOK = 0.02
 """Seconds between looks at what is to be asked again."""
@@ -243,6 +243,9 @@ class RelayOutgoing(_RelayStream):
         self._absent = 0.0
         super().__init__(peer, relay, token, name, timeout, seal)
 
+    def meet(self) -> None:
+        """Do nothing: a mailbox takes frames whether the other end is there or not."""
+
     @staticmethod
     def message(size: int) -> Message:
         """Return a new message for a frame of so many bytes."""
@@ -378,10 +381,8 @@ class RelayIncoming(_RelayStream):
         self._due.append(Take((self._token,), ticket, self._word(number), self._seen))
 
     def _forget(self) -> None:
-        # The relay knows neither who takes nor any ticket any more; the sender is told, and asks again.
+        # Tickets stay: the next connection may have brought some already, and to the relay older ones mean nothing.
         self._asked.clear()
-        self._due.clear()
-        self._tickets.clear()
 
     def _catch_up(self) -> None:
         if time.monotonic() < self._later:
