@@ -1,6 +1,6 @@
 """Write the tables that pages quote from bench/results: python bench/readme.py [--check].
 
-README's of CPU timings, and the counted costs of the CUDA kernels in kernels/cuda/PROOF.md.
+README's of CPU timings and of secure sums, and the counted costs of the CUDA kernels in kernels/cuda/PROOF.md.
 """
 
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 import gpu_cost
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- bench: begin -->\n", "<!-- bench: end -->\n"
 
 
 def table(results):
@@ -40,21 +39,57 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
-def quoted(page, made):
+def ring_table(results):
+    """What a secure sum of a long vector costs, against plain sockets, one link and peers."""
+    lines = ["| secure sum | measured |", "| --- | --- |"]
+    for row in results["plain"]:
+        plain, clear, sealed = (row[mode]["cpu_ns"] for mode in ("plain sockets", "clear", "sealed"))
+        what = f"{row['parties']} parties, {row['slots']:,} slots of {row['bits']} bits, processor time of all"
+        told = f"{sealed:.0f} ns a slot sealed, {clear:.0f} in the clear: {clear / plain:.2f}× plain sockets"
+        lines.append(f"| {what} | {told}; sealed {sealed / clear:.2f}× clear |")
+    for row in results["paced"]:
+        what = f"{row['parties']} parties, {row['slots']:,} slots, links of 25 MB/s and 10 ms, sealed"
+        lines.append(f"| {what} | {row['seconds'] / row['one_link_seconds']:.2f}× the time of one link |")
+    for row in results["peers"]:
+        ours = row["cpu"]["voxring, sealed"]
+        peers = [f"{NAMES[name]} {cpu / ours:.0f}×" for name, cpu in row["cpu"].items() if name in NAMES]
+        what = f"{row['parties']} parties, {row['slots']:,} slots: processor time against ours, sealed"
+        lines.append(f"| {what} | {', '.join(peers)} |")
+    for row in results["slots"]:
+        if row["slots"] >= 10**6:
+            beyond = f"{row['chunks_beyond_the_vector']:.0f} chunks beyond the vector"
+            told = f"{row['cpu'] / row['slots'] * 1e9:.0f} ns a slot, memory {beyond}"
+            lines.append(f"| {row['parties']} parties, {row['slots']:,} slots in the clear | {told} |")
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines.append(f"\n{machine['processor']}, {machine['cores']} cores; {versions}.")
+    return "\n".join(lines) + "\n"
+
+
+NAMES = {"mpyc": "MPyC", "tenseal": "TenSEAL BFV", "flower": "Flower SecAgg+"}
+
+
+def quoted(text, name, made):
     """The page with a table between its markers."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + made + END + after
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return before + begin + made + end + after
 
 
 def main():
     results = ROOT / "bench" / "results"
-    pages = ((ROOT / "README.md", "cpu", table), (ROOT / "kernels" / "cuda" / "PROOF.md", "gpu_cost", gpu_cost.table))
-    for page, name, table_of in pages:
-        made = quoted(page, table_of(json.loads((results / f"{name}.json").read_text(encoding="utf-8"))))
+    pages = (
+        (ROOT / "README.md", "bench", "cpu", table),
+        (ROOT / "README.md", "ring", "ring", ring_table),
+        (ROOT / "kernels" / "cuda" / "PROOF.md", "bench", "gpu_cost", gpu_cost.table),
+    )
+    for page, marker, name, table_of in pages:
+        text = page.read_text(encoding="utf-8")
+        made = quoted(text, marker, table_of(json.loads((results / f"{name}.json").read_text(encoding="utf-8"))))
         if "--check" not in sys.argv:
             page.write_text(made, encoding="utf-8")
-        elif made != page.read_text(encoding="utf-8"):
+        elif made != text:
             sys.exit(f"{page.name} does not quote bench/results/{name}.json: run python bench/readme.py")
 
 

@@ -1,7 +1,8 @@
 """Secure sums of long vectors: python bench/ring.py [--quick] [--only TEXT].
 
 Every party is a process of its own, linked over the loopback address; the sum is checked before anything is timed; what
-is compared runs in turn in one run, and medians are told. Prints tables and writes bench/results/ring.json.
+is compared runs in turn in one run, and medians are told. Prints tables and writes bench/results/ring.json, or with
+--only those parts of it.
 
 a. processor and wall time for each slot against a ring of plain sockets that sends the same bytes and does the same
    additions; in the clear and sealed;
@@ -12,6 +13,7 @@ d. cost against the number of slots, its exponent, and the memory beyond the vec
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -38,6 +40,7 @@ from voxring.ring.residues import Limbs
 from voxring.session.chunked import in_the_clear, lead, pass_on
 
 RESULTS = Path(__file__).parent / "results" / "ring.json"
+PARTS = {"a": "plain", "b": "paced", "c": "peers", "d": "slots"}
 BOUND = 2**40
 
 
@@ -348,7 +351,8 @@ def give_late(later, to):
     while True:
         when, piece = later.get()
         if not piece:
-            to.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it has gone
+                to.shutdown(socket.SHUT_WR)
             return
         sleep_until(when)
         to.sendall(piece)
@@ -477,10 +481,13 @@ def exponent(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short vectors, few rounds; writes no file")
-    parser.add_argument("--only", default="abcd", help="which parts; writes no file")
+    parser.add_argument("--only", default="abcd", help="which parts")
     options = parser.parse_args()
     quick, parts = options.quick, options.only
-    results = {"machine": machine(), "plain": [], "paced": [], "peers": [], "slots": []}
+    results = {"plain": [], "paced": [], "peers": [], "slots": []}
+    if RESULTS.exists():
+        results |= json.loads(RESULTS.read_text(encoding="utf-8"))
+    results |= {"machine": machine()} | {PARTS[part]: [] for part in parts}
     for package in ("cryptography", "pynng"):
         results["machine"]["versions"][package] = importlib.metadata.version(package)
     if "a" in parts:
@@ -507,7 +514,7 @@ def main():
         results["slots"] = against_slots(3, sizes, 3)
         results["exponent"] = exponent(results["slots"])
         print(f"   exponent from 1,000,000 slots on: {results['exponent']:.3f}")
-    if not quick and parts == "abcd":
+    if not quick:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -17,6 +17,7 @@ received, changed in place and sent on without a copy.
 from __future__ import annotations
 
 import hmac
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -107,6 +108,9 @@ class Sending(Protocol):
     @property
     def peer(self) -> str:
         """The other side."""
+
+    def meet(self) -> None:
+        """Wait until the two ends know each other; another thread may send meanwhile, and waits for that."""
 
     def message(self, size: int) -> Message:
         """Return a new message for a frame of so many bytes."""
@@ -294,6 +298,7 @@ class _Stream:
         self._count = 0
         self._stopped = False
         self._refused = ""
+        self._meeting = threading.Lock()
         self._end = opened()
 
     def stop(self) -> None:
@@ -336,10 +341,19 @@ class _Stream:
         expected.free()
         return same
 
+    def meet(self) -> None:
+        """Wait until the two ends know each other; another thread may send meanwhile, and waits for that.
+
+        Raises
+        ------
+        PeerError
+            The peer did not come in time, or `stop` was called.
+        """
+        with self._meeting:
+            if self._end.bound is None:
+                self._meet()
+
     def _meet(self) -> None:
-        """Wait until the two ends know each other."""
-        if self._end.bound is not None:
-            return
         until, greeted, awaits = time.monotonic() + self._timeout, 0, _HELLO if self._end.listens else _WELCOME
         while True:
             for pipe, (_, since) in list(self._end.pipes.items()):
@@ -422,7 +436,7 @@ class Incoming(_Stream):
         RemoteProtocolError
             It is of another size, or its seal is broken.
         """
-        self._meet()
+        self.meet()
         message = self._pull()
         try:
             if len(message.body) != size + self._overhead:
@@ -472,7 +486,7 @@ class Outgoing(_Stream):
             There was no room in time, the peer went away, or `stop` was called.
         """
         try:
-            self._meet()
+            self.meet()
             if self._seal is not None:
                 self._seal.close(self._count, message.frame, message.body)
         except BaseException:

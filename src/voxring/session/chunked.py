@@ -190,6 +190,7 @@ def passing(plan: ChunkedSum, member: ChunkMember, me: str, ways: Ways) -> Itera
             incoming = stack.enter_context(closing(ways.incoming(ring.predecessor(me), me, number)))
             outgoing = stack.enter_context(closing(ways.outgoing(me, ring.successor(me), number)))
             ends += [incoming, outgoing]
+            jobs.append(outgoing.meet)  # before the first chunk is here: else members would meet one after the other
             jobs.append(partial(_carry, plan, member, incoming, outgoing))
         yield partial(_together, jobs, ends)
 
