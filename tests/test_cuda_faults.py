@@ -192,7 +192,6 @@ FAULTS = [
     Fault(
         "segments that overlap count twice", "FLAT", "min(rows, y0 + segment)", "min(rows, y0 + segment + 1)", soak=True
     ),
-    Fault("rows of a warp are one", "DEEP", "y = above + (lane >> 4)", "y = above", soak=True),
     Fault("one scan of two rows", "DEEP", "((part + LANES - step) / LANES)", "(lane >= step)"),
     Fault(
         "a row beyond the tile's last",
