@@ -27,6 +27,7 @@ from voxring.privacy import (
     part,
     samplers,
     sensitivity,
+    value_range,
 )
 from voxring.privacy.accounting import rho_of
 from voxring.privacy.intervals import deviation, half_width, intervals
@@ -417,6 +418,9 @@ def test_values_that_cannot_be_negative_make_sdsum_less_sensitive() -> None:
         return Fraction(sensitivity(study, "sdsum", "a", Fraction(0)), study.unit**2)
 
     assert 40 <= of({"method": "rescale", "range": (0.0, 9.0)}) < 40.1  # 10 voxels of 0 … 2
+    window = {"size": 3, "border": "constant", "fill": -1.0}
+    study = a_study(standardise={"method": "rescale", "range": (0.0, 9.0)}, bounds={}, window=window)
+    assert value_range(study) == (-study.unit, 2 * study.unit)
     assert 10 * 2**22 <= of({"method": "zscore"}) < 10 * 2**22 + 1  # of −2^10 … 2^10
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from sessions import Network, a_study, some_totals, until
 from voxring.batch import party_batch
+from voxring.cli import preflight
 from voxring.cli import voxring as command
 from voxring.cli.report import print_noise
 from voxring.errors import BoundError, LocalProtocolError, StudyError
@@ -404,6 +405,21 @@ def test_ledger_show_says_what_is_spent(tmp_path) -> None:
     hospital.account.set_budget(Budget(Fraction(3), Fraction(1, 10**5)))
     assert "spent: ε = 0.25 of ε = 3, δ = 1e-05" in shown()
     assert "epsilon=1/4" in shown()
+
+
+def test_preflight_says_whether_the_budget_allows_a_run(tmp_path) -> None:
+    def found(study: Study) -> list[tuple[str, str]]:
+        plan = preflight.Plan(study, "a", tmp_path, None, tmp_path, "cpu", 1, None, None, True)
+        findings = preflight._judged("budget", lambda: preflight._budget(plan))
+        return [(one.state, one.words) for one in findings]
+
+    assert found(a_study()) == []
+    hospital = Hospital(tmp_path, noisy(table={"epsilon": 0.5}))
+    assert found(hospital.study) == [("ok", "a run spends ε = 0.5, which the ledger allows")]
+    hospital.run(1)
+    ((state, words),) = found(hospital.study)
+    assert state == "wrong"
+    assert "may run once here" in words
 
 
 # Images.
