@@ -273,7 +273,7 @@ class Account(NoAccount):
         def judge(entries: Sequence[Entry]) -> Bringing:
             self._check_budget(entries)
             # Noise hides one patient, also by a difference; and a refusal for that would tell of one.
-            objections = _objections(entries, mine)
+            objections = [] if noisy else _objections(entries, mine)
             if objections and not self._reason:
                 raise StudyError(
                     "the difference between this run and an earlier one would tell the numbers of a few. "
