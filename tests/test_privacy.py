@@ -27,6 +27,7 @@ from voxring.privacy import (
     part,
     samplers,
     sensitivity,
+    value_range,
 )
 from voxring.privacy.accounting import rho_of
 from voxring.privacy.intervals import deviation, half_width, intervals
@@ -223,6 +224,13 @@ def test_many_draws_fit_their_law(sampler, probability) -> None:
     chi_square_fits([sampler(source) for _ in range(4000)], probability)
 
 
+def test_a_share_of_laplace_noise_is_a_laplace_share_on_the_grid_and_a_dither() -> None:
+    noise, source = LaplaceNoise(5, 1, Fraction(1, 20)), SEED().randbytes
+    assert (noise.grid, noise.steps) == (5, 1)
+    steps = discrete_laplace(math.exp(-1 / 20))
+    chi_square_fits([noise.share(source) for _ in range(4000)], lambda x: steps((x + 2) // 5) / 5)
+
+
 @pytest.mark.parametrize("honest", [1, 2, 3, 7])
 def test_so_many_polya_shares_are_one_geometric_variable_exactly(honest: int) -> None:
     """In rationals: with q^x and (1 − q)^(1/honest) taken out, shares of weight w add up to weight 1 at every x."""
@@ -410,6 +418,9 @@ def test_values_that_cannot_be_negative_make_sdsum_less_sensitive() -> None:
         return Fraction(sensitivity(study, "sdsum", "a", Fraction(0)), study.unit**2)
 
     assert 40 <= of({"method": "rescale", "range": (0.0, 9.0)}) < 40.1  # 10 voxels of 0 … 2
+    window = {"size": 3, "border": "constant", "fill": -1.0}
+    study = a_study(standardise={"method": "rescale", "range": (0.0, 9.0)}, bounds={}, window=window)
+    assert value_range(study) == (-study.unit, 2 * study.unit)
     assert 10 * 2**22 <= of({"method": "zscore"}) < 10 * 2**22 + 1  # of −2^10 … 2^10
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from sessions import Network, a_study, some_totals, until
 from voxring.batch import party_batch
+from voxring.cli import preflight
 from voxring.cli import voxring as command
 from voxring.cli.report import print_noise
 from voxring.errors import BoundError, LocalProtocolError, StudyError
@@ -130,6 +131,10 @@ def test_the_master_adds_no_noise_and_every_session_has_its_own() -> None:
     first, again = network.drawn["a"][0], network.drawn["a"][1]
     assert first != again
     assert len(first) == len(again) == 2 * len(network.study.classes)
+    # What was released has the noise of the second session, not of the first.
+    shares = sum(network.drawn[name][-3][0] for name in "abc")
+    true = sum(MINE[name]["lesion"].voxels for name in "abc")
+    assert network.researcher.view.learned["n", "lesion"] == true + shares
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_numbers_before_noise_are_held_against_their_bounds() -> None:
             party.supply(LocalTotals({"lesion": one}))
     agreed = Plan(study, bytes(32)).sums(bytes(16), ["lesion"])
     with pytest.raises(BoundError):
-        agreed.with_noise([agreed.exact_bound + 1], bytes)
+        agreed.with_noise([agreed.exact_bound + 1], bytes, lambda noises, random: [0])
     with pytest.raises(LocalProtocolError, match="given 2"):
         agreed.lift([1, 2])
 
@@ -206,6 +211,7 @@ def test_a_sum_that_has_no_noise_cannot_be_made() -> None:
     for agreed in (plan.voxels(bytes(16)), plan.sums(bytes(16), ["liver"])):
         assert isinstance(agreed, NoisySum)
         assert len(agreed.noises) == agreed.values
+    assert [noise.sensitivity for noise in plan.voxels(bytes(16)).noises] == [25, 25, 25, 1, 1, 1]
 
 
 def test_how_many_images_were_left_out_is_not_told() -> None:
@@ -326,7 +332,7 @@ class Hospital:
 
 
 def test_every_session_that_gave_a_share_is_charged_in_full_and_none_else(tmp_path) -> None:
-    hospital = Hospital(tmp_path, noisy(table={"epsilon": 0.3, "runs": 3}))
+    hospital = Hospital(tmp_path, noisy(table={"epsilon": 0.3, "runs": 3}, min_patients=3))
     assert hospital.spent == Budget(Fraction(0))
     hospital.run(1)
     assert hospital.spent == Budget(Fraction(3, 10))
@@ -399,6 +405,21 @@ def test_ledger_show_says_what_is_spent(tmp_path) -> None:
     hospital.account.set_budget(Budget(Fraction(3), Fraction(1, 10**5)))
     assert "spent: ε = 0.25 of ε = 3, δ = 1e-05" in shown()
     assert "epsilon=1/4" in shown()
+
+
+def test_preflight_says_whether_the_budget_allows_a_run(tmp_path) -> None:
+    def found(study: Study) -> list[tuple[str, str]]:
+        plan = preflight.Plan(study, "a", tmp_path, None, tmp_path, "cpu", 1, None, None, True)
+        findings = preflight._judged("budget", lambda: preflight._budget(plan))
+        return [(one.state, one.words) for one in findings]
+
+    assert found(a_study()) == []
+    hospital = Hospital(tmp_path, noisy(table={"epsilon": 0.5}))
+    assert found(hospital.study) == [("ok", "a run spends ε = 0.5, which the ledger allows")]
+    hospital.run(1)
+    ((state, words),) = found(hospital.study)
+    assert state == "wrong"
+    assert "may run once here" in words
 
 
 # Images.

@@ -163,6 +163,7 @@ def findings(plan: Plan, approve: str) -> Iterator[Finding]:
         ("network", lambda: _network(plan)),
         ("disk", lambda: _disk(plan)),
         ("approval", lambda: _approval(plan, approve)),
+        ("budget", lambda: _budget(plan)),
         ("device", lambda: _device(plan)),
     ):
         yield from _judged(check, look)
@@ -336,6 +337,17 @@ def _disk(plan: Plan) -> Iterator[Finding]:
         raise StudyError(f"{plan.state}: expected {_size(LEAST_FREE)} free, got {_size(free)}: make room")
     kept = f"{'a' if coin else 'no'} coin of this study, a ledger of {entries} entries"
     yield Finding("disk", "ok", f"{plan.state} can be written, {_size(free)} free; it holds {kept}")
+
+
+def _budget(plan: Plan) -> Iterator[Finding]:
+    """What a study with differential privacy would spend, and whether the ledger lets it; nothing for another."""
+    from voxring.privacy import cost
+    from voxring.session.account import Account
+    from voxring.session.ledger import Ledger
+
+    Account(Ledger(plan.state, plan.name), plan.study).check_budget()
+    if plan.study.differential_privacy is not None:
+        yield Finding("budget", "ok", f"a run spends {cost(plan.study)}, which the ledger allows")
 
 
 def _approval(plan: Plan, approve: str) -> Iterator[Finding]:

@@ -97,12 +97,12 @@ def voxels_of_patient(study: Study, name: str) -> int:
 
 
 def value_range(study: Study) -> tuple[int, int]:
-    """The least and the largest standardised integer of any image.
+    """The least and the largest standardised integer of any image, and of what lies outside of it.
 
     What is mapped to 0 … 1 is never below 0; how far rounding can take it above 1 is in the bound of intensities.
     """
     bound = study.intensity_bound
-    return (0 if study.standardise.method in ("rescale", "percentile") else -bound, bound)
+    return (min(0, study.fill) if study.standardise.method in ("rescale", "percentile") else -bound, bound)
 
 
 def within_range(mean: Fraction, study: Study) -> Fraction:
