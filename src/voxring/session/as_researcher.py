@@ -217,11 +217,12 @@ class _Process:
         with self.changed:
             news = list(self.machine.news)
             self.machine.news.clear()
-            standing = dict(self.machine.standing)
-        for party, state in standing.items():
+            standings = list(self.machine.standings)
+            self.machine.standings.clear()
+        for party, state in standings:
             if self._told.get(party) != state and state in _STANDING:
                 self.follow(party, _STANDING[state])
-        self._told = standing
+            self._told[party] = state
         for what in news:
             self.notify(what)
 

@@ -142,8 +142,8 @@ class Researcher:
         self.step = "gathering" if failed else "greeting"
         self._worth_while = True
         self.news: deque[str] = deque()
-        self.standing: dict[str, str] = {}
-        """What each party was last heard to be at; one that does not answer yet is left out."""
+        self.standings: deque[tuple[str, str]] = deque()
+        """What parties were heard to be at, in this order: who, and the state. The state may have passed meanwhile."""
         self._answered: set[str] = set()
         self._body = b"".join(failed)
         self._masters: dict[str, Master] = {}
@@ -294,7 +294,7 @@ class Researcher:
     def _take_welcome(self, party: str, welcome: bodies.Welcome) -> None:
         if self.step != "greeting":
             return  # the repeated answer to a question of an earlier step
-        self.standing[party] = "connected"
+        self.standings.append((party, "connected"))
         self._coins[party], self._commitments[party] = welcome.coin, welcome.commitment
         if not self._all_answered(party):
             return
@@ -349,7 +349,7 @@ class Researcher:
         if status.state == "lost":
             raise PeerError(f"{party} cannot go on: {bodies.read_reason(status.reason.encode())}")
         self._worth_while &= status.state not in ENDED
-        self.standing[party] = status.state
+        self.standings.append((party, status.state))
         if status.state == "failed":
             raise PeerError(f"{party} ended the session: {bodies.read_reason(status.reason.encode())}")
         if status.state == "aborted":
