@@ -675,6 +675,20 @@ def test_reached_share_is_that_of_blocks_within_reach(window):
     assert tiles.reached_share(occupied, window) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "columns", [5, 128, 140, 200, 256]
+)  # whole blocks, and last ones wider and narrower than a vector
+def test_blocks_with_a_class_are_those_that_hold_it(columns):
+    rng = np.random.default_rng(columns)
+    for share in (0.002, 0.02):
+        labels = np.where(rng.random((3, 21, columns)) < share, 200, 0).astype(np.uint8)
+        found = tiles.blocks_with(labels.reshape(-1), np.uint8(200), labels.shape, 2)
+        tall, wide = tiles.BLOCK
+        for z, r, b in np.ndindex(found.shape):
+            block = labels[z, r * tall : (r + 1) * tall, b * wide : (b + 1) * wide]
+            assert found[z, r, b] == (block == 200).any()
+
+
 def test_a_class_that_is_everywhere_in_reach_is_not_stepped_over(monkeypatch):
     """Few voxels, large windows: the whole image is done at once, to the same integers."""
     image = np.random.default_rng(2).integers(0, 99, (8, 256, 256), np.uint8)

@@ -35,19 +35,6 @@ def mark(mask: Array, to: Number, labels: Array, at: Number, value: Number, n: N
 
 
 @inner
-def mark_any(mask: Array, labels: Array, at: Number, stride: Number, value: Number, n: Number) -> None:
-    """mask = 1 where one of eight rows, ``stride`` apart, has the label ``value``, else 0: eight streams, one pass."""
-    p = U(at)
-    q, r, s, t = p + U(stride), p + U(2 * stride), p + U(3 * stride), p + U(4 * stride)
-    u, v, w = p + U(5 * stride), p + U(6 * stride), p + U(7 * stride)
-    value = np.uint8(value)
-    for i in range(U(n)):
-        low = (labels[p + i] == value) | (labels[q + i] == value) | (labels[r + i] == value) | (labels[s + i] == value)
-        high = (labels[t + i] == value) | (labels[u + i] == value) | (labels[v + i] == value) | (labels[w + i] == value)
-        mask[i] = low | high
-
-
-@inner
 def fill(target: Array, to: Number, n: Number) -> None:
     """target = 0."""
     to = U(to)

@@ -103,6 +103,7 @@ def lane_by_lane(step: Callable[[Any, Any, Any], Any]) -> Word:
 
 plus = lane_by_lane(lambda builder, a, b: builder.add(a, b))
 minus = lane_by_lane(lambda builder, a, b: builder.sub(a, b))
+either = lane_by_lane(lambda builder, a, b: builder.or_(a, b))
 flipped = lane_by_lane(lambda builder, a, b: builder.xor(a, b))
 least = lane_by_lane(lambda builder, a, b: builder.select(builder.icmp_signed("<", a, b), a, b))
 greatest = lane_by_lane(lambda builder, a, b: builder.select(builder.icmp_signed(">", a, b), a, b))
