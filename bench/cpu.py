@@ -3,6 +3,7 @@
 For each workload: nanoseconds a voxel of voxring (moments included), of one masked pass over image and ground truth
 (the streaming limit), of one plain read, and of each peer; ratios; and each peer's error against the exact answer,
 which voxring is checked to give before anything is timed. Writes bench/results/cpu.json, which bench/readme.py reads.
+Takes about an hour on two cores, a third of it with --quick.
 """
 
 import argparse

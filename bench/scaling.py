@@ -45,6 +45,11 @@ def exponent(costs):
     return np.polyfit(sizes, np.log([*costs.values()]), 1)[0]
 
 
+def ratios(costs, steps):
+    """How much more the larger of each two sizes costs."""
+    return "  ".join(f"{a} → {b}: {costs[b] / costs[a]:.2f}×" for a, b in steps)
+
+
 def main():
     import matplotlib as mpl
 
@@ -57,9 +62,12 @@ def main():
     for name, costs in (("a slice", flat), ("volume", volume)):
         shown = "  ".join(f"{c}: {ns:.3f}" for c, ns in costs.items())
         print(f"ns a voxel by window, {name}: {shown}; exponent {exponent(costs):.2f}")
+        print(f"  {ratios(costs, ((7, 15), (15, 31), (5, 15)))}  (doubling: at most 1.2× wanted; 5³ to 15³: 1.35×)")
     print("window 5³ by voxels")
     voxels = against_voxels(range(16, 31, 2))
-    print(f"exponent {exponent(voxels):.3f}")
+    doubled = {power: voxels[2**power] ** 0.5 / voxels[2 ** (power - 2)] ** 0.5 for power in range(18, 31, 2)}
+    print("  doubling the voxels:", "  ".join(f"to 2^{power}: {ratio:.2f}×" for power, ratio in doubled.items()))
+    print(f"exponent {exponent(voxels):.3f}; doubling takes {2 ** exponent(voxels):.2f}×, at most 2.05× wanted")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot([*flat], [*flat.values()], "o-", label=f"c × c a slice, exponent {exponent(flat):.2f}")
     left.plot([*volume], [*volume.values()], "s-", label=f"c³, exponent {exponent(volume):.2f}")

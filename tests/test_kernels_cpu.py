@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from math import prod
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -364,6 +366,7 @@ def test_maps_cut_into_boxes_are_exact(tiny_boxes, shape, window, dtype, border,
     ("dtype", "sizes"),
     [  # windows on both sides of each lane's limit: of squares, then of sums
         ("uint8", [(1, 1, 33025), (1, 1, 33026)]),  # 255² · |W| < 2^31
+        ("uint8", [(1, 1, 257), (1, 257, 1), (257, 1, 2), (1, 1, 258), (2, 129, 1)]),  # 255 · |W|, 255 · cz · cy < 2^16
         ("int16", [(1, 16, 181), (1, 1, 2897)]),  # 2^15 · |W| < 2^26.5
         ("int16", [(1, 1, 65535), (1, 1, 65536)]),  # 2^15 · |W| < 2^31
         ("uint16", [(1, 1, 1448), (1, 3, 483), (1, 1, 32768), (1, 1, 32769)]),
@@ -380,6 +383,10 @@ def test_lanes_of_maps_hold_their_very_limits(dtype, sizes, border):
             np.random.default_rng(1).choice(np.array(ends, dtype), (2, 3, 40)),
         ):
             check_maps(image, window, border)
+
+
+def test_maps_of_bytes_hold_a_negative_fill():
+    check_maps(np.zeros((1, 3, 40), np.uint8), (1, 3, 9), "constant", fill=-3)
 
 
 def test_products_round_as_quotients_wherever_they_may_be_used():
@@ -402,6 +409,42 @@ def test_products_round_as_quotients_wherever_they_may_be_used():
     assert not may(2**9, 2**16)
     assert not may(49, 2**24 + 1)
     assert not may(2**25 + 1, 1)
+
+
+@numba.njit
+def fused_row(out, numerators, by, divisors, near, rest):
+    """Each numerator over its divisor, by the fused road."""
+    quotients.set_divisors(by, 1, divisors, 0, divisors.size, False, 0)
+    quotients.means_of(out, 0, numerators, by, near, rest, out.size, quotients.FUSED)
+
+
+def check_fused(numerators, divisors, dtype):
+    by = quotients.divisors(divisors.size)
+    out = np.empty(divisors.size, dtype)
+    near, rest = (by.near32, by.rest32) if dtype == "float32" else (by.near, by.rest)
+    fused_row(out, numerators, by, divisors, near, rest)
+    assert np.array_equal(out, (numerators / divisors).astype(dtype))
+
+
+@pytest.mark.parametrize("divisor", [1, 9, 49, 225, 3375, 2**21 - 1])
+def test_fused_quotients_of_every_float32_integer_round_as_they_should(divisor):
+    numerators = np.arange(2**24 + 1, dtype=np.int32)
+    check_fused(numerators if divisor % 2 else -numerators, np.full(numerators.size, divisor), "float32")
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
+def test_fused_quotients_beside_halfway_points_round_as_they_should(dtype, bits):
+    """The numerators next to a point between two results, for divisors of every size."""
+    rng = np.random.default_rng(4)
+    numerators, divisors = [], []
+    for _ in range(20_000):
+        divisor = int(rng.integers(1, 1 << int(rng.integers(1, bits - 2))))
+        scale = int(rng.integers(0, bits))
+        m = Fraction(2 * int(rng.integers(1 << bits - 1, 1 << bits)) + 1, 2 << scale)
+        near = [n for n in (int(m * divisor), int(m * divisor) + 1) if n <= 1 << bits]
+        numerators += near
+        divisors += [divisor] * len(near)
+    check_fused(np.array(numerators), np.array(divisors), dtype)
 
 
 def test_a_mean_halfway_between_two_floats_goes_to_the_even_one():

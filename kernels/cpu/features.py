@@ -35,6 +35,7 @@ from .wide import multiply, norm, ratio_order, root_order, scaled_plus_square, s
 
 U = np.uint64
 DOUBT = 2.0**-48
+UNUSED = Lane(*(np.empty(0, np.int64),) * 3)
 MEAN, VARIANCE, STD, CONTRAST, SKEWNESS = range(5)
 RATIO, ROOT, SKEW = range(3)
 WINDOWED = ("mean", "variance", "std", "contrast", "skewness")
@@ -242,7 +243,7 @@ def decide(out: Array, to: Number, kind: int, room: Room, sums: Sums, n: Number,
 
 @inner
 def bare_lane(lane: Lane) -> Lane:
-    return Lane(bare(lane.tile), bare(lane.row), bare(lane.sums), bare(lane.spare))
+    return Lane(bare(lane.tile), bare(lane.row), bare(lane.sums))
 
 
 @jit
@@ -519,8 +520,8 @@ def window_features(
     def run(box: Box) -> None:
         reads = reads_of(box, maps, window)
         tall = int(maps[1][box[2] : box[3] + window[1] - 1].max()) + 1 - reads.top
-        lane = lane_for(narrow, box, reads, window, tall, True)
-        lanes = tuple(lane_for("int64", box, reads, window, tall, wanted) for wanted in needed)
+        lane = lane_for((narrow, narrow), box, reads, window, tall)
+        lanes = tuple(lane_for(("int64", "int64"), box, reads, window, tall) if wanted else UNUSED for wanted in needed)
         n = box[5] - box[4]
         room = Room(np.empty(n), np.empty(n), np.empty(n, np.int64))
         done = np.empty(3, np.int64)

@@ -10,10 +10,10 @@ Borders are index maps (`axes.axis_map`); what is outside reads as the fill, or 
 result is what the boxes in hand need, whatever the size of the image.
 
 Lanes. A sum over any part of a window, with weights that count how often a place is read, is at most |W| · max |v|,
-and of squares |W| · max v²; sums modulo 2^32 or 2^64 are right whenever what they stand for fits. So int32 serves
-while those are below 2^31. Squares of 16 bits go into float64, which is exact while |W|² · max v² < 2^53: all of them,
-their differences and the numerator (`quotients.variances_of`) are integers below that. All else is int64: the caller
-has checked that |W| · max |v|, and for variances its square, are below 2^63.
+and of squares |W| · max v²; over the planes and rows of a window, cz · cy · max |v|. Sums modulo 2^16, 2^32 or 2^64
+are right whenever what they stand for fits: `lanes` takes uint16 for a row, or for whole windows, of unsigned bytes
+while those are below 2^16, int32 while they are below 2^31, and else int64: the caller has checked that |W| · max |v|,
+and for variances its square, are below 2^63.
 """
 
 from __future__ import annotations
@@ -26,9 +26,20 @@ from voxring.kernels.axes import axis_inside, axis_map
 
 from .bare import bare, prefetch
 from .boxes import evenly
-from .jit import Array, Arrays, Number, Shape, inlined, inner, jit
-from .quotients import Divisors, means_of, set_divisors, variances_of
-from .rows import window_row
+from .jit import Array, Arrays, Number, Shape, inlined, jit, merged
+from .quotients import (
+    DIVIDE,
+    FUSED,
+    MULTIPLY,
+    Divisors,
+    at_most,
+    divisors,
+    means_of,
+    set_divisors,
+    variances_of,
+)
+from .rows import few_taps
+from .running import BYTES, running
 from .threads import in_threads
 
 U = np.uint64
@@ -45,6 +56,9 @@ WIDE_TILE = 1 << 10
 TALL = 1024
 """Rows of a box without a tile: a band of an image on disk that is in hand at a time."""
 
+FEW = 4
+"""Sizes up to which a window is summed place by place: beyond, a running sum is faster."""
+
 Box = tuple[int, int, int, int, int, int]
 """z0, z1, y0, y1, x0, x1: planes z0 … z1 − 1, rows y0 … y1 − 1, columns x0 … x1 − 1."""
 
@@ -59,6 +73,7 @@ class Maps(NamedTuple):
     clip: bool  # divide by how many places are inside, not by |W|
     fill: int  # what is read outside
     most: int  # no quotient is larger than this
+    largest: int  # no sum is
     small: bool  # |W| Σv² < 2^53
 
 
@@ -71,7 +86,7 @@ class Reads(NamedTuple):
     last: int  # the last row that the first window reads
     left: int  # the first column, and how many
     wide: int
-    edge: int  # where the first extended column stands in a row of sums: columns left of it may be read too
+    edge: int  # where the first extended column stands in a row of sums, above 0: columns left of it may be read too
 
 
 class Lane(NamedTuple):
@@ -80,10 +95,9 @@ class Lane(NamedTuple):
     tile: Array  # over the planes of the window, for the columns and rows that the box reads
     row: Array  # over its rows too, at extended columns
     sums: Array  # and over its columns
-    spare: Array
 
 
-@inner
+@merged
 def add(total: Array, to: Number, source: Array, at: Number, n: Number, weight: int, squared: bool) -> None:
     """total += weight · source, or its squares."""
     to, at = U(to), U(at)
@@ -97,7 +111,7 @@ def add(total: Array, to: Number, source: Array, at: Number, n: Number, weight: 
             total[to + i] += times * total.dtype.type(source[at + i])
 
 
-@inner
+@merged
 def swap(total: Array, to: Number, source: Array, come: Number, go: Number, n: Number, squared: bool) -> None:
     """total += what comes − what goes, or their squares."""
     to, come, go = U(to), U(come), U(go)
@@ -110,7 +124,7 @@ def swap(total: Array, to: Number, source: Array, come: Number, go: Number, n: N
             total[to + i] += total.dtype.type(source[come + i]) - total.dtype.type(source[go + i])
 
 
-@inner
+@merged
 def put(total: Array, to: Number, n: Number, value: int) -> None:
     """total = value."""
     to = U(to)
@@ -118,7 +132,7 @@ def put(total: Array, to: Number, n: Number, value: int) -> None:
         total[to + i] = value
 
 
-@inner
+@merged
 def raise_by(total: Array, to: Number, n: Number, value: int) -> None:
     """total += value."""
     to = U(to)
@@ -127,7 +141,7 @@ def raise_by(total: Array, to: Number, n: Number, value: int) -> None:
             total[to + i] += value
 
 
-@inner
+@merged
 def begin(
     total: Array,
     to: Number,
@@ -146,7 +160,7 @@ def begin(
             add(total, to, source, origin + p * stride, n, reads[p], squared)
 
 
-@inner
+@merged
 def move(
     total: Array,
     to: Number,
@@ -170,7 +184,7 @@ def move(
         add(total, to, source, origin + go * stride, n, -1, squared)
 
 
-@inner
+@merged
 def ahead(target: Array, at: Number, n: Number) -> None:
     """Ask for the row that is written next, 16 numbers to a cache line, while this one is computed."""
     if at + n <= target.size:
@@ -178,7 +192,7 @@ def ahead(target: Array, at: Number, n: Number) -> None:
             prefetch(target, U(at + i))
 
 
-@inner
+@merged
 def extend(row: Array, own: int, edge: int, x_map: Array, at: int, n: int, size: int, outside: int) -> None:
     """Fill the n places from ``edge`` on that are not columns of the image with what the border reads there.
 
@@ -192,6 +206,24 @@ def extend(row: Array, own: int, edge: int, x_map: Array, at: int, n: int, size:
     for i in range(last, n):
         p = x_map[at + i]
         row[edge + i] = row[own + p] if p >= 0 else outside
+
+
+@merged
+def windows_of(sums: Array, row: Array, at: Number, size: int, n: Number) -> None:
+    """sums[i] = row[at + i] + … + row[at + i + size − 1] for i < n.
+
+    At i = 0 the running sum comes from the window before, so row[at − 1], whatever it holds, goes in and out again;
+    and it runs on to the end of a vector.
+    """
+    if size <= FEW:
+        few_taps(sums, U(0), row, at, size, n)
+    else:
+        before = U(at - 1)
+        total = sums.dtype.type(0)
+        for i in range(U(size)):
+            total += sums.dtype.type(row[before + i])
+        lanes = U(BYTES // sums.itemsize)
+        running(sums, U(0), row, U(at + size - 1), before, (U(n) + lanes - U(1)) // lanes, total)
 
 
 @inlined
@@ -240,7 +272,7 @@ def sum_row(
             move(row, to, lane.tile, -top * wide, wide, come, go, wide, outside * cz, False)
     n = box[5] - box[4]
     extend(row, own, edge, maps[2], box[4], n + cx - 1, cx, outside * cz * cy)
-    window_row(lane.sums, 0, row, edge, cx, n, lane.spare)
+    windows_of(lane.sums, row, edge, cx, n)
     return done
 
 
@@ -255,49 +287,59 @@ def fill_box(
     out: Maps,
     reads: Reads,
     values: Lane,
-    squares: Lane,
+    squares: Lane | None,
     by: Divisors,
 ) -> None:
-    """Fill the maps of ``out`` in a box: at each voxel, what its window sums to in Python integers, or its quotient."""
+    """Fill the maps of ``out`` in a box: at each voxel, what its window sums to in Python integers, or its quotient.
+
+    ``squares`` are None unless variances are wanted: then their half of the code is not compiled.
+    """
     z0, z1, y0, y1, x0, x1 = box
     _, rows, columns = shape
     image = bare(image)
     maps = bare(maps[0]), bare(maps[1]), bare(maps[2])
     z_inside, y_inside, x_inside = bare(inside[0]), bare(inside[1]), bare(inside[2])
     reads = Reads(bare(reads.z), bare(reads.y), reads.top, reads.last, reads.left, reads.wide, reads.edge)
-    values = Lane(bare(values.tile), bare(values.row), bare(values.sums), bare(values.spare))
-    squares = Lane(bare(squares.tile), bare(squares.row), bare(squares.sums), bare(squares.spare))
-    by = Divisors(bare(by.counts), bare(by.shares))
+    values = Lane(bare(values.tile), bare(values.row), bare(values.sums))
+    if squares is not None:
+        second = Lane(bare(squares.tile), bare(squares.row), bare(squares.sums))
+    by = Divisors(bare(by.counts), bare(by.near), bare(by.rest), bare(by.near32), bare(by.rest32))
     to_sums, to_narrow, to_wide = bare(out.sums), bare(out.narrow), bare(out.wide)
     n = x1 - x0
     over_before = -1
-    multiply = False
+    multiply, divisor = False, 0
     for z in range(z0, z1):
         done = done2 = reads.top
         for y in range(y0, y1):
             done = sum_row(values, image, shape, window, maps, box, reads, z, y, done, out.fill, False)
-            if out.variances:
+            if squares is not None:
                 fill2 = out.fill * out.fill
-                done2 = sum_row(squares, image, shape, window, maps, box, reads, z, y, done2, fill2, True)
+                done2 = sum_row(second, image, shape, window, maps, box, reads, z, y, done2, fill2, True)
             at = (z * rows + y) * columns + x0
             if to_narrow.size > 0:
                 ahead(to_narrow, at + columns, n)
             over = z_inside[z] * y_inside[y]
             if over != over_before:
                 over_before = over
-                multiply = set_divisors(by, over, x_inside, x0, n, out.variances, out.most) and to_narrow.size > 0
-            if to_sums.size > 0:
+                multiply, divisor = set_divisors(by, over, x_inside, x0, n, squares is not None, out.most)
+            if squares is not None:
+                if to_narrow.size > 0:
+                    road = MULTIPLY if multiply and out.small else DIVIDE
+                    variances_of(to_narrow, at, values.sums, second.sums, by, n, road, out.small)
+                else:
+                    road = FUSED if divisor <= 1 << 50 and out.small else DIVIDE
+                    variances_of(to_wide, at, values.sums, second.sums, by, n, road, out.small)
+            elif to_sums.size > 0:
                 put(to_sums, at, n, 0)
                 add(to_sums, at, values.sums, 0, n, 1, False)
-            elif out.variances:
-                if to_narrow.size > 0:
-                    variances_of(to_narrow, at, values.sums, squares.sums, by, n, multiply, out.small)
-                else:
-                    variances_of(to_wide, at, values.sums, squares.sums, by, n, False, out.small)
             elif to_narrow.size > 0:
-                means_of(to_narrow, at, values.sums, by, n, multiply, not out.clip)
+                road = MULTIPLY if multiply else DIVIDE
+                if divisor <= 1 << 21 and (out.largest <= 1 << 24 or at_most(values.sums, n, 1 << 24)):
+                    road = FUSED
+                means_of(to_narrow, at, values.sums, by, by.near32, by.rest32, n, road)
             else:
-                means_of(to_wide, at, values.sums, by, n, False, False)
+                road = FUSED if divisor <= 1 << 50 and out.largest <= 1 << 53 else DIVIDE
+                means_of(to_wide, at, values.sums, by, by.near, by.rest, n, road)
 
 
 def cut(shape: Shape, window: Shape, workers: int) -> list[Box]:
@@ -327,14 +369,16 @@ def cut(shape: Shape, window: Shape, workers: int) -> list[Box]:
     ]
 
 
-def lanes(dtype: np.dtype[np.integer], magnitude: int, size: int, variances: bool) -> tuple[str, str]:
-    """The types of the sums of values and of squares: one narrow pair for each type of image, or one wide pair."""
-    if dtype.itemsize <= 2 and magnitude * size < 2**31:
-        if dtype.itemsize == 1 and (not variances or magnitude**2 * size < 2**31):
-            return "int32", "int32"
-        if dtype.itemsize == 2 and (not variances or (magnitude * size) ** 2 < 2**53):
-            return "int32", "float64"
-    return "int64", "int64"
+def lanes(dtype: np.dtype[np.integer], magnitude: int, fill: int, window: Shape, variances: bool) -> tuple[str, ...]:
+    """The types of sums over rows and planes, of those over windows, and of squares: few, since each is compiled."""
+    cz, cy, cx = window
+    size = cz * cy * cx
+    squares = "int32" if not variances or magnitude**2 * size < 2**31 else "int64"
+    if dtype.itemsize > 2 or magnitude * size >= 2**31 or (dtype.itemsize == 1 and squares == "int64"):
+        return "int64", "int64", "int64"
+    if dtype == np.uint8 and fill >= 0 and magnitude * cz * cy < 2**16:
+        return "uint16", "uint16" if magnitude * size < 2**16 else "int32", squares
+    return "int32", "int32", squares
 
 
 def reads_of(box: Box, maps: Arrays, window: Shape) -> Reads:
@@ -351,7 +395,7 @@ def reads_of(box: Box, maps: Arrays, window: Shape) -> Reads:
         int(first.max()),
         left,
         int(columns.max()) + 1 - left,
-        max(0, x0 - cx // 2 - left),
+        max(0, x0 - cx // 2 - left) + 1,
     )
 
 
@@ -361,15 +405,14 @@ def counted(places: Array, first: int) -> Array:
     return np.append(np.bincount(inside - first), places.size - inside.size).astype(np.int64)
 
 
-def lane_for(kind: str, box: Box, reads: Reads, window: Shape, tall: int, wanted: bool) -> Lane:
-    """Memory of a box for one of its running sums."""
-    if not wanted:
-        return Lane(*[np.empty(0, kind)] * 4)
-    reach = box[5] - box[4] + window[2] - 1
+def lane_for(kinds: tuple[str, str], box: Box, reads: Reads, window: Shape, tall: int) -> Lane:
+    """Memory of a box for one of its running sums, with a vector to spare at the end of a row."""
+    of_rows, of_windows = kinds
+    n = box[5] - box[4]
     own = reads.edge + window[2] // 2 - box[4] + reads.left
-    row = max(reads.edge + reach, own + reads.wide)
+    row = max(reads.edge + n + window[2] - 1, own + reads.wide) + BYTES
     cells = tall * reads.wide if window[0] > 1 else 0
-    return Lane(*(np.empty(cells, kind), np.empty(row, kind), np.empty(reach, kind), np.empty(reach, kind)))
+    return Lane(np.empty(cells, of_rows), np.empty(row, of_rows), np.empty(n + BYTES, of_windows))
 
 
 def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: int, workers: int) -> None:
@@ -383,13 +426,12 @@ def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: in
         z, y, x = (np.full(length, size) for length, size in zip(shape, window, strict=True))
     inside = z, y, x
     flat = image.reshape(-1)
-    kind, kind2 = lanes(image.dtype, magnitude, window[0] * window[1] * window[2], out.variances)
+    of_rows, of_windows, of_squares = lanes(image.dtype, magnitude, out.fill, window, out.variances)
 
     def run(box: Box) -> None:
         reads = reads_of(box, maps, window)
         rows = maps[1][box[2] : box[3] + window[1] - 1]
         tall = int(rows.max()) + 1 - reads.top
-        n = box[5] - box[4]
         fill_box(
             flat,
             shape,
@@ -399,9 +441,9 @@ def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: in
             box,
             out,
             reads,
-            lane_for(kind, box, reads, window, tall, True),
-            lane_for(kind2, box, reads, window, tall, out.variances),
-            Divisors(np.empty(n), np.empty(n)),
+            lane_for((of_rows, of_windows), box, reads, window, tall),
+            lane_for((of_squares, of_squares), box, reads, window, tall) if out.variances else None,
+            divisors(box[5] - box[4]),
         )
 
     in_threads(run, cut(shape, window, workers), workers)
@@ -410,7 +452,7 @@ def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: in
 def sums_into(out: Array, image: Array, window: Shape, border: str, fill: int, magnitude: int, workers: int) -> None:
     """Window sums."""
     outside = fill if border == "constant" else 0
-    wanted = Maps(out.reshape(-1), NARROW, WIDER, False, border == "clip", outside, 0, False)
+    wanted = Maps(out.reshape(-1), NARROW, WIDER, False, border == "clip", outside, 0, 0, False)
     fill_maps(image, window, border, wanted, magnitude, workers)
 
 
@@ -436,6 +478,7 @@ def floats_into(
         border == "clip",
         fill if border == "constant" else 0,
         magnitude**2 if variances else magnitude,
+        magnitude * size,
         (magnitude * size) ** 2 < 2**53,
     )
     fill_maps(image, window, border, wanted, magnitude, workers)

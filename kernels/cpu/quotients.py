@@ -1,18 +1,28 @@
 """The one step of a map in floating point: from a row of exact integers to means or variances.
 
 Each result is what the definition says: the exact numerator N and denominator D, both below 2^53 or rounded to
-float64, divided in float64, and that rounded to the map's type. For float32, multiplying by 1 / D gives the same at a
-third of the time wherever D <= 2^25 and |N| < 2^53 are such that no quotient lies halfway between two float32:
+float64, divided in float64, and that rounded to the map's type. Two roads give the same without a division. Let
+q = N / D, not 0, and m a halfway point between two results of p bits, p = 24 for float32 and 53 for float64:
+m = k 2^e with k odd, 2^p < k < 2^(p + 1). A road is right if q is no m, and if it errs by less than q is from any m.
 
-- Let q = N / D, not 0. Either road reaches a float64 within 2^-51.9 |q| of q (two roundings, of 1 / D and of the
-  product; a division has one). The float32 differs only if a halfway point m lies between that float64 and q, or on
-  one of them. m = k 2^e with k odd, 2^24 < k < 2^25.
-- If q is not m: N − D m is a multiple of 2^e, or of 1 for e >= 0, so |q − m| >= 2^e / D > |m| 2^-25 / D >= |m| 2^-50,
-  which is farther than either road errs. (For e >= 0, |q − m| >= 1 / D, and |q| < 2^24 < |m| by what follows.)
-- q = m needs N = D k 2^e. With D = 2^t D', D' odd, 2^(e + t) D' k is an integer only if e >= −t, and then
-  |q| > 2^(24 − t). So it cannot be if all |q| <= most with most · 2^t <= 2^24. That is what `may_multiply` asks.
+**Fused**, where |N| <= 2^p and D <= 2^(p - 3): with y = 1 / D and z = 1 / D − y, both rounded to p bits, N y + N z by
+a product and a fused one.
 
-No float32 in between is subnormal: |q| >= 1 / D >= 2^-25.
+- q is no m: with D = 2^t D', D' odd, N = D m = D' k 2^(e + t) is an integer only if e >= −t, so |N| >= k > 2^p.
+- N − D m is a multiple of 2^e, or of 1 for e >= 0, and not 0. So |q − m| >= 2^e / D > |m| 2^-(p + 1) / D >=
+  |m| 2^-(2p - 2); for e >= 0, |q − m| >= 1 / D >= |q| 2^-(2p - 3), since |q| <= 2^p.
+- What is rounded in the end is off by what z errs, 2^-p |z|, and by the rounding of N z: each at most
+  1.01 · 2^-2p |q|, since |z| <= 1.01 · 2^-p / D. A division in float64 that is then rounded to float32 is off by
+  2^-53 |q|, no more.
+
+**Multiply**, for float32 where D <= 2^25 and |N| < 2^53: N · (1 / D) in float64, then rounded.
+
+- It errs by 2^-51.9 |q| before the last rounding (two roundings, of 1 / D and of the product; a division has one).
+- If q is no m: as above |q − m| > |m| 2^-25 / D >= |m| 2^-50, for |q| < 2^24 < |m| where e >= 0.
+- q = m needs e >= −t, as above, and then |q| > 2^(24 − t). So it cannot be if all |q| <= most with
+  most · 2^t <= 2^24. That is what `may_multiply` asks.
+
+Nothing on the way is subnormal: |q| >= 1 / D, and z, where it is not 0, is a multiple of 2^-3p.
 """
 
 from __future__ import annotations
@@ -21,17 +31,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import Array, Number, inner, jit
+from .jit import Array, Number, jit, merged
+from .running import fused
 
 U = np.uint64
 LARGEST_DIVISOR = 1 << 25
 
+DIVIDE, MULTIPLY, FUSED = 0, 1, 2
+
 
 class Divisors(NamedTuple):
-    """What the sums of one row are divided by, for each column."""
+    """What the sums of one row are divided by, for each column: D is |W_q|, or for variances its square.
+
+    Flat, since numba takes half a millisecond to hand a tuple within a tuple to a kernel.
+    """
 
     counts: Array  # |W_q|, as float64
-    shares: Array  # 1 / |W_q|, or 1 / |W_q|² for variances
+    near: Array  # 1 / D, as float64
+    rest: Array  # what that lacks
+    near32: Array  # both as float32
+    rest32: Array
+
+
+def divisors(n: int) -> Divisors:
+    """Room for n columns."""
+    return Divisors(*(np.empty(n, kind) for kind in (np.float64,) * 3 + (np.float32,) * 2))
 
 
 @jit
@@ -41,60 +65,93 @@ def may_multiply(divisor: int, most: int) -> bool:
     return divisor <= LARGEST_DIVISOR and most <= (1 << 24) and most * even <= (1 << 24)
 
 
-@inner
-def set_divisors(to: Divisors, over: int, inside: Array, at: Number, n: Number, squared: bool, most: int) -> bool:
-    """Fill ``to`` for a row whose windows have ``over`` · inside[at + i] places; whether all `may_multiply`."""
-    counts, shares = to
+@merged
+def set_divisors(
+    to: Divisors, over: int, inside: Array, at: Number, n: Number, squared: bool, most: int
+) -> tuple[bool, int]:
+    """Fill ``to`` for a row whose windows have ``over`` · inside[at + i] places.
+
+    Returns whether all `may_multiply`, and the largest divisor.
+    """
     at = U(at)
     all_may = True
-    last, may = -1, False
+    largest = last = 0
+    one = near = rest = 0.0
+    near32 = rest32 = np.float32(0)
     for i in range(U(n)):
         count = over * inside[at + i]
-        divisor = count * count if squared else count
         if count != last:
-            last, may = count, may_multiply(divisor, most)
-        all_may = all_may and may
-        counts[i] = np.float64(count)
-        shares[i] = 1.0 / np.float64(divisor)
-    return all_may
+            last = count
+            divisor = count * count if squared else count
+            largest = max(largest, divisor)
+            all_may = all_may and may_multiply(divisor, most)
+            one, whole = np.float64(count), np.float64(divisor)
+            near = 1.0 / whole
+            rest = fused(-near, whole, 1.0) / whole
+            near32 = np.float32(near)
+            rest32 = np.float32(fused(-np.float64(near32), whole, 1.0) / whole)
+        to.counts[i], to.near[i], to.rest[i], to.near32[i], to.rest32[i] = one, near, rest, near32, rest32
+    return all_may, largest
 
 
-@inner
-def means_of(out: Array, to: Number, sums: Array, by: Divisors, n: Number, multiply: bool, same: bool) -> None:
-    """out = S / |W|, rounded to float64 and then to the type of ``out``. ``same``: by one |W| for all columns."""
+@merged
+def at_most(values: Array, n: Number, bound: int) -> bool:
+    """Whether no |value| of a row is larger than ``bound``."""
+    low = high = values[0]
+    for i in range(U(n)):
+        low, high = min(low, values[i]), max(high, values[i])
+    return bool(low >= -bound and high <= bound)
+
+
+@merged
+def means_of(out: Array, to: Number, sums: Array, by: Divisors, near: Array, rest: Array, n: Number, road: int) -> None:
+    """out = S / |W|, rounded to float64 and then to the type of ``out``: that of ``near`` and ``rest`` of ``by``."""
     to = U(to)
-    counts, shares = by
-    if multiply and same:
-        share = shares[0]
+    kind = out.dtype.type
+    if road == FUSED:
         for i in range(U(n)):
-            out[to + i] = np.float64(sums[i]) * share
-    elif multiply:
+            total = kind(sums[i])
+            out[to + i] = fused(total, near[i], total * rest[i])
+    elif road == MULTIPLY:
         for i in range(U(n)):
-            out[to + i] = np.float64(sums[i]) * shares[i]
+            out[to + i] = np.float64(sums[i]) * by.near[i]
     else:
         for i in range(U(n)):
-            out[to + i] = np.float64(sums[i]) / counts[i]
+            out[to + i] = np.float64(sums[i]) / by.counts[i]
 
 
-@inner
+@merged
 def variances_of(
-    out: Array, to: Number, sums: Array, squares: Array, by: Divisors, n: Number, multiply: bool, small: bool
+    out: Array,
+    to: Number,
+    sums: Array,
+    squares: Array,
+    by: Divisors,
+    n: Number,
+    road: int,
+    small: bool,
 ) -> None:
     """out = (|W| Q − S²) / |W|², the numerator exact.
 
     ``small`` says that |W| Q and S² are below 2^53: then float64 holds them, and their difference, exactly. Otherwise
-    both are below 2^63. |W|² is below 2^53 wherever it matters: beyond, it is rounded once, as the definition does.
+    both are below 2^63, and the road is to divide. |W|² is below 2^53 wherever it matters: beyond, it is rounded once,
+    as the definition does. To be fused, ``out`` must be float64.
     """
     to = U(to)
-    counts, shares = by
-    if multiply and small:
+    counts = by.counts
+    if road == MULTIPLY:
         for i in range(U(n)):
             total = np.float64(sums[i])
-            out[to + i] = (np.float64(squares[i]) * counts[i] - total * total) * shares[i]
+            out[to + i] = fused(np.float64(squares[i]), counts[i], -(total * total)) * by.near[i]
+    elif road == FUSED:
+        for i in range(U(n)):
+            total = np.float64(sums[i])
+            numerator = fused(np.float64(squares[i]), counts[i], -(total * total))
+            out[to + i] = fused(numerator, by.near[i], numerator * by.rest[i])
     elif small:
         for i in range(U(n)):
             total = np.float64(sums[i])
-            out[to + i] = (np.float64(squares[i]) * counts[i] - total * total) / (counts[i] * counts[i])
+            out[to + i] = fused(np.float64(squares[i]), counts[i], -(total * total)) / (counts[i] * counts[i])
     else:
         for i in range(U(n)):
             whole = np.int64(sums[i])
