@@ -90,7 +90,7 @@ def naive_frame(kind: str, sender: str, receiver: str, sum_name: str, ring: int,
     number = bytes([ring]) if ring < 128 else b"\xcc" + bytes([ring])
     fields = [text(kind), binary(DIGEST), binary(SESSION), text(sender), text(receiver), text(sum_name), number]
     payload = b"\x98" + b"".join(fields) + binary(body)
-    return b"VXR\x03" + hashlib.blake2b(payload, digest_size=16, person=b"voxring frame").digest() + payload
+    return b"VXR\x04" + hashlib.blake2b(payload, digest_size=16, person=b"voxring frame").digest() + payload
 
 
 def naive_run(modulus: int, values: list[list[int]], stream: bytes) -> dict:
@@ -128,7 +128,7 @@ def naive_vectors() -> dict:
     bad = {
         "empty": ("", "something else"),
         "another program": (head, "something else"),
-        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 3, got 1"),
+        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 4, got 1"),
         "a bit flipped": ((frame[:-1] + bytes([frame[-1] ^ 1])).hex(), "damaged"),
         "cut short": (frame[:-1].hex(), "damaged"),
         "longer than allowed": ((frame + bytes(2000)).hex(), "at most"),
@@ -457,7 +457,7 @@ def test_a_repeat_gets_the_same_answer_and_another_in_its_place_is_refused() -> 
 
 @given(st.binary(max_size=200))
 def test_decode_refuses_or_returns_whatever_comes(frame: bytes) -> None:
-    for candidate in (frame, b"VXR\x03" + frame):
+    for candidate in (frame, b"VXR\x04" + frame):
         with pytest.raises(RemoteProtocolError):
             decode(candidate, limit=150)
 

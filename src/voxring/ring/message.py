@@ -17,7 +17,7 @@ import msgspec
 
 from voxring.errors import RemoteProtocolError
 
-VERSION = 3
+VERSION = 4
 OVERHEAD = 512
 """No frame is longer than its body plus this."""
 
