@@ -153,7 +153,8 @@ def mark_rows(
 ) -> None:
     """`roll_plane` where a window is one plane: the marks that windows at z, y0 … y1 − 1, x0 … x1 − 1 begin with.
 
-    Column x of row y is at strip[(y − y0) · stride + cx − 1 + x]; what is outside ``work.voxels`` is 0.
+    Column x of row y is at strip[(y − y0) · stride + cx − 1 + x]. What is outside ``work.voxels`` is 0: columns there
+    are never marked, rows are cleared.
     """
     z, y0, y1, x0, x1 = place
     _, _, q_y0, q_y1, q_x0, q_x1 = work.voxels
@@ -163,9 +164,7 @@ def mark_rows(
     for y in range(y0, y1):
         to = (y - y0) * stride
         if q_y0 <= y < q_y1:
-            fill(strip, to + x0, left - (x0 - cx + 1))
             mark(strip, to + cx - 1 + left, labels, (z * rows + y) * columns + left, value, right - left)
-            fill(strip, to + cx - 1 + right, x1 - right)
         else:
             fill(strip, to + x0, x1 - x0 + cx - 1)
 

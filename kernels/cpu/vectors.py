@@ -262,4 +262,4 @@ def _any_beyond(typing_context: Any, low: Any, high: Any, least: Any, most: Any)
 
 
 any_beyond = cast(Word, intrinsic(_any_beyond))
-"""any_beyond(low, high, least, most): is a lane of ``low`` below ``least`` or one of ``high`` above ``most``?."""
+"""any_beyond(low, high, least, most): is a lane of ``low`` below ``least`` or one of ``high`` above ``most``."""
