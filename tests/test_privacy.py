@@ -525,7 +525,7 @@ def test_a_table_that_comes_later_is_refused_until_it_has_noise() -> None:
     """Whatever a study may ask for one day is not released without noise because nobody thought of it."""
     known = {"differential_privacy", "feature"}
     fields = {field.name for field in msgspec.structs.fields(Study)}
-    from voxring.study import _NOISY_TABLES, _noise_faults
+    from voxring.study.faults import _NOISY_TABLES, _noise_faults
 
     assert set(_NOISY_TABLES["study"]) | known <= fields
     Later = msgspec.defstruct(

@@ -1,0 +1,273 @@
+"""What makes a study impossible that the types of its tables cannot say."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from math import isfinite, prod
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from voxring.study.tables import MOST_LANDMARKS, NAME, Size, Standardise, exact
+
+if TYPE_CHECKING:
+    from voxring.study.study import Study
+
+
+def faults(study: Study) -> Iterator[tuple[str, str]]:
+    """Yield what the types cannot say: (key, what was expected, what came, the remedy)."""
+    if not study.name.strip():
+        yield "name", "expected a name, got an empty string: say what the study is about"
+    if not study.classes:
+        yield "classes", "expected at least one class, got none: write classes = { lesion = 1 }"
+    for name in study.classes:
+        if not name.strip():
+            yield "classes", "a class needs a name, got an empty string"
+    labels = list(study.classes.values())
+    for name, label in study.classes.items():
+        if labels.count(label) > 1:
+            yield (
+                f"classes.{name}",
+                f"label {label!r} is given to two classes: give each class a label of its own",
+            )
+        if isinstance(label, int) and not -(2**31) <= label < 2**32:
+            yield f"classes.{name}", f"a label fits 32 bits, got {label}"
+    if not isfinite(study.window.fill):
+        yield "window.fill", f"expected a finite number, got {study.window.fill}"
+    if study.window.fill and study.window.border != "constant":
+        yield (
+            "window.fill",
+            f'only the border "constant" has a fill, got "{study.window.border}": leave one out',
+        )
+    if abs(study.fill) > study.intensity_bound:
+        yield "window.fill", "the fill leaves bounds.intensity: raise the bound or lower the fill"
+    sizes = study.window.size
+    if prod(sizes if isinstance(sizes, tuple) else (sizes,) * 3) >= 2**31:
+        yield "window.size", "a window must hold fewer than 2^31 voxels: make it smaller"
+    elif study.window.border == "clip" and study.window.denominator.bit_length() > 4096:
+        yield "window.size", "under clip, the means of a window this large have no common denominator of 4096 bits"
+    yield from _standardise_faults(study.standardise)
+    if study.intensity_bound >= 2**62:
+        yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
+    yield from _feature_faults(study)
+    yield from _statistics_faults(study)
+    yield from _evaluate_faults(study)
+    yield from _party_faults(study)
+    yield from _key_faults(study)
+    yield from _noise_faults(study)
+    if study.relay and not _address_ok(study.relay):
+        yield "relay", f"expected tcp://HOST:PORT, got {study.relay!r}"
+    if study.relay and not study.keys:
+        yield "relay", "only sealed links go through a relay, and the study has no keys: `voxring keys --help`"
+
+
+def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
+    method = standardise.method
+    wanted = {"rescale": {"range"}, "percentile": {"percentiles"}, "nyul": {"percentiles", "landmarks"}}
+    for key in ("range", "percentiles", "landmarks"):
+        given = getattr(standardise, key)
+        needed = key in wanted.get(method, set())
+        if given is None and needed:
+            yield f"standardise.{key}", f'method "{method}" needs it, it is missing: write {key} = [ … ]'
+        if given is not None and not needed:
+            yield f"standardise.{key}", f'method "{method}" does not use it: leave it out'
+        if given is None or given == "agree":
+            continue
+        if not all(isinstance(number, str) or isfinite(number) for number in given):
+            yield f"standardise.{key}", "expected finite numbers"
+        elif any(low >= high for low, high in pairwise(map(exact, given))):
+            yield f"standardise.{key}", f"expected rising numbers, got {list(given)}"
+    for percentile in standardise.percentiles or ():
+        if not 0 <= percentile <= 100:
+            yield "standardise.percentiles", f"expected numbers from 0 to 100, got {percentile}"
+    count = len(standardise.percentiles or ())
+    if method == "percentile" and count != 2:
+        yield "standardise.percentiles", f"expected two, the ones mapped to 0 and 1, got {count}"
+    if method == "nyul" and standardise.landmarks == "agree":
+        if not 3 <= count <= MOST_LANDMARKS:
+            yield (
+                "standardise.percentiles",
+                f'expected 3 to {MOST_LANDMARKS} with landmarks = "agree", since the first and the last become 0 and '
+                f"1, got {count}",
+            )
+    elif method == "nyul" and (count < 2 or count != len(standardise.landmarks or ())):
+        yield "standardise.landmarks", "expected at least two, one for each percentile"
+
+
+def _feature_faults(study: Study) -> Iterator[tuple[str, str]]:
+    labels = [feature.label for feature in study.feature]
+    axes = _fitting(study.window.size)
+    for feature in study.feature:
+        if feature.window is None and feature.kind not in _WITHOUT_WINDOW:
+            yield "feature.window", f'kind "{feature.kind}" needs it, it is missing: write window = 7'
+        if feature.window is not None and feature.kind in _WITHOUT_WINDOW:
+            yield "feature.window", f'kind "{feature.kind}" has no window: leave it out'
+        if feature.name and not NAME.fullmatch(feature.name):
+            yield "feature.name", f"expected letters, digits, '.', '_' and '-', at most 64, got {feature.name!r}"
+        if labels.count(feature.label) > 1:
+            yield "feature", f"{feature.label!r} stands twice: leave one out, or give each a name of its own"
+        if feature.window is None:
+            continue
+        sizes = feature.window if isinstance(feature.window, tuple) else (feature.window,) * 3
+        if prod(sizes) >= 2**31:
+            yield "feature.window", "a window must hold fewer than 2^31 voxels: make it smaller"
+        axes &= _fitting(feature.window)
+        if not axes:
+            yield (
+                "feature.window",
+                f"no image has as many axes as {feature.label!r} and also those of the windows before it: "
+                "give all windows one number, or one per axis of the images",
+            )
+
+
+_WITHOUT_WINDOW = ("intensity", "gradient")
+
+
+def _fitting(size: Size) -> set[int]:
+    """How many axes an image may have for a window of this size."""
+    if isinstance(size, int):
+        return {2, 3}
+    return {2, 3} if len(size) == 3 and size[0] == 1 else {len(size)}
+
+
+def _statistics_faults(study: Study) -> Iterator[tuple[str, str]]:
+    asked = study.statistics
+    if asked.gram and not study.feature:
+        yield "statistics.gram", "the study has no feature: write [[feature]] tables, or leave gram out"
+    for key, table in (("histogram", asked.histogram), ("glcm", asked.glcm)):
+        if table is None:
+            continue
+        if not all(isfinite(end) for end in table.range):
+            yield f"statistics.{key}.range", "expected finite numbers"
+        elif table.range[0] >= table.range[1]:
+            yield f"statistics.{key}.range", f"expected rising numbers, got {list(table.range)}"
+
+
+def _evaluate_faults(study: Study) -> Iterator[tuple[str, str]]:
+    if study.evaluate is None:
+        return
+    if not re.fullmatch("[0-9a-f]{64}", study.evaluate.digest):
+        yield "evaluate.digest", "expected the 64 digits that `voxring train` prints of a model, got something else"
+    if study.bounds.voxels_per_party * max(len(study.party), study.privacy.min_parties) >= 1 << 43:
+        yield "bounds.voxels_per_party", "an evaluation counts fewer than 2^43 voxels in all: lower the bound"
+
+
+_NOISY_TABLES = {
+    "study": ("name", "classes", "window", "standardise", "privacy", "bounds", "party", "researcher", "relay"),
+    "standardise": ("method", "fraction_bits", "range", "percentiles", "landmarks", "foreground", "colour"),
+}
+"""What may be in a study with differential privacy. What came later, or releases more than n, patients, sum and sdsum,
+has no noise, and is refused rather than released without."""
+
+
+def _noise_faults(study: Study) -> Iterator[tuple[str, str]]:
+    table, most = study.differential_privacy, study.privacy.voxels_per_patient
+    if table is None:
+        if most is not msgspec.UNSET:
+            yield (
+                "privacy.voxels_per_patient",
+                "only differential privacy uses it: leave it out, or write [differential_privacy]",
+            )
+        return
+    if not 0.001 <= table.epsilon <= 100:
+        yield "differential_privacy.epsilon", f"expected 0.001 to 100, got {table.epsilon}"
+    if table.mechanism == "laplace" and table.delta != 0:
+        yield "differential_privacy.delta", 'mechanism "laplace" needs none: leave it out, or take "gaussian"'
+    if table.mechanism == "gaussian" and not 1e-15 <= table.delta <= 1e-3:
+        yield (
+            "differential_privacy.delta",
+            f'mechanism "gaussian" needs one of 1e-15 to 1e-3, far less than one in all patients, got {table.delta}',
+        )
+    if most is msgspec.UNSET:
+        yield (
+            "privacy.voxels_per_patient",
+            "differential privacy needs it, it is missing: write how many voxels of a class one patient may count as",
+        )
+    elif isinstance(most, dict) and set(most) != set(study.classes):
+        yield "privacy.voxels_per_patient", "expected a number for each class of the study, and for no other"
+    elif max(most.values() if isinstance(most, dict) else [most]) > study.bounds.voxels_per_party:
+        yield "privacy.voxels_per_patient", "a patient cannot have more voxels than bounds.voxels_per_party"
+    if study.agrees:
+        yield "standardise.landmarks", "differential privacy does not cover landmarks that are agreed on: write them"
+    for where, of in (("study", study), ("standardise", study.standardise)):
+        for field in msgspec.structs.fields(of):
+            known = field.name in (*_NOISY_TABLES[where], "feature", "differential_privacy")
+            unused = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+            if not known and getattr(of, field.name) != unused:
+                name = field.name if where == "study" else f"{where}.{field.name}"
+                yield name, "differential privacy does not cover it: leave it out, or leave out [differential_privacy]"
+
+
+def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
+    if not study.party:
+        return
+    if len(study.party) < study.privacy.min_parties:
+        yield (
+            "party",
+            f"expected at least {study.privacy.min_parties} parties, got {len(study.party)}: "
+            "with fewer, a total tells one party the other's number",
+        )
+    for name in study.parties:
+        if not NAME.fullmatch(name):
+            yield "party.name", f"expected letters, digits, '.', '_' and '-', at most 64, got {name!r}"
+        if name == "researcher":
+            yield "party.name", "'researcher' is the name of the ring's master: choose another"
+        if study.parties.count(name) > 1:
+            yield "party.name", f"{name!r} stands twice: give each party a name of its own"
+    addresses = [party.address for party in study.party if party.address]
+    for address in addresses:
+        if not _address_ok(address):
+            yield "party.address", f"expected tcp://HOST:PORT or tls+tcp://HOST:PORT, got {address!r}"
+        if addresses.count(address) > 1:
+            yield "party.address", f"{address!r} stands twice: each party listens at an address of its own"
+    most = len(study.party) - 1  # in the complete graph over all parties and the researcher
+    if study.privacy.collusion > most:
+        yield (
+            "privacy.collusion",
+            f"expected 1 to {most} colluders among {len(study.party)} parties and the researcher, got "
+            f"{study.privacy.collusion}: the largest reachable is {most}",
+        )
+
+
+def _key_faults(study: Study) -> Iterator[tuple[str, str]]:
+    keys = study.keys
+    if keys and not study.party:
+        yield "researcher.key", "the study names no party: give each its [[party]] with a key, or leave this one out"
+    for name, key in keys.items():
+        where = "researcher.key" if name == "researcher" else "party.key"
+        if not key:
+            yield (
+                where,
+                f"{name} has none, others have: all parties and the researcher need one, made with "
+                "`voxring keys new FILE` where it will be used",
+            )
+        elif not _key_ok(key):
+            # Not quoted: somebody may have pasted what is private.
+            yield (
+                where,
+                f"{name}: expected the 44 characters of a public key, got {len(key)} that are none: paste the line "
+                "that `voxring keys show FILE` prints",
+            )
+        elif list(keys.values()).count(key) > 1:
+            yield where, f"{name} has the key of another member: each makes its own with `voxring keys new FILE`"
+
+
+def _key_ok(key: str) -> bool:
+    try:
+        raw = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return len(raw) == 32 and base64.b64encode(raw).decode() == key
+
+
+def _address_ok(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("tcp", "tls+tcp") and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        return False
