@@ -27,7 +27,7 @@ def faults(study: Study) -> Iterator[tuple[str, str]]:
         yield "classes", "expected at least one class, got none: write classes = { lesion = 1 }"
     for name in study.classes:
         if not name.strip():
-            yield "classes", "a class needs a name, got an empty string"
+            yield "classes", "a class needs a name, got an empty string: write classes = { lesion = 1 }"
     labels = list(study.classes.values())
     for name, label in study.classes.items():
         if labels.count(label) > 1:
@@ -36,24 +36,34 @@ def faults(study: Study) -> Iterator[tuple[str, str]]:
                 f"label {label!r} is given to two classes: give each class a label of its own",
             )
         if isinstance(label, int) and not -(2**31) <= label < 2**32:
-            yield f"classes.{name}", f"a label fits 32 bits, got {label}"
+            yield f"classes.{name}", f"a label fits 32 bits, got {label}: write the value that the ground truth has"
     if not isfinite(study.window.fill):
-        yield "window.fill", f"expected a finite number, got {study.window.fill}"
+        yield "window.fill", f"expected a finite number, got {study.window.fill}: write the value outside the image"
     if study.window.fill and study.window.border != "constant":
         yield (
             "window.fill",
             f'only the border "constant" has a fill, got "{study.window.border}": leave one out',
         )
     if abs(study.fill) > study.intensity_bound:
-        yield "window.fill", "the fill leaves bounds.intensity: raise the bound or lower the fill"
+        yield (
+            "window.fill",
+            f"expected at most bounds.intensity, got {study.window.fill}: raise the bound or lower the fill",
+        )
     sizes = study.window.size
     if prod(sizes if isinstance(sizes, tuple) else (sizes,) * 3) >= 2**31:
-        yield "window.size", "a window must hold fewer than 2^31 voxels: make it smaller"
+        yield "window.size", f"a window must hold fewer than 2^31 voxels, got {sizes}: make it smaller"
     elif study.window.border == "clip" and study.window.denominator.bit_length() > 4096:
-        yield "window.size", "under clip, the means of a window this large have no common denominator of 4096 bits"
+        yield (
+            "window.size",
+            f"under clip, the means of a window of {sizes} have no common denominator of 4096 bits: make it smaller, "
+            "or take another border",
+        )
     yield from _standardise_faults(study.standardise)
     if study.intensity_bound >= 2**62:
-        yield "bounds.intensity", "intensity · 2^fraction_bits must stay below 2^62: lower one of them"
+        yield (
+            "bounds.intensity",
+            f"intensity · 2^fraction_bits must stay below 2^62, got {study.intensity_bound}: lower one of them",
+        )
     yield from _feature_faults(study)
     yield from _statistics_faults(study)
     yield from _evaluate_faults(study)
@@ -61,7 +71,7 @@ def faults(study: Study) -> Iterator[tuple[str, str]]:
     yield from _key_faults(study)
     yield from _noise_faults(study)
     if study.relay and not _address_ok(study.relay):
-        yield "relay", f"expected tcp://HOST:PORT, got {study.relay!r}"
+        yield "relay", f"expected tcp://HOST:PORT, got {study.relay!r}: write where `voxring relay` listens"
     if study.relay and not study.keys:
         yield "relay", "only sealed links go through a relay, and the study has no keys: `voxring keys --help`"
 
@@ -79,24 +89,31 @@ def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
         if given is None or given == "agree":
             continue
         if not all(isinstance(number, str) or isfinite(number) for number in given):
-            yield f"standardise.{key}", "expected finite numbers"
+            yield f"standardise.{key}", f"expected finite numbers, got {list(given)}: write where the values lie"
         elif any(low >= high for low, high in pairwise(map(exact, given))):
-            yield f"standardise.{key}", f"expected rising numbers, got {list(given)}"
+            yield f"standardise.{key}", f"expected rising numbers, got {list(given)}: write the lowest first"
     for percentile in standardise.percentiles or ():
         if not 0 <= percentile <= 100:
-            yield "standardise.percentiles", f"expected numbers from 0 to 100, got {percentile}"
+            yield "standardise.percentiles", f"expected numbers from 0 to 100, got {percentile}: write per cent"
     count = len(standardise.percentiles or ())
     if method == "percentile" and count != 2:
-        yield "standardise.percentiles", f"expected two, the ones mapped to 0 and 1, got {count}"
+        yield (
+            "standardise.percentiles",
+            f"expected two, the ones mapped to 0 and 1, got {count}: write the lowest and the highest",
+        )
     if method == "nyul" and standardise.landmarks == "agree":
         if not 3 <= count <= MOST_LANDMARKS:
             yield (
                 "standardise.percentiles",
                 f'expected 3 to {MOST_LANDMARKS} with landmarks = "agree", since the first and the last become 0 and '
-                f"1, got {count}",
+                f"1, got {count}: write them, or the landmarks themselves",
             )
     elif method == "nyul" and (count < 2 or count != len(standardise.landmarks or ())):
-        yield "standardise.landmarks", "expected at least two, one for each percentile"
+        landmarks = len(standardise.landmarks or ())
+        yield (
+            "standardise.landmarks",
+            f"expected at least two, one for each percentile, got {landmarks} for {count}: give each its own",
+        )
 
 
 def _feature_faults(study: Study) -> Iterator[tuple[str, str]]:
@@ -108,14 +125,17 @@ def _feature_faults(study: Study) -> Iterator[tuple[str, str]]:
         if feature.window is not None and feature.kind in _WITHOUT_WINDOW:
             yield "feature.window", f'kind "{feature.kind}" has no window: leave it out'
         if feature.name and not NAME.fullmatch(feature.name):
-            yield "feature.name", f"expected letters, digits, '.', '_' and '-', at most 64, got {feature.name!r}"
+            yield (
+                "feature.name",
+                f"expected letters, digits, '.', '_' and '-', at most 64, got {feature.name!r}: shorten it",
+            )
         if labels.count(feature.label) > 1:
             yield "feature", f"{feature.label!r} stands twice: leave one out, or give each a name of its own"
         if feature.window is None:
             continue
         sizes = feature.window if isinstance(feature.window, tuple) else (feature.window,) * 3
         if prod(sizes) >= 2**31:
-            yield "feature.window", "a window must hold fewer than 2^31 voxels: make it smaller"
+            yield "feature.window", f"a window must hold fewer than 2^31 voxels, got {feature.window}: make it smaller"
         axes &= _fitting(feature.window)
         if not axes:
             yield (
@@ -143,18 +163,28 @@ def _statistics_faults(study: Study) -> Iterator[tuple[str, str]]:
         if table is None:
             continue
         if not all(isfinite(end) for end in table.range):
-            yield f"statistics.{key}.range", "expected finite numbers"
+            yield f"statistics.{key}.range", f"expected finite numbers, got {list(table.range)}: write both ends"
         elif table.range[0] >= table.range[1]:
-            yield f"statistics.{key}.range", f"expected rising numbers, got {list(table.range)}"
+            yield (
+                f"statistics.{key}.range",
+                f"expected rising numbers, got {list(table.range)}: write the lower end first",
+            )
 
 
 def _evaluate_faults(study: Study) -> Iterator[tuple[str, str]]:
     if study.evaluate is None:
         return
     if not re.fullmatch("[0-9a-f]{64}", study.evaluate.digest):
-        yield "evaluate.digest", "expected the 64 digits that `voxring train` prints of a model, got something else"
+        yield (
+            "evaluate.digest",
+            "expected the 64 digits that `voxring train` prints of a model, got something else: copy them",
+        )
     if study.bounds.voxels_per_party * max(len(study.party), study.privacy.min_parties) >= 1 << 43:
-        yield "bounds.voxels_per_party", "an evaluation counts fewer than 2^43 voxels in all: lower the bound"
+        yield (
+            "bounds.voxels_per_party",
+            f"an evaluation counts fewer than 2^43 voxels in all, got {study.bounds.voxels_per_party} for each party: "
+            "lower the bound",
+        )
 
 
 _NOISY_TABLES = {
@@ -214,7 +244,10 @@ def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
         )
     for name in study.parties:
         if not NAME.fullmatch(name):
-            yield "party.name", f"expected letters, digits, '.', '_' and '-', at most 64, got {name!r}"
+            yield (
+                "party.name",
+                f"expected letters, digits, '.', '_' and '-', at most 64, got {name!r}: choose another name",
+            )
         if name == "researcher":
             yield "party.name", "'researcher' is the name of the ring's master: choose another"
         if study.parties.count(name) > 1:
@@ -222,7 +255,10 @@ def _party_faults(study: Study) -> Iterator[tuple[str, str]]:
     addresses = [party.address for party in study.party if party.address]
     for address in addresses:
         if not _address_ok(address):
-            yield "party.address", f"expected tcp://HOST:PORT or tls+tcp://HOST:PORT, got {address!r}"
+            yield (
+                "party.address",
+                f"expected tcp://HOST:PORT or tls+tcp://HOST:PORT, got {address!r}: write where the party listens",
+            )
         if addresses.count(address) > 1:
             yield "party.address", f"{address!r} stands twice: each party listens at an address of its own"
     most = len(study.party) - 1  # in the complete graph over all parties and the researcher

@@ -208,9 +208,9 @@ def _checked(tables: object, source: str) -> Study:
     try:
         study = msgspec.convert(tables, Study)
     except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at `$")
-        place = place.rstrip("`").lstrip(".")
-        raise StudyError(f"{source}: {place + ': ' if place else ''}{message[0].lower()}{message[1:]}") from None
+        from voxring.study.malformed import malformed
+
+        raise StudyError(f"{source}: {malformed(error, tables, Study)}") from None
     for key, fault in faults(study):
         raise StudyError(f"{source}: {key}: {fault}")
     return study
