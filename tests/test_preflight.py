@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import voxring.cli.preflight as module
+from test_classify import trained
 from voxring.cli import voxring
 from voxring.cli.preflight import MIB, free_memory
 from voxring.net import PrivateKey
@@ -206,6 +207,16 @@ def test_a_clock_that_is_synchronised_or_not(place, monkeypatch, answer, state):
 def test_a_clock_before_the_release_is_wrong(place, monkeypatch):
     monkeypatch.setattr(module.time, "time", lambda: 0.0)
     assert states(look(place)[1])["clock"] == ["wrong"]
+
+
+def test_a_model_that_the_study_evaluates_is_there_or_not(place):
+    model = trained()
+    rewrite(place, "lesion = 1, liver = 2", "fat = 1, bone = 2")
+    rewrite(place, "[window]", f'[evaluate]\nmodel = "model.json"\ndigest = "{model.digest}"\n[window]')
+    code, found, _ = look(place)
+    assert (code, states(found)["model"], states(found)["images"]) == (3, ["wrong"], ["ok"])
+    model.save(place[0] / "model.json")
+    assert states(look(place)[1])["model"] == ["ok"]
 
 
 def test_memory_is_counted_for_each_worker(place, monkeypatch):

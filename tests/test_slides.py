@@ -12,9 +12,13 @@ import pytest
 import tifffile
 
 import naive
+from test_class_statistics import expected as sums_of_the_definition
+from test_classify import hospital, trained
+from test_classify import study as a_model_study
 from voxring import (
     ImageError,
     Study,
+    engine,
     local_landmarks,
     local_mean,
     local_totals,
@@ -301,10 +305,92 @@ def test_a_slide_without_openslide_says_what_to_install(tmp_path, monkeypatch):
     refused(r"voxring\[slides\]", read_image, tmp_path / "a.mrxs", "red")
 
 
-def test_additive_statistics_of_a_slide_are_refused_with_the_remedy(tmp_path, small_blocks):
-    row = row_of(tmp_path, np.zeros((64, 64), np.uint8), np.ones((64, 64), np.uint8))
-    study = Study.of(name="slides", classes={"a": 1}, window={"size": 3}, statistics={"moments": 2})
-    refused("cut the image, or leave the statistics out", image_totals, row, study)
+@pytest.fixture
+def small_pieces(monkeypatch, small_blocks):
+    monkeypatch.setattr(blocks, "SLAB", 150)  # 8 by 8 pixels of one map, 5 by 5 of five
+
+
+FEATURES = [
+    {"kind": "intensity"},
+    {"kind": "gradient"},
+    {"kind": "mean", "window": [5, 2]},
+    {"kind": "std", "window": 4},
+    {"kind": "variance", "window": [1, 20]},
+]
+BINS = {"range": [20.0, 200.0]}
+
+
+def additive_study(border="reflect", window=3, glcm=None, **tables):
+    return Study.of(
+        name="slides",
+        window={"size": window, "border": border, **({"fill": 0.5} if border == "constant" else {})},
+        feature=FEATURES,
+        statistics={
+            "gram": True,
+            "moments": 4,
+            "histogram": {"bins": 5, **BINS},
+            "glcm": {"levels": 4, **BINS, **(glcm or {})},
+        },
+        **{"classes": {"a": 1, "b": 2}} | tables,
+    )
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_additive_statistics_of_blocks_are_those_of_the_whole_image(tmp_path, small_pieces, border):
+    """Pairs lie across borders of pieces and blocks, beside and below, and further than a block."""
+    rng = np.random.default_rng(20 + BORDERS.index(border))
+    ways = [*WAYS, "npy"]
+    for number, distance in enumerate((1, 2, 6, 17, 40)):
+        shape, share = [(45, 50), (70, 9), (33, 64)][number % 3], [1, 0.5, 0.02][number % 3]
+        image = rng.integers(0, 250, shape).astype([np.uint8, np.int16][number % 2])
+        truth = labelled(rng, shape, share)
+        method = METHODS[number % len(METHODS)]
+        study = additive_study(border, glcm={"distance": distance}, standardise={"fraction_bits": 8, **method})
+        row = row_of(tmp_path, image, truth, ways[rng.integers(len(ways))], ways[rng.integers(len(ways))])
+        found = image_totals(row, study)
+        assert found == local_totals(image, truth, study), (shape, distance, method)
+        assert sum(found["a"].statistics[-16:]) > 0 or share == 0.02
+
+
+def test_additive_statistics_of_blocks_meet_the_definition(tmp_path, small_pieces):
+    rng = np.random.default_rng(4)
+    image, truth = rng.integers(0, 250, (19, 18), np.uint8), labelled(rng, (19, 18), 0.7)
+    study = additive_study("nearest", glcm={"distance": 2}, standardise={"fraction_bits": 4})
+    found = image_totals(row_of(tmp_path, image, truth), study)
+    for name, label in study.classes.items():
+        assert found[name].statistics == sums_of_the_definition(image, truth, study, label)
+
+
+def test_a_class_that_is_label_0_makes_pairs_across_blocks_too(tmp_path, small_pieces):
+    rng = np.random.default_rng(6)
+    image, truth = rng.integers(0, 250, (40, 30), np.uint8), labelled(rng, (40, 30), 0.3)
+    study = additive_study(classes=CLASSES, glcm={"distance": 3})
+    assert image_totals(row_of(tmp_path, image, truth), study) == local_totals(image, truth, study)
+
+
+@pytest.mark.parametrize(("own", "models"), [("none", "zscore"), ("zscore", "none"), ("zscore", "zscore")])
+def test_a_model_is_evaluated_on_blocks_as_on_the_whole_image(tmp_path, small_pieces, monkeypatch, own, models):
+    """Each goes once through all voxels if its standardisation needs it, and both together if it is the same."""
+    model = trained(a_model_study(standardise={"method": models}, bounds={"intensity": 4096}))
+    model.save(tmp_path / "model.json")
+    study = Study.of(
+        name="slides",
+        classes={"fat": 3, "bone": 9, "air": 7},
+        window={"size": 3},
+        standardise={"method": own},
+        bounds={"intensity": 4096},
+        evaluate={"model": str(tmp_path / "model.json"), "digest": model.digest, "bins": 16},
+    )
+    image, truth = hospital(20, (45, 50))
+    truth[30:33, :2] = 7
+    row = row_of(tmp_path, image, truth)
+    passes = []
+    counted = engine.scaling_of
+    monkeypatch.setattr(engine, "scaling_of", lambda *given, **more: passes.append(1) or counted(*given, **more))
+    found = image_totals(row, study)
+    assert len(passes) == 1
+    assert found == local_totals(image, truth, study)
+    assert sum(found["fat"].statistics) > found["fat"].voxels > 0
 
 
 def test_two_sizes_are_refused_before_a_pixel_is_read(tmp_path, small_blocks):

@@ -112,10 +112,15 @@ def find_levels(image: Array, numbers: Array, a: int, b: int, starts: Array, lev
 
 
 @jit
-def count_pairs(levels: Array, numbers: Array, shape: Shape, z0: int, z1: int, steps: Array, table: Array) -> None:
-    """table[class − 1, level, level of the neighbour] += 1 for each voxel of planes z0 … z1 − 1 and each step."""
+def count_pairs(
+    levels: Array, numbers: Array, others: Array, shape: Shape, z0: int, z1: int, steps: Array, table: Array
+) -> None:
+    """table[class − 1, level, level of the neighbour] += 1 for each voxel of planes z0 … z1 − 1 and each step.
+
+    The voxel has its class in ``numbers``, and its neighbour the same in ``others``.
+    """
     planes, rows, columns = shape
-    levels, numbers, steps, table = bare(levels), bare(numbers), bare(steps), bare(table)
+    levels, numbers, others, steps, table = bare(levels), bare(numbers), bare(others), bare(steps), bare(table)
     for s in range(steps.shape[0]):
         dz, dy, dx = steps[s, 0], steps[s, 1], steps[s, 2]
         to = (dz * rows + dy) * columns + dx
@@ -125,7 +130,7 @@ def count_pairs(levels: Array, numbers: Array, shape: Shape, z0: int, z1: int, s
                 for x in range(max(0, -dx), min(columns, columns - dx)):
                     i, other = U(at + x), U(at + x + to)
                     number = numbers[i]
-                    if number > 0 and numbers[other] == number:
+                    if number > 0 and others[other] == number:
                         table[number - 1, levels[i], levels[other]] += 1
 
 
@@ -189,6 +194,7 @@ def directions(distance: int, *, planar: bool) -> list[Shape]:
 def pairs(
     image: Array,
     numbers: Array,
+    others: Array,
     classes: int,
     a: int,
     b: int,
@@ -196,18 +202,22 @@ def pairs(
     steps: Sequence[Shape],
     workers: int,
 ) -> Array:
-    """Co-occurrence counts (classes, levels, levels) of a · x + b, each pair both ways; ``numbers`` are flat."""
+    """Co-occurrence counts (classes, levels, levels) of a · x + b, each pair both ways.
+
+    Of a pair, the voxel before the step has its class in ``numbers``, the other the same in ``others``, which has all
+    those of ``numbers``, and may have more. Both are flat.
+    """
     levels = np.zeros(image.size, np.uint8)
     edges = np.array(starts, np.int64)
     parts = evenly(0, image.size, max(PART, -(-image.size // workers)))
     flat = image.reshape(-1)
     in_threads(
-        lambda p: find_levels(flat[slice(*p)], numbers[slice(*p)], a, b, edges, levels[slice(*p)]), parts, workers
+        lambda p: find_levels(flat[slice(*p)], others[slice(*p)], a, b, edges, levels[slice(*p)]), parts, workers
     )
 
     def run(part: tuple[int, int]) -> Array:
         table = np.zeros((classes, len(starts) - 1, len(starts) - 1), np.int64)
-        count_pairs(levels, numbers, image.shape, *part, np.array(steps, np.int64), table)
+        count_pairs(levels, numbers, others, image.shape, *part, np.array(steps, np.int64), table)
         return table
 
     planes = evenly(0, len(image), -(-len(image) // workers))

@@ -6,11 +6,11 @@ holds the whole image, and to the voxels otherwise. Both give the same integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from voxring.standardise import (
     fits,
     label_values,
     on_integers,
+    scaling_of,
     standardised,
     standardised_by,
     volume,
@@ -96,44 +97,93 @@ def local_totals(
     (1, True)
     """
     named = labels if labels is not None else label_values(study)
-    check_shapes(image, ground_truth)
-    scaled = standardised(image, Fraction(slope), Fraction(intercept), study)
-    totals = _totals(scaled, ground_truth, study, named, device, threads)
-    if not layout(study):
-        return totals
-    more: dict[str, tuple[int, ...]] = dict.fromkeys(named, ())
-    if of_images(study):
-        more = class_statistics(image, ground_truth, study, labels=named, threads=threads, scaled=scaled)
-    if study.evaluate is not None:
-        counts = class_evaluation(
-            image, ground_truth, study, slope=slope, intercept=intercept, labels=named, threads=threads
-        )
-        more = {name: more[name] + counts[name] for name in named}
-    return LocalTotals(
-        {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in totals.classes.items()}
+    return part_totals(
+        image, ground_truth, study, slope=slope, intercept=intercept, labels=named, device=device, threads=threads
     )
+
+
+class Scalings(NamedTuple):
+    """How an image becomes what a study sums and what its model is given; None where no voxel has a say in it.
+
+    That is none but those that are at hand: a part of the image is then standardised as the whole image is.
+    """
+
+    own: Scaling | None = None
+    model: Scaling | None = None
+
+
+def scalings_of(
+    parts: Callable[[], Iterable[Array]],
+    dtype: np.dtype[Any],
+    study: Study,
+    *,
+    slope: float | Fraction,
+    intercept: float | Fraction,
+) -> Scalings:
+    """Return the scalings that depend on all voxels; ``parts`` goes through them once, as for `scaling_of`."""
+    known: dict[object, Scaling] = {}
+    found: list[Scaling | None] = []
+    for one in _studies(study):
+        if not depends_on_all(dtype, Fraction(slope), Fraction(intercept), one):
+            found.append(None)
+            continue
+        alike = one.standardise, one.intensity_bound
+        if alike not in known:
+            known[alike] = scaling_of(parts(), dtype, one, slope=slope, intercept=intercept)
+        found.append(known[alike])
+    return Scalings(*found)
 
 
 def part_totals(
     image: Array,
     ground_truth: Array,
     study: Study,
-    scaling: Scaling,
+    scalings: Scalings = Scalings(),  # noqa: B008 - a tuple
     *,
     slope: float | Fraction = 1.0,
     intercept: float | Fraction = 0.0,
     labels: Mapping[str, int],
+    neighbours: Array | None = None,
     device: Device = "cpu",
     threads: int | None = None,
 ) -> LocalTotals:
-    """Reduce a part of an image, as `local_totals` does a whole one, by the scaling of all its voxels (`scaling_of`).
+    """Reduce a part of an image, as `local_totals` does a whole one, by the scalings of all its voxels.
 
     Parameters and errors as for `local_totals`. What lies past the part is taken for what lies past the image, so it
-    must hold all that windows over its ground truth `reach`.
+    must hold all that windows over its ground truth `reach`. ``neighbours`` is the label map with which its voxels make
+    pairs, where ``ground_truth`` leaves out labels of the part, which another part sums.
     """
     check_shapes(image, ground_truth)
-    integers, _ = on_integers(image, Fraction(slope), Fraction(intercept), study)
-    return _totals(standardised_by(integers, scaling), ground_truth, study, labels, device, threads)
+    scale = Fraction(slope), Fraction(intercept)
+    scaled = _scaled(image, *scale, study, scalings.own)
+    totals = _totals(scaled, ground_truth, study, labels, device, threads)
+    if not layout(study):
+        return totals
+    more: dict[str, tuple[int, ...]] = dict.fromkeys(labels, ())
+    if of_images(study):
+        more = class_statistics(
+            image, ground_truth, study, labels=labels, threads=threads, scaled=scaled, neighbours=neighbours
+        )
+    if study.evaluate is not None:
+        given = _scaled(image, *scale, model_of(study).study, scalings.model) if scalings.model else None
+        counts = class_evaluation(
+            image, ground_truth, study, slope=slope, intercept=intercept, labels=labels, threads=threads, scaled=given
+        )
+        more = {name: more[name] + counts[name] for name in labels}
+    return LocalTotals(
+        {name: replace(of, statistics=more[name] if of.voxels else ()) for name, of in totals.classes.items()}
+    )
+
+
+def _scaled(image: Array, slope: Fraction, intercept: Fraction, study: Study, scaling: Scaling | None) -> Scaled:
+    if scaling is None:
+        return standardised(image, slope, intercept, study)
+    return standardised_by(on_integers(image, slope, intercept, study)[0], scaling)
+
+
+def _studies(study: Study) -> tuple[Study, ...]:
+    """A study, and that of the model that it evaluates."""
+    return (study,) if study.evaluate is None else (study, model_of(study).study)
 
 
 def _totals(
@@ -200,12 +250,13 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
-    studies = [study] if study.evaluate is None else [study, model_of(study).study]
-    everything = not scaled and any(depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in studies)
+    everything = not scaled and any(
+        depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in _studies(study)
+    )
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
-        planes, size = truth.shape[0], _widest(study, truth.ndim)
+        planes, size = truth.shape[0], widest(study, truth.ndim)[0]
         here = _labelled(truth, tuple(labels))
         if here is not None and (everything or truth.ndim == 2):
             return 0, planes
@@ -225,16 +276,19 @@ def reach(first: int, stop: int, length: int, size: int) -> tuple[int, int]:
     return max(low, 0), min(high, length)
 
 
-def _widest(study: Study, ndim: int) -> int:
-    """Planes of the largest window of the study: of the local means or a feature, or that of a gradient.
+def widest(study: Study, ndim: int) -> tuple[int, int, int]:
+    """The largest window of the study along each axis: of the local means or a feature, or that of a gradient.
 
-    Pairs of neighbours are counted where both have the class, so they reach no further.
+    Pairs of neighbours are no windows: they are counted where both voxels have the class.
     """
     features = study.feature if of_images(study) else ()
     if study.evaluate is not None:
         features += model_of(study).study.feature
-    sizes = [3 if feature.kind == "gradient" else feature.along(ndim)[0] for feature in features]
-    return max([study.window.along(ndim)[0], *sizes])
+    sizes = [study.window.along(ndim)]
+    for feature in features:
+        sizes.append((3 if ndim == 3 else 1, 3, 3) if feature.kind == "gradient" else feature.along(ndim))
+    planes, rows, columns = zip(*sizes, strict=True)
+    return max(planes), max(rows), max(columns)
 
 
 def _labelled(truth: Array, labels: tuple[int, ...]) -> tuple[int, int] | None:

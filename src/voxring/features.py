@@ -173,12 +173,12 @@ class FeatureStack:
         return kernels.scaled(self._voxels[slice(*planes)], self._a, self._b)
 
     def pairs(
-        self, numbers: Array, classes: int, starts: tuple[int, ...], steps: list[tuple[int, int, int]]
+        self, numbers: Array, others: Array, classes: int, starts: tuple[int, ...], steps: list[tuple[int, int, int]]
     ) -> npt.NDArray[np.int64]:
         """Co-occurrence counts of each class, as `voxring.kernels.cpu.additive.pairs`."""
         from voxring.kernels.cpu import additive
 
-        return additive.pairs(self._voxels, numbers, classes, self._a, self._b, starts, steps, self.workers)
+        return additive.pairs(self._voxels, numbers, others, classes, self._a, self._b, starts, steps, self.workers)
 
 
 def class_statistics(
@@ -191,6 +191,7 @@ def class_statistics(
     labels: Mapping[str, int] | None = None,
     threads: int | None = None,
     scaled: Scaled | None = None,
+    neighbours: Array | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Sum up what ``study.statistics`` asks for, over the voxels of each class.
 
@@ -210,6 +211,9 @@ def class_statistics(
         Threads of this call. The sums do not depend on it.
     scaled : optional
         The image as `voxring.standardise.standardised` returns it, when it is at hand; slope and intercept are in it.
+    neighbours : array of integers, same shape, optional
+        Label map of the voxels that come after one of ``ground_truth`` in a pair, when that leaves out some which are
+        summed elsewhere, as a part of an image.
 
     Returns
     -------
@@ -238,14 +242,15 @@ def class_statistics(
     check_shapes(image, ground_truth)
     named = labels if labels is not None else label_values(study)
     stack = FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads, scaled=scaled)
-    sums = _Sums(stack, ground_truth, tuple(dict.fromkeys(named.values())))
+    others = ground_truth if neighbours is None else neighbours
+    sums = _Sums(stack, ground_truth, others, tuple(dict.fromkeys(named.values())))
     return {name: sums.of(label) for name, label in named.items()}
 
 
 class _Sums:
     """The additive integers of the classes of one image, block by block."""
 
-    def __init__(self, stack: FeatureStack, ground_truth: Array, values: tuple[int, ...]) -> None:
+    def __init__(self, stack: FeatureStack, ground_truth: Array, others: Array, values: tuple[int, ...]) -> None:
         from voxring.kernels.checks import holdable
         from voxring.kernels.cpu.labels import class_numbers
 
@@ -257,7 +262,8 @@ class _Sums:
         self._sums = [{block.name: [0] * block.size for block in self._blocks} for _ in self._present]
         self._add_voxels()
         if self._study.statistics.glcm is not None and self._present:
-            self._add_pairs()
+            same = others is ground_truth
+            self._add_pairs(self._numbers.reshape(-1) if same else class_numbers(volume(others), self._present))
 
     def of(self, label: int) -> tuple[int, ...]:
         """All integers of one class."""
@@ -305,7 +311,7 @@ class _Sums:
                 yield first, stop
             first = stop
 
-    def _add_pairs(self) -> None:
+    def _add_pairs(self, others: Array) -> None:
         from voxring.kernels.cpu import additive
 
         asked = self._study.statistics.glcm
@@ -313,7 +319,7 @@ class _Sums:
             return
         steps = additive.directions(asked.distance, planar=asked.planar or len(self._numbers) == 1)
         counted = self._stack.pairs(
-            self._numbers.reshape(-1), len(self._present), asked.bins.starts(self._study.unit), steps
+            self._numbers.reshape(-1), others, len(self._present), asked.bins.starts(self._study.unit), steps
         )
         for mine, table in zip(self._sums, counted, strict=True):
             mine["glcm"] = table.reshape(-1).tolist()

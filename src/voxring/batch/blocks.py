@@ -3,27 +3,32 @@
 A block of the ground truth is read at a time. Where it holds a class, the rectangle of the image is read that the
 windows over its labels reach, and those labels alone are reduced in it; blocks without labels cost no pixel of the
 image. Each labelled voxel is in one block, and what its window reads lies in the rectangle, so the sums over all
-blocks are the whole image's integers. Where the standardisation depends on all voxels, they are first gone through
-once. In hand is a block of ground truth, its rectangle of the image with a rim of the window's reach, and what the
-kernels take for that: under 256 MiB for images of 8 and 16 bits, whatever their size.
+blocks are the whole image's integers. Of a pair of neighbours, the block that holds the first voxel counts it: the
+ground truth is read as far past a block as the second may lie. Where the standardisation depends on all voxels, they
+are first gone through once.
+
+In hand is a block of ground truth, its rectangle of the image with a rim of the window's reach, and what the kernels
+take for that: under 256 MiB for images of 8 and 16 bits, whatever their size. Maps of features take 8 bytes a pixel
+each, so studies with additive statistics have a block reduced piece by piece, in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from fractions import Fraction
-from math import prod
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import Device, depends_on_all, local_totals, part_totals, reach
+from voxring.engine import Device, Scalings, part_totals, reach, scalings_of, widest
 from voxring.errors import ImageError
+from voxring.features import SLAB
 from voxring.images import GroundTruthFile, ImageFile, Rectangle, Source, Span, rectangles, together
-from voxring.standardise import Scaling, landmarks_in, scaling_of
+from voxring.learn.evaluation import model_of
+from voxring.standardise import landmarks_in
 from voxring.statistics import layout
 from voxring.study import Study
 from voxring.totals import LocalTotals
@@ -31,9 +36,17 @@ from voxring.totals import LocalTotals
 Array = npt.NDArray[Any]
 
 
-def pays(image: ImageFile, ground_truth: GroundTruthFile) -> bool:
-    """Whether the two are large, and can be read in blocks."""
-    return image.block is not None and ground_truth.block is not None and prod(image.grid.shape) > rectangles.SIDE**2
+def pays(image: ImageFile, ground_truth: GroundTruthFile, side: int) -> bool:
+    """Whether the two have more than ``side``² pixels, and can be read in blocks."""
+    return image.block is not None and ground_truth.block is not None and prod(image.grid.shape) > side**2
+
+
+def side_of(study: Study) -> int:
+    """The rows and columns that a study reduces at once, or as many pixels."""
+    if not layout(study):
+        return rectangles.SIDE
+    maps = len(study.feature) if study.evaluate is None else len((*study.feature, *model_of(study).study.feature))
+    return min(rectangles.SIDE, isqrt(SLAB // (1 + maps)))
 
 
 def totals_in_blocks(
@@ -53,61 +66,78 @@ def totals_in_blocks(
     """
     if study.agrees:
         return _landmarks(image, ground_truth, study)
-    if layout(study):  # pairs of neighbours would be cut apart, and a map of features takes 8 bytes a pixel
-        raise ImageError(
-            f"{Path(image.name).name}: expected at most {rectangles.SIDE}² pixels in a study with additive statistics, "
-            "which are computed of whole images: cut the image, or leave the statistics out"
-        )
     labels = {name: ground_truth.find(label) for name, label in study.classes.items()}
-    rows, columns = image.grid.shape
-    _, *window = study.window.along(2)
-    slope, intercept = image.slope, image.intercept
-    everything = depends_on_all(image.dtype, Fraction(slope), Fraction(intercept), study)
-    scaling: Scaling | None = None
+    reaches = _Reaches(image.grid.shape, study)
+    scalings: Scalings | None = None
     totals = LocalTotals()
     seen, truth_seen = _Seen(image.read(0, 0).sources), _Seen(())
-    for block in rectangles.rectangles((rows, columns), image.block or (1, 1), ground_truth.block or (1, 1)):
-        truth, sources = ground_truth.read_block(*block)
+    for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), ground_truth.block or (1, 1)):
+        around = reaches.pairs(block)
+        truth, sources = ground_truth.read_block(*around)
         truth_seen.add(sources)
-        box = _labelled(truth, labels.values())
+        box = _labelled(truth, around, block, labels.values())
         if box is None:
             continue
-        if everything and scaling is None:
-            scaling = _scaling(image, study, seen)
-        truth = truth[slice(*box[0]), slice(*box[1])]
-        box = _moved(box[0], block[0][0]), _moved(box[1], block[1][0])
-        part = reach(*box[0], rows, window[0]), reach(*box[1], columns, window[1])
+        if scalings is None:
+            scalings = _scalings(image, study, seen)
+        part = reaches.windows(box)
         read = image.read_block(*part)
         seen.add(read.sources)
-        mine = _alone(truth, box, part, labels.values())
-        try:
-            if scaling is None:
-                totals += local_totals(
-                    read.voxels,
-                    mine,
-                    study,
-                    slope=slope,
-                    intercept=intercept,
-                    labels=labels,
-                    device=device,
-                    threads=threads,
-                )
-            else:
+        for piece in _pieces(box, study):
+            inner = _labelled(truth, around, piece, labels.values())
+            if inner is None:
+                continue
+            near, second = reaches.windows(inner), reaches.pairs(inner)
+            try:
                 totals += part_totals(
-                    read.voxels,
-                    mine,
+                    _cut(read.voxels, part, near),
+                    _alone(truth, around, inner, near, labels.values()),
                     study,
-                    scaling,
-                    slope=slope,
-                    intercept=intercept,
+                    scalings,
+                    slope=image.slope,
+                    intercept=image.intercept,
                     labels=labels,
+                    neighbours=_alone(truth, around, second, near, labels.values()) if second != inner else None,
                     device=device,
                     threads=threads,
                 )
-        except ImageError as error:
-            raise _named(image, error) from error
+            except ImageError as error:
+                raise _named(image, error) from error
     one = {name: replace(totals[name], patients=int(totals[name].voxels > 0)) for name in study.classes}
     return LocalTotals(one), seen.sources, truth_seen.sources
+
+
+class _Reaches:
+    """How far from a rectangle of an image its voxels depend on others, for a study."""
+
+    def __init__(self, shape: tuple[int, ...], study: Study) -> None:
+        _, *self._window = widest(study, 2)
+        self._shape = shape
+        self._distance = 0 if study.statistics.glcm is None else study.statistics.glcm.distance
+
+    def pairs(self, box: Rectangle) -> Rectangle:
+        """The box, and all with which its voxels make pairs as the first of the two: beside and below."""
+        (top, bottom), (left, right) = box
+        (rows, columns), far = self._shape, self._distance
+        return (top, min(bottom + far, rows)), (max(left - far, 0), min(right + far, columns))
+
+    def windows(self, box: Rectangle) -> Rectangle:
+        """All that windows over the box read, and those pairs."""
+        read = [reach(*span, length, size) for span, length, size in zip(box, self._shape, self._window, strict=True)]
+        rows, columns = (
+            (min(one[0], other[0]), max(one[1], other[1])) for one, other in zip(read, self.pairs(box), strict=True)
+        )
+        return rows, columns
+
+
+def _pieces(box: Rectangle, study: Study) -> Iterator[Rectangle]:
+    """Cut a box up where maps of features are made of it."""
+    if not layout(study):
+        yield box
+        return
+    (top, bottom), (left, right) = box
+    for rows, columns in rectangles.rectangles((bottom - top, right - left), (1, 1), side=side_of(study)):
+        yield _moved(rows, top), _moved(columns, left)
 
 
 def _landmarks(
@@ -135,9 +165,10 @@ class _Seen:
         self.sources = together((*self.sources, *sources))
 
 
-def _scaling(image: ImageFile, study: Study, seen: _Seen) -> Scaling:
+def _scalings(image: ImageFile, study: Study, seen: _Seen) -> Scalings:
+    scale = {"slope": image.slope, "intercept": image.intercept}
     try:
-        return scaling_of(_parts(image, seen), image.dtype, study, slope=image.slope, intercept=image.intercept)
+        return scalings_of(lambda: _parts(image, seen), image.dtype, study, **scale)
     except ImageError as error:
         raise _named(image, error) from error
 
@@ -155,8 +186,9 @@ def _named(image: ImageFile, error: ImageError) -> ImageError:
     return error if str(error).startswith(image.name) else ImageError(f"{Path(image.name).name}: {error}")
 
 
-def _labelled(truth: Array, labels: Iterable[int]) -> Rectangle | None:
-    """The rectangle with all labels, or None where there are none."""
+def _labelled(truth: Array, around: Rectangle, within: Rectangle, labels: Iterable[int]) -> Rectangle | None:
+    """The rectangle with all labels of one that lies in ``truth``, which is that of ``around``; None without labels."""
+    truth = _cut(truth, around, within)
     info = np.iinfo(truth.dtype)
     present = np.zeros(truth.shape, np.bool_)
     for label in labels:
@@ -166,19 +198,25 @@ def _labelled(truth: Array, labels: Iterable[int]) -> Rectangle | None:
     if rows.size == 0:
         return None
     columns = np.flatnonzero(present.any(axis=0))
-    return (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
+    (top, _), (left, _) = within
+    return _moved((int(rows[0]), int(rows[-1]) + 1), top), _moved((int(columns[0]), int(columns[-1]) + 1), left)
 
 
 def _moved(span: Span, by: int) -> Span:
     return span[0] + by, span[1] + by
 
 
-def _alone(truth: Array, box: Rectangle, part: Rectangle, labels: Iterable[int]) -> Array:
-    """The label map of a part of the image in which only a box, whose labels are given, has any."""
+def _cut(array: Array, around: Rectangle, box: Rectangle) -> Array:
+    """A box of the image out of an array that is that of a larger one."""
+    rows, columns = (slice(*_moved(span, -whole[0])) for span, whole in zip(box, around, strict=True))
+    return array[rows, columns]
+
+
+def _alone(truth: Array, around: Rectangle, box: Rectangle, part: Rectangle, labels: Iterable[int]) -> Array:
+    """The label map of a part of the image in which only a box of it, which lies in ``around`` too, has labels."""
     labels = set(labels)
     none = next(value for value in range(len(labels) + 1) if value not in labels)
     shape = [stop - start for start, stop in part]
     mine = np.full(shape, none, np.promote_types(truth.dtype, np.min_scalar_type(none)))
-    (top, _), (left, _) = (_moved(span, -whole[0]) for span, whole in zip(box, part, strict=True))
-    mine[top : top + truth.shape[0], left : left + truth.shape[1]] = truth
+    _cut(mine, part, box)[:] = _cut(truth, around, box)
     return mine

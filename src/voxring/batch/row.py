@@ -16,11 +16,10 @@ import numpy as np
 from voxring.batch import blocks
 from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
-from voxring.engine import Device, local_totals, part_totals, planes_needed
+from voxring.engine import Device, local_totals, part_totals, planes_needed, scalings_of
 from voxring.errors import DeviceError, ImageError, VoxringError
 from voxring.images import GroundTruth, Image, Room, Source, check_same_grid, identify, open_ground_truth, open_image
-from voxring.standardise import OF_ALL_VOXELS, local_landmarks, scaling_of
-from voxring.statistics import layout
+from voxring.standardise import OF_ALL_VOXELS, local_landmarks
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -91,7 +90,7 @@ def _reduce(
     image = open_image(row.image, study.colour)
     opened = open_ground_truth(row.ground_truth, image.grid)
     check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
-    if blocks.pays(image, opened):
+    if blocks.pays(image, opened, blocks.side_of(study)):
         return blocks.totals_in_blocks(image, opened, study, device=device, threads=threads)
     truth = opened.read()
     layers = _layers(truth, study)
@@ -107,7 +106,7 @@ def _reduce(
         return totals, part.sources, truth.sources
     first, stop = planes_needed(truths, image.dtype, study, slope=image.slope, intercept=image.intercept)
     part = image.read(first, stop)
-    if first < stop and study.standardise.method in OF_ALL_VOXELS and part.voxels.ndim == 3 and not layout(study):
+    if first < stop and study.standardise.method in OF_ALL_VOXELS and part.voxels.ndim == 3:
         return _by_scaling(row, part, truth, layers, study, device, threads), part.sources, truth.sources
     totals = LocalTotals({name: ClassTotals() for name in study.classes})
     if first < stop:
@@ -137,21 +136,19 @@ def _by_scaling(
     device: Device,
     threads: int | None,
 ) -> LocalTotals:
-    """Reduce a volume whose scaling takes all voxels; if voxels must be mapped, those that windows reach are."""
+    """Reduce a volume whose scaling takes all voxels: then no others are mapped but those that windows reach."""
     scale: _Scale = {"slope": part.slope, "intercept": part.intercept}
     totals = LocalTotals({name: ClassTotals() for name in study.classes})
     try:
-        scaling = scaling_of((part.voxels,), part.voxels.dtype, study, **scale)
-        near, far = 0, part.voxels.shape[0]
-        if scaling.single is None:
-            truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
-            near, far = planes_needed(truths, part.voxels.dtype, study, **scale, scaled=True)
+        scalings = scalings_of(lambda: (part.voxels,), part.voxels.dtype, study, **scale)
+        truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
+        near, far = planes_needed(truths, part.voxels.dtype, study, **scale, scaled=True)
         for layer, labels in layers.items():
             totals += part_totals(
                 part.voxels[near:far],
                 truth.layers[layer][near:far],
                 study,
-                scaling,
+                scalings,
                 **scale,
                 labels=labels,
                 device=device,

@@ -165,6 +165,7 @@ def findings(plan: Plan, approve: str) -> Iterator[Finding]:
         ("approval", lambda: _approval(plan, approve)),
         ("budget", lambda: _budget(plan)),
         ("device", lambda: _device(plan)),
+        ("model", lambda: _model(plan)),
     ):
         yield from _judged(check, look)
     yield from _images(plan)
@@ -368,6 +369,14 @@ def _device(plan: Plan) -> Iterator[Finding]:
     yield Finding("device", "ok", f"computes on {device_name(plan.device)}")  # type: ignore[arg-type]  # click checks it
 
 
+def _model(plan: Plan) -> Iterator[Finding]:
+    """The model that a study evaluates; nothing for another study."""
+    from voxring.learn.evaluation import model_of
+
+    if plan.study.evaluate is not None:
+        yield Finding("model", "ok", f"{model_of(plan.study).classifier}, the one that the study evaluates")
+
+
 # What there is to compute.
 
 
@@ -422,7 +431,7 @@ def _look(row: Row, study: Study) -> _Looked:
     image = open_image(row.image, study.colour)
     opened = open_ground_truth(row.ground_truth, image.grid)
     check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
-    if blocks.pays(image, opened):  # as a party reads it: never whole
+    if blocks.pays(image, opened, rectangles.SIDE):  # as a party reads it: never whole
         labels, widest, found = {name: opened.find(label) for name, label in study.classes.items()}, 0, set[str]()
         for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), opened.block or (1, 1)):
             part, _ = opened.read_block(*block)

@@ -19,6 +19,7 @@ from voxring.errors import ModelError
 from voxring.evaluate import Counts
 from voxring.features import FeatureStack
 from voxring.learn.model import Model
+from voxring.standardise import Scaled
 from voxring.study import Study
 
 Array = npt.NDArray[Any]
@@ -70,6 +71,7 @@ def class_evaluation(
     intercept: float | Fraction = 0.0,
     labels: Mapping[str, int],
     threads: int | None = None,
+    scaled: Scaled | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Count, over the voxels of each class, what the study's model gives them.
 
@@ -87,6 +89,8 @@ def class_evaluation(
         The classes of the study that this label map holds.
     threads : int, optional
         Threads of this call. The counts do not depend on it.
+    scaled : optional
+        The image as the model's study standardises it, when it is at hand.
 
     Returns
     -------
@@ -111,7 +115,7 @@ def class_evaluation(
         truth[ground_truth == label] = names.index(name) + 1
     counts = Counts.none(names, bins)
     if truth.any():
-        stack = FeatureStack(image, model.study, slope=slope, intercept=intercept, threads=threads)
+        stack = FeatureStack(image, model.study, slope=slope, intercept=intercept, threads=threads, scaled=scaled)
         for first, stop in _slabs(truth):
             here = truth[first:stop] if truth.ndim == 3 else truth
             places = np.flatnonzero(here)
