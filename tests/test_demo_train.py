@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from test_cli import run
+from voxring import Result, simulation
 from voxring.batch import party_totals
 from voxring.classify import evaluate_image
+from voxring.cli import demo_train
 from voxring.cli.demo_train import dice_plot, make_up
 from voxring.evaluate import Counts
+from voxring.landmarks import standard_scale
 from voxring.learn import Model, Moments
 from voxring.phantom import CLASSES, SHAPE, Scanner, patient
+from voxring.study import Study
 from voxring.totals import LocalTotals, pooled, result_document
 
 
@@ -88,6 +92,41 @@ def test_alone_and_together_as_computed_in_the_open(own, tmp_path):
     assert Model.load(tmp_path / "model.json").classes == tuple(sorted(CLASSES, key=CLASSES.get))
     assert ElementTree.parse(tmp_path / "dice.svg").getroot().tag.endswith("svg")  # noqa: S314 - our own
     assert "made up" not in done.stderr
+
+
+def test_where_landmarks_are_agreed_on_each_alone_has_its_own(own, tmp_path, monkeypatch, capsys):
+    """The sums are made in the open here: tests of sessions show that the rings give the same."""
+    _, _, manifests, held_out = own
+    study = Study.of(
+        name="t",
+        classes=CLASSES,
+        window={"size": 3},
+        standardise={"method": "nyul", "percentiles": [1, 50, 99], "landmarks": "agree", "foreground": "all"},
+        feature=[{"kind": "intensity"}, {"kind": "mean", "window": 3}],
+        statistics={"gram": True},
+    )
+    rows = [[held_out.parent / cell for cell in line.split(",")] for line in held_out.read_text().splitlines()[1:2]]
+    rows_file = tmp_path / "rows.csv"
+    rows_file.write_text("image,ground_truth\n" + "".join(f"{image},{truth}\n" for image, truth in rows))
+
+    def in_the_open(study, manifests, notify):
+        landmarks = sum((party_totals(path, study) for path in manifests.values()), LocalTotals())
+        return Result.of(study, simulation.pooled_totals(study, manifests), landmarks=landmarks)
+
+    monkeypatch.setattr(simulation, "simulate", in_the_open)
+    assert demo_train.run(tmp_path, "qda", study, manifests, rows_file, None, True) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["equal"] is True
+    scales = {}
+    for name, path in manifests.items():
+        scales[name] = standard_scale(party_totals(path, study), study)
+        alone = study.with_landmarks(scales[name])
+        answer = pooled(party_totals(path, alone), alone)
+        assert dice(answer, alone, rows) == {one: document["held_out"][name][one] for one in CLASSES}
+    together = Model.load(tmp_path / "model.json").study
+    everybody = sum((party_totals(path, study) for path in manifests.values()), LocalTotals())
+    assert together.standardise == study.with_landmarks(standard_scale(everybody, study)).standardise
+    assert len(set(scales.values())) == 3
 
 
 def test_a_plot_has_a_mark_for_every_number_and_escapes_names():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from voxring.learn import Model
     from voxring.phantom import Scanner
     from voxring.study import Study
-    from voxring.totals import Statistics
+    from voxring.totals import LocalTotals, Statistics
 
 TOGETHER = "together"
 _TRAINED_ON, _HELD_OUT = 2, 2  # patients of each made-up hospital
@@ -72,8 +72,6 @@ def run(
 ) -> int:
     """Train alone and together, and print the Dice of each on patients that none was trained on."""
     from voxring import simulation
-    from voxring.batch import party_totals
-    from voxring.study import Privacy
     from voxring.totals import LocalTotals, pooled
 
     start = time.monotonic()
@@ -83,24 +81,21 @@ def run(
             progress("demo", "making up patients")
             study, manifests, held_out = make_up(folder)
         study = simulation.with_parties(study, list(manifests))
-        if study.agrees:
-            raise StudyError(
-                "each hospital alone and all together need one standardisation: give the landmarks in the study"
-            )
         if not study.statistics.gram:
             raise StudyError("the study asks for no sums to train on: write gram = true under [statistics]")
         progress("demo", "each hospital on its own (compiling the kernels first; they are kept for later runs)")
-        totals = {name: party_totals(manifest, study) for name, manifest in manifests.items()}
-        own = msgspec.structs.replace(study, privacy=Privacy())  # nothing is withheld from a hospital of its own
-        answers = {name: pooled(mine, own) for name, mine in totals.items()}
+        alone = {name: _alone(manifest, study) for name, manifest in manifests.items()}
         progress("demo", f"{len(manifests)} hospitals and a researcher together, each in a process of its own")
         together = simulation.simulate(study, manifests, notify=progress)
-        equal = pooled(sum(totals.values(), LocalTotals()), study) == together.answer
+        if study.agrees:  # alone, each has a standard scale of its own: the totals do not add up
+            in_the_open = simulation.pooled_totals(study, manifests)
+        else:
+            in_the_open = pooled(sum((totals for _, totals in alone.values()), LocalTotals()), study)
+        equal = in_the_open == together.answer
         together.save(folder / "result.json")
         progress("demo", "classifying the patients that none was trained on")
-        models = {
-            name: _model(answer, study, classifier) for name, answer in (answers | {TOGETHER: together.answer}).items()
-        }
+        models = {name: _model(pooled(totals, own), own, classifier) for name, (own, totals) in alone.items()}
+        models[TOGETHER] = _model(together.answer, together.agreed, classifier)
         counts = {name: _evaluated(model, held_out) for name, model in models.items() if not isinstance(model, str)}
         progress("demo", f"done in {time.monotonic() - start:.1f} s")
     trained = models[TOGETHER]
@@ -163,6 +158,24 @@ def _write_manifest(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "ground_truth"), *rows])
     return path
+
+
+def _alone(manifest: Path, study: Study) -> tuple[Study, LocalTotals]:
+    """A hospital's totals, and the study that they are by: nothing is withheld, and landmarks are those of its images.
+
+    Raises
+    ------
+    StudyError
+        Its landmarks do not rise.
+    """
+    from voxring.batch import party_totals
+    from voxring.landmarks import standard_scale
+    from voxring.study import Privacy
+
+    own = msgspec.structs.replace(study, privacy=Privacy())
+    if own.agrees:
+        own = own.with_landmarks(standard_scale(party_totals(manifest, own), own))
+    return own, party_totals(manifest, own)
 
 
 def _model(answer: Mapping[str, Statistics | str], study: Study, classifier: str) -> Model | str:
