@@ -111,7 +111,7 @@ def test_where_landmarks_are_agreed_on_each_alone_has_its_own(own, tmp_path, mon
 
     def in_the_open(study, manifests, notify):
         landmarks = sum((party_totals(path, study) for path in manifests.values()), LocalTotals())
-        return Result.of(study, simulation.pooled_totals(study, manifests), landmarks=landmarks)
+        return Result.of(simulation.pooled_totals(study, manifests), study, landmarks=landmarks)
 
     monkeypatch.setattr(simulation, "simulate", in_the_open)
     assert demo_train.run(tmp_path, "qda", study, manifests, rows_file, None, True) == 0
