@@ -9,13 +9,16 @@ import re
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from cuda_tools import carry, emulation, launches, nvrtc, ptx
-from cuda_tools.cases import Kind, example
+from cuda_tools.cases import Case, Kind, example
 from cuda_tools.emulation import EmulationError
+from cuda_tools.feature_cases import FeatureCase
 from cuda_tools.launches import LaunchError
 from voxring.kernels.cuda import plans
+from voxring.kernels.cuda.features import Scale
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fibers and NVRTC's wheel are for Linux")
 
@@ -28,11 +31,13 @@ ONE = example(Kind((1, 3, 5), "uint32"), (2, 30, 60), share=1.0)
 DEEP = example(Kind((3, 3, 3), "int16", classes=3), (7, 91, 140), segment=4)
 LARGE = example(Kind((18, 31, 31), "uint16", framed=False), (3, 12, 40), "high", share=1.0)
 ANY = example(Kind((1, 33, 3), "uint16", classes=3), (2, 20, 70))
-CLEAN = {
-    name: case
-    for name, case in globals().items()
-    if name in ("FLAT", "NARROW", "SUMS", "SQUARES", "LONG", "ONE", "DEEP", "LARGE", "ANY")
-}
+CUBES = example(Kind((1, 2, 3), "int32", what="cubes_high"), (2, 5, 9))
+SMALL = np.random.default_rng(1).integers(0, 4, (2, 6, 9)).astype(np.int16)
+HALVES = FeatureCase(SMALL, (1, 2, 2), "constant", Scale(-3, 0, 0, 3, 2**15))
+LARGEST = (SMALL % 2 * 2 - 1) * np.int32(1_480_000_000) + SMALL
+BROAD = FeatureCase(LARGEST, (2, 2, 3), "clip", Scale(2, 1, 12, 0, 2**31 - 1))
+GRADIENT = FeatureCase(SMALL, (1, 1, 1), "clip", Scale(3, 1, 0, 0, 2**15), ("gradient",))
+CLEAN = {name: case for name, case in globals().items() if isinstance(case, (Case, FeatureCase))}
 
 
 class Fault(NamedTuple):
@@ -249,6 +254,40 @@ FAULTS = [
     ),
     Fault("a parameter of another width, to the machine code", "FLAT", "int middle_x)", "u64 middle_x)", "table"),
     Fault("a sum through a float", "FLAT", "sums.total += total;", "sums.total += (u64)(float)total;", "floats"),
+    # Features
+    Fault("a half goes up", "HALVES", "(twice & 1) && (!exact || (below & 1))", "twice & 1"),
+    Fault("a root's remainder is forgotten", "HALVES", "zero(rest) && zero(root)", "zero(root)", soak=True),
+    Fault("a quotient's remainder is forgotten", "HALVES", "whole && zero(over)", "whole", soak=True),
+    Fault("what lies outside is 0", "HALVES", " + w.scale[FILL] * w.outside", "", soak=True),
+    Fault("squares of what lies outside are 0", "HALVES", "(u64)w.scale[fill] * (u64)w.outside", "0", soak=True),
+    Fault("the sign of a falling scale is lost", "HALVES", "(w.scale[A] < 0) ?", "false ?", soak=True),
+    Fault("a root without its last bit", "HALVES", "!zero(bit); bit", "bit.word[0] > 1; bit", soak=True),
+    Fault("the mean over places that lie outside", "BROAD", "w.scale[CLIP] ? w.outside : 0", "0", soak=True),
+    Fault("a carry between residues and floors is lost", "BROAD", " + (low < (u64)all << bits)", ""),
+    Fault("a borrow between words is lost", "BROAD", "borrow = (some > a.word[i]) +", "borrow = 0 *", soak=True),
+    Fault("a product without its high words", "BROAD", "carry = high +", "carry =", soak=True),
+    Fault("a quotient without its first bit", "BROAD", "more < 0 ? 0 : more);", "--more < 0 ? 0 : more);", soak=True),
+    Fault("floors of cubes without their low part", "CUBES", "(square & 0x7fffffffll)", "0", soak=True),
+    Fault("half a difference at the edge", "GRADIENT", "2 * (high - low)", "high - low", soak=True),
+    Fault("the neighbour is another", "GRADIENT", "plane + row + x_at[x + 2]", "plane + row + x_at[x + 1]", soak=True),
+    Fault(
+        "a column beyond the last",
+        "GRADIENT",
+        "x_at[x + 2] < 0",
+        "x_at[x + 3] < 0",
+        "asan",
+        "heap-buffer-overflow|SEGV",
+        soak=True,
+    ),
+    Fault("a half through a float", "HALVES", "below = twice >> 1", "below = (u64)((double)twice / 2)", "floats"),
+    Fault(
+        "a pitch of another type",
+        "HALVES",
+        "int columns, int pitch) {",
+        "int columns, u64 pitch) {",
+        "arguments",
+        "pitch",
+    ),
 ]
 
 SCHEDULES = (0, 1, 7)
@@ -349,4 +388,4 @@ def test_cases_have_what_the_faults_need():
     flat, deep = FLAT.plan.launches[0], DEEP.plan.launches[0]
     assert flat.grid[0] > 2
     assert deep.grid[0] > 2
-    assert all(case.labels.any() for case in CLEAN.values())
+    assert all(case.labels.any() for case in CLEAN.values() if isinstance(case, Case))

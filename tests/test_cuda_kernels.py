@@ -30,6 +30,7 @@ FLAT = [
     Kind((1, 7, 17), "uint8", classes=255, framed=False),
     Kind((1, 2, 3), "uint32", what="sums"),
     Kind((1, 5, 4), "int16", what="squares"),
+    Kind((1, 2, 3), "int32", what="cubes_high"),
 ]
 DEEP = [
     Kind((3, 3, 3), "int16", classes=3),
@@ -154,7 +155,7 @@ def test_plans_stay_within_what_the_kernels_promise(shape, dtype, window, border
             assert 8 * segment * -(-out_rows // halves) <= plans.THREAD_VOXELS
             assert launch.grid[0] == tiles * tile_rows * -(-planes // segment)
         if launch.source != "wide.cu":
-            assert (prod(window) * (2 ** (8 * macros["VOXEL"]) - 1) < 2**32 and what != "squares") != macros["WIDE"]
+            assert (prod(window) * (2 ** (8 * macros["VOXEL"]) - 1) < 2**32 and what == "reduce") != macros["WIDE"]
             assert plan.staged.pitch * plan.staged.shape[1] < 2**31
         elif launch.kernel == "collect":
             assert launch.grid[0] * launch.block[0] >= 1
@@ -245,7 +246,7 @@ def test_every_window_equals_the_definition(seed):
     rng = np.random.default_rng(seed)
     window = tuple(int(size) for size in rng.choice([1, 1, 2, 3, 8, 15, 16, 17, 24, 30, 31, 32, 50], 3))
     dtype = str(rng.choice(["uint8", "int8", "uint16", "int16", "uint32", "int32"]))
-    what = str(rng.choice(["reduce", "reduce", "sums", "squares"]))
+    what = str(rng.choice(["reduce", "reduce", "sums", "squares", "cubes", *(["squares_high"] * (dtype != "uint32"))]))
     kind = Kind(window, dtype, int(rng.choice([1, 3, 255])), bool(rng.integers(2)), what)
 
     @examples(15)

@@ -9,8 +9,8 @@
 // staged row, which begins LEFT before the image's and holds what the border reads beside it; rows are looked up in
 // row_at, so that no border rule is left for the kernel.
 //
-// Macros beside those of voxring.cuh: CY, CX the window; WARPS of a block; REDUCE, or window sums into a map, of squares
-// if SQUARE.
+// Macros beside those of voxring.cuh: CY, CX the window; WARPS of a block; REDUCE, or window sums into a map, of what
+// POWER and FLOOR say.
 //
 // Must equal, for every voxel, the sum over its window in Python integers (tests/naive.py).
 #include "voxring.cuh"

@@ -11,8 +11,8 @@
 // staged row, which begins LEFT before the image's and holds what the border reads beside it; rows and planes are
 // looked up in row_at and plane_at.
 //
-// Macros beside those of voxring.cuh: CZ, CY, CX the window; WARPS, ROWS; REDUCE, or window sums into a map, of squares
-// if SQUARE.
+// Macros beside those of voxring.cuh: CZ, CY, CX the window; WARPS, ROWS; REDUCE, or window sums into a map, of what
+// POWER and FLOOR say.
 //
 // Must equal, for every voxel, the sum over its window in Python integers (tests/naive.py).
 #include "voxring.cuh"

@@ -25,8 +25,9 @@ from voxring.kernels.axes import OUTSIDE, axis_map, axis_runs
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
-What = Literal["reduce", "sums", "squares"]
-"""The table of classes, the map of window sums, or that of the sums of squares."""
+What = Literal["reduce", "sums", "squares", "cubes", "squares_high", "cubes_high"]
+"""The table of classes; or a map of window sums, of those of squares or cubes modulo 2^64, or of those of the floors of
+squares or cubes over 2^s, of `floor_shift`."""
 Box = tuple[int, int, int, int]
 """z0, z1, y0, y1: planes z0 … z1 − 1, rows y0 … y1 − 1, all columns."""
 
@@ -189,7 +190,8 @@ def plan_for(
     dtype : integer type of 8, 16 or 32 bits
     border : str
         One of `BORDERS`.
-    what : {"reduce", "sums", "squares"}
+    what : str
+        One of `What`.
     classes : int
         At most MOST_CLASSES.
     segment : int, optional
@@ -198,7 +200,7 @@ def plan_for(
     Returns
     -------
     Plan
-        The caller has seen that window sums, or those of squares, fit 63 bits.
+        The caller has seen that window sums fit 63 bits, and, for floors of powers, that voxels have 31.
     """
     box = box or (0, shape[0], 0, shape[1])
     z0, z1, y0, y1 = box
@@ -217,7 +219,8 @@ def plan_for(
         axis_map(shape[2], window[2], border) if streamed else np.arange(shape[2]),
     )
     signed = dtype.kind == "i"
-    wide = what == "squares" or size * largest >= 2**32
+    power = 2 if what.startswith("squares") else 3 if what.startswith("cubes") else 1
+    wide = power > 1 or size * largest >= 2**32
     framed = what == "reduce" and border in {"clip", "constant"}
     groups = groups_of(shape, window, border if framed else "reflect", box)
     label_pitch = up(shape[2], 8)
@@ -235,7 +238,8 @@ def plan_for(
         ("MANY", int(classes > 1)),
         ("FRAME", int(framed)),
         ("REDUCE", int(what == "reduce")),
-        ("SQUARE", int(what == "squares")),
+        ("POWER", power),
+        ("FLOOR", floor_shift(size) if what.endswith("_high") else 0),
         ("ROW_FITS", int(8 * size * largest < 2**32)),
     )
     made = Plan(box, dtype.name, window, staged, label_pitch, buffers, (), groups.inside, 0)
@@ -254,8 +258,13 @@ def plan_for(
     else:
         buffers["plane_at"] = Buffer("int32", len(z.places), local(z))
         launch = deep_launch(made, (*macros, ("CZ", window[0])), strips, groups, segment)
-    bias = (1 << 8 * dtype.itemsize - 1) * size if signed and what != "squares" else 0
+    bias = (1 << 8 * dtype.itemsize - 1) * size if signed and power == 1 else 0
     return made._replace(launches=(launch,), bias=bias)
+
+
+def floor_shift(size: int) -> int:
+    """s: where powers are summed over ``size`` voxels, what their floors over 2^s leave fits 64 bits."""
+    return 64 - size.bit_length()
 
 
 def local(axis: Axis) -> Array:

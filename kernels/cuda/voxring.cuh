@@ -8,6 +8,7 @@
 //            whatever wrapped on the way, as |W| · max v' fits the lane.
 //   ROW_FITS 1 if eight window sums together fit 32 bits
 //   MANY     0 if the only class number is 1
+//   POWER    2 or 3 if squares or cubes are summed up, modulo 2^64; where FLOOR is not 0, their floors over 2^FLOOR
 //   FRAME    1 if the border counts what is inside (clip, constant): voxels are grouped by that number
 //
 // A thread sums what it sees of one class at a time. It sees at most 2^16 voxels (the plan bounds its rows), v' < 2^32
@@ -113,17 +114,26 @@ INLINE u32 get(const Voxels &some, int j) {
 #endif
 }
 
-// What a place adds to a window sum: v', or v² where SQUARE maps are made (of v itself: outside is 0).
-INLINE lane_t term(u32 biased) {
-#if SQUARE
-#if SIGNED
-  const long long v = (long long)biased - (1ll << (8 * VOXEL - 1));
+// v² or v³ of a voxel v, modulo 2^64; where FLOOR is not 0, its floor over 2^FLOOR, for |v| < 2^31 and FLOOR > 31 for v³.
+INLINE u64 power(long long v) {
+#if FLOOR && POWER == 3  // v³ = v high 2^31 + v low
+  const long long square = v * v;
+  return (u64)((v * (square >> 31) + (v * (square & 0x7fffffffll) >> 31)) >> (FLOOR - 31));
+#elif POWER == 3
+  return (u64)v * (u64)v * (u64)v;
 #else
-  const long long v = biased;
+  return (u64)v * (u64)v >> FLOOR;
 #endif
-  return (lane_t)(v * v);
-#else
+}
+
+// What a place adds to a window sum: v', or, where POWER is more than 1, a power of v itself (of outside, that is 0).
+INLINE lane_t term(u32 biased) {
+#if POWER == 1
   return biased;
+#elif SIGNED
+  return (lane_t)power((long long)biased - (1ll << (8 * VOXEL - 1)));
+#else
+  return (lane_t)power(biased);
 #endif
 }
 
@@ -150,7 +160,7 @@ INLINE void put_four(lane_t *at, const lane_t *lanes) {
 }
 
 // A word of voxels that add nothing.
-#if SQUARE && SIGNED
+#if POWER > 1 && SIGNED
 #define NOTHING BIAS_BITS
 #else
 #define NOTHING 0u

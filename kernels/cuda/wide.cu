@@ -17,7 +17,7 @@ INLINE s64 signed_voxel(u32 biased) {
 #endif
 }
 
-// sums[p] = the voxel of place p, or its square if SQUARE: a dense (planes, rows, columns) array of a staged image.
+// sums[p] = the voxel of place p, or its power or the floor of that: a dense (planes, rows, columns) array of a staged image.
 extern "C" __global__ void widen(const voxel *__restrict__ image, s64 *__restrict__ sums, int columns, int pitch,
                                  u64 places) {
   for (u64 at = blockIdx.x * (u64)blockDim.x + threadIdx.x; at < places; at += (u64)gridDim.x * blockDim.x) {
@@ -25,8 +25,8 @@ extern "C" __global__ void widen(const voxel *__restrict__ image, s64 *__restric
 #if SIGNED
     v = (voxel)(v ^ BIAS_BITS);
 #endif
-#if SQUARE
-    sums[at] = signed_voxel(v) * signed_voxel(v);
+#if POWER > 1
+    sums[at] = (s64)power(signed_voxel(v));
 #else
     sums[at] = signed_voxel(v);
 #endif

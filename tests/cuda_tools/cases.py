@@ -85,14 +85,20 @@ class Case(NamedTuple):
         part = np.s_[z0:z1, y0:y1]
         image = self.image.astype(np.int64)
         if self.kind.what != "reduce":
-            return window_sums(image**2 if self.kind.what == "squares" else image, self.kind.window, self.border)[
-                part
-            ].tolist()
+            return window_sums(self.terms, self.kind.window, self.border)[part].tolist()
         sums, inside = (
             window_sums(image, self.kind.window, self.border),
             window_counts(image.shape, self.kind.window, self.border),
         )
         return [reduction(image[part], self.labels[part] == value, sums[part], inside[part]) for value in self.classes]
+
+    @property
+    def terms(self) -> np.ndarray:
+        """What a voxel adds to a map, modulo 2^64."""
+        power = {"sums": 1, "squares": 2, "cubes": 3}[self.kind.what.removesuffix("_high")]
+        if not self.kind.what.endswith("_high"):
+            return self.image.astype(np.int64) ** power
+        return (self.image.astype(object) ** power >> plans.floor_shift(prod(self.kind.window))).astype(np.int64)
 
 
 def window_sums(image: np.ndarray, window: tuple[int, int, int], border: str) -> np.ndarray:
