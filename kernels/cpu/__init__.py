@@ -79,6 +79,7 @@ def reduce(
         raise OverflowError("image: squares are exact for |v| below 2^47; this image holds larger values")
     if image.size == 0 or not the.present:
         return [Reduction() for _ in classes]
+    image = of_common_type(image)
     if the.adjoint is not None:
         answers = by_adjoint(image, labels, the.present, border, the.adjoint, workers)
     else:
@@ -148,7 +149,8 @@ def mean_map(
     magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     out = checked_out(out, shape, dtype)
     if image.size > 0:
-        floats_into(out, image, window, border, fill, magnitude, thread_count(threads, image.size))
+        workers = thread_count(threads, image.size)
+        floats_into(out, of_common_type(image), window, border, fill, magnitude, workers)
     return out
 
 
@@ -177,8 +179,17 @@ def variance_map(
     out = checked_out(out, shape, dtype)
     if image.size > 0:
         workers = thread_count(threads, image.size)
-        floats_into(out, image, window, border, fill, magnitude, workers, variances=True)
+        floats_into(out, of_common_type(image), window, border, fill, magnitude, workers, variances=True)
     return out
+
+
+RARE = {np.dtype(np.int8): np.int16, np.dtype(np.uint32): np.int64}
+"""Types of images not worth kernels of their own, which take seconds to compile, and types that hold their values."""
+
+
+def of_common_type(image: Array) -> Array:
+    """The same numbers in a type that kernels are compiled for: a copy of an image of a rare one."""
+    return image.astype(RARE.get(image.dtype, image.dtype), copy=False)
 
 
 def by_adjoint(
@@ -235,5 +246,5 @@ def window_sums(
     magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     out = np.empty(shape, dtype=np.int64)
     if image.size > 0:
-        sums_into(out, image, window, border, fill, magnitude, thread_count(threads, image.size))
+        sums_into(out, of_common_type(image), window, border, fill, magnitude, thread_count(threads, image.size))
     return out

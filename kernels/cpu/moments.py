@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .boxes import PART
-from .jit import Array, Number, jit
+from .jit import Array, Number, inner, jit
 from .threads import in_threads
 
 PIECE = 1 << 14
@@ -14,7 +14,7 @@ PIECE = 1 << 14
 LOW_BITS = 24
 
 
-@jit
+@inner
 def add_halves(halves: Array, value: Number) -> None:
     """halves += (value >> 32, value mod 2^32): int64 sums of these are exact for 2^31 additions, whatever the value."""
     halves[0] += value >> 32

@@ -20,7 +20,7 @@ from voxring.kernels.axes import axis_map, axis_runs
 
 from .bare import bare
 from .boxes import Box, Range, cut
-from .jit import Array, Arrays, Shape, jit
+from .jit import Array, Arrays, Shape, inner, jit
 from .moments import add_halves
 from .rows import window_row
 from .threads import in_threads
@@ -29,21 +29,21 @@ TILE = 1 << 16
 """Voxels of one plane that a tile holds: its int64 sums stay in the L2 cache."""
 
 
-@jit
+@inner
 def add(target: Array, source: Array, weight: int) -> None:
     """target += weight · source."""
     for i in range(target.size):
         target[i] += weight * np.int64(source[i])
 
 
-@jit
+@inner
 def swap(target: Array, entering: Array, leaving: Array) -> None:
     """target += entering − leaving."""
     for i in range(target.size):
         target[i] += np.int64(entering[i]) - np.int64(leaving[i])
 
 
-@jit
+@inner
 def start(target: Array, layers: Array, origin: int, stride: int, places: Array) -> None:
     """target = Σ over ``places`` of the layers read there. Layer p lies at origin + p · stride; p < 0 is outside.
 
@@ -60,7 +60,7 @@ def start(target: Array, layers: Array, origin: int, stride: int, places: Array)
             add(target, layers[at : at + target.size], reads[p])
 
 
-@jit
+@inner
 def step(target: Array, layers: Array, origin: int, stride: int, entering: int, leaving: int) -> None:
     """Move the running sum ``target`` by one place."""
     come = origin + entering * stride
@@ -73,7 +73,7 @@ def step(target: Array, layers: Array, origin: int, stride: int, entering: int, 
         add(target, layers[go : go + target.size], -1)
 
 
-@jit
+@inner
 def extend(row: Array, first: int, end: int, x_map: Array) -> None:
     """Fill the places beside the row's own columns, row[first:end], with what the border reads there."""
     for e in range(first):
@@ -82,7 +82,7 @@ def extend(row: Array, first: int, end: int, x_map: Array) -> None:
         row[e] = row[first + x_map[e]] if x_map[e] >= 0 else 0
 
 
-@jit
+@inner
 def collect(sums: Array, numbers: Array, starts: Array, limit: int, table: Array) -> None:
     """Add one row's window sums to its classes: table[k, r] += (voxels, Σ S in two halves), r the run of columns.
 

@@ -237,8 +237,6 @@ def reduce_adjoint(
     if image.dtype == np.uint16:
         flat = flat.view(np.int16)
         lift = 1 << 15 if any_negative(flat, SAMPLE_STEP) else 0
-    elif flat.dtype == np.int8:  # rare, and not worth kernels of its own
-        flat = flat.astype(np.int16)
     bits = 0xFFFF if image.dtype == np.uint16 and lift == 0 else -1
     how = Values(-lift, bits, value)
     dense = occupied.size == 0
