@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from naive_statistics import additive, pairs
 from voxring import Study, local_totals
 from voxring.errors import StudyError
 from voxring.privacy import (
@@ -24,14 +25,19 @@ from voxring.privacy import (
     cost,
     honest,
     noise_of,
+    noises_of_statistics,
     part,
+    released,
     samplers,
+    sensitivities,
     sensitivity,
+    shared,
     value_range,
 )
 from voxring.privacy.accounting import rho_of
 from voxring.privacy.intervals import deviation, half_width, intervals
 from voxring.privacy.rationals import log_above, log_below
+from voxring.statistics import fault, feature_bound, layout, unpack
 from voxring.totals import ClassTotals, LocalTotals, clipped
 
 SEED = partial(random.Random, 20)
@@ -229,6 +235,27 @@ def test_a_share_of_laplace_noise_is_a_laplace_share_on_the_grid_and_a_dither() 
     assert (noise.grid, noise.steps) == (5, 1)
     steps = discrete_laplace(math.exp(-1 / 20))
     chi_square_fits([noise.share(source) for _ in range(4000)], lambda x: steps((x + 2) // 5) / 5)
+    noise = LaplaceNoise(40, 1, Fraction(1, 2), numbers=3)
+    assert (noise.grid, noise.steps) == (5, 10)  # 40 in steps of 5 are 8, and each of three numbers may do a part more
+    steps = discrete_laplace(math.exp(-1 / 20))
+    chi_square_fits([noise.share(source) for _ in range(4000)], lambda x: steps((x + 2) // 5) / 5)
+
+
+@pytest.mark.parametrize("mechanism", [{"epsilon": 3.0}, GAUSSIAN])
+def test_shares_of_the_honest_parties_in_a_histogram_add_up_to_noise_of_its_law(mechanism: dict) -> None:
+    """Drawn as parties draw them, bin by bin: discrete Laplace of the part of ε, or nearly discrete Gaussian."""
+    tables = {"statistics": {"histogram": {"bins": 30, "range": (-3.0, 3.0)}}, "classes": {"a": 1}}
+    study = a_study(privacy={"voxels_per_patient": 1, "collusion": 2}, differential_privacy=mechanism, **tables)
+    noises, source = noises_of_statistics(study, ["a"]), SEED().randbytes
+    assert honest(study) == 3
+    drawn = [noise.share(source) + noise.share(source) + noise.share(source) for _ in range(60) for noise in noises]
+    if "delta" in mechanism:
+        variance = 1 / (2 * float(rho_of(cost(study))) / 5)  # five parts: four numbers and the histogram
+        assert 3 * noises[0].variance == pytest.approx(variance, abs=3)
+        chi_square_fits(drawn, discrete_gaussian(3 * noises[0].variance))
+    else:
+        assert noises[0].grid == 1
+        chi_square_fits(drawn, discrete_laplace(math.exp(-3.0 / 5)))
 
 
 @pytest.mark.parametrize("honest", [1, 2, 3, 7])
@@ -352,6 +379,73 @@ def test_corners_of_what_a_study_may_ask_for_keep_their_budget(epsilon: float, d
     assert 100 * rho <= rho_of(cost(study))
 
 
+ASKED = {
+    "feature": [{"kind": "intensity"}, {"kind": "mean", "window": 3}, {"kind": "contrast", "window": 3}],
+    "statistics": {
+        "gram": True,
+        "moments": 4,
+        "histogram": {"bins": 5, "range": (-3.0, 3.0)},
+        "glcm": {"levels": 3, "range": (-3.0, 3.0)},
+    },
+}
+
+
+@pytest.mark.parametrize("mechanism", [{}, GAUSSIAN])
+def test_the_budget_is_what_numbers_and_additive_statistics_spend_together(mechanism: dict) -> None:
+    study = a_study(differential_privacy={"epsilon": 0.7} | mechanism, **ASKED)
+    spent, names = [], list(study.classes)
+    for name in names:
+        spent += [[noise_of(study, quantity, name, Fraction(1, 7))] for quantity in QUANTITIES]
+        for block in layout(study):
+            each = shared(study, block, name)
+            assert len(each) == block.size
+            counted = block.name in ("histogram", "glcm")
+            assert all(one.numbers == (block.size if counted else 1) for one in each)
+            spent.append(each[:1] if counted else each)
+    assert released(study) == (*QUANTITIES, "feature_sums", "gram", "powers", "histogram", "glcm")
+    if mechanism:
+        assert sum(one.rho for each in spent for one in each) <= rho_of(cost(study))
+        assert all(sum(one.rho for one in each) > 0.98 * part(study) for each in spent)
+    else:
+        assert sum(one.gamma * one.steps for each in spent for one in each) == cost(study).epsilon
+        assert {sum(one.gamma * one.steps for one in each) for each in spent} == {part(study)}
+    flat = [noise for name in names for block in layout(study) for noise in shared(study, block, name)]
+    assert noises_of_statistics(study, names) == tuple(flat)
+    assert noises_of_statistics(Study.of(name="t", classes={"a": 1}, statistics={"moments": 2}), ["a"]) == ()
+
+
+@pytest.mark.parametrize(("change", "numbers"), [(2, 2), (5, 2), (17, 3), (40, 3), (41, 2)])
+def test_noise_of_several_numbers_keeps_epsilon_however_a_change_is_spread_over_them(change: int, numbers: int) -> None:
+    """Numbers have noise of their own, so the worst factors of each multiply."""
+    noise = LaplaceNoise(change, 3, Fraction(1, 100), numbers)
+    assert noise.gamma * noise.steps == noise.epsilon
+    q, reach = Fraction(2, 3), change // noise.grid + 4  # any q serves: one step costs a factor of 1/q
+    here, worst = dithered(0, noise, q, reach), [Fraction(1)]
+    for least in range(1, change + 1):
+        there = dithered(least, noise, q, reach)
+        middle = range(-noise.grid, noise.grid + least)
+        worst.append(max(max(here[y] / there[y], there[y] / here[y]) for y in middle))
+    for spread in product(range(change + 1), repeat=numbers - 1):
+        if sum(spread) <= change:
+            factor = math.prod(worst[one] for one in (*spread, change - sum(spread)))
+            assert factor <= q**-noise.steps
+
+
+def test_gaussian_noise_of_several_numbers_keeps_rho_however_a_change_is_spread_over_them() -> None:
+    """Rényi divergences of numbers with noise of their own add up."""
+    noise = GaussianNoise.of_rho(6, 3, Fraction(1, 5), numbers=3)
+    law = law_of_shares(discrete_gaussian(noise.variance), 3, 1 << 9)
+    for alpha in (1.5, 2, 8):
+        costs = [0.0]
+        for change in range(1, 7):
+            moved = np.roll(law, change)
+            some = (law > 1e-12) & (moved > 1e-12)
+            costs.append(np.log(np.sum(law[some] ** alpha * moved[some] ** (1 - alpha))) / (alpha - 1))
+        for spread in product(range(7), repeat=2):
+            if sum(spread) <= 6:
+                assert sum(costs[one] for one in (*spread, 6 - sum(spread))) <= alpha * 0.2 * (1 + 1e-6)
+
+
 @pytest.mark.parametrize(("epsilon", "delta"), [("1", "1e-6"), ("0.1", "1e-6"), ("5", "1e-9"), ("0.001", "1e-15")])
 def test_rho_is_the_largest_that_opendp_turns_into_epsilon_and_delta(epsilon: str, delta: str) -> None:
     prelude = pytest.importorskip("opendp.prelude")
@@ -450,6 +544,41 @@ def test_no_clipped_patient_changes_a_number_by_more_than_its_sensitivity() -> N
             ] * len(mine.statistics)
 
 
+def naive_patient(study: Study, rng: np.random.Generator, style: str) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """n and the additive statistics of one patient, by the definitions: a cube, its features at their ends or not."""
+    size = int(rng.integers(1, 5))
+    x = (
+        np.full((size,) * 3, 3 * study.unit)
+        if style == "ends"
+        else rng.integers(-3 * study.unit, 3 * study.unit, (size,) * 3)
+    )
+    most = [feature_bound(feature, study) for feature in study.feature]
+    features = [np.full(x.size, end) if style == "ends" else rng.integers(-end, end, x.size) for end in most]
+    levels = np.full(x.shape, 2) if style == "ends" else rng.integers(0, 4, x.shape)
+    counts = pairs(levels, 3, planar=study.statistics.glcm.planar)
+    return x.size, additive(x.ravel(), features, counts, study)
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_no_patient_changes_additive_statistics_by_more_than_their_sensitivity(planar: bool) -> None:
+    tables = ASKED | {"statistics": ASKED["statistics"] | {"glcm": ASKED["statistics"]["glcm"] | {"planar": planar}}}
+    study, rng = a_study(privacy={"voxels_per_patient": 27}, **tables), np.random.default_rng(3)
+    reached = dict.fromkeys((block.name for block in layout(study)), 0.0)
+    for number in range(40):
+        voxels, statistics = naive_patient(study, rng, "ends" if number % 2 else "any")
+        one = LocalTotals({"lesion": ClassTotals(voxels, patients=1, statistics=statistics)})
+        mine = clipped(one, study)["lesion"]
+        assert fault(mine.statistics, mine.voxels, study) is None
+        for block in layout(study):
+            changes = [abs(value) for value in unpack(mine.statistics, study)[block.name]]
+            most = sensitivities(study, block, "lesion")
+            together = [sum(changes)] if block.name in ("histogram", "glcm") else changes
+            assert all(change <= bound for change, bound in zip(together, most, strict=True))
+            reached[block.name] = max(reached[block.name], *(a / b for a, b in zip(together, most, strict=True)))
+    assert reached.pop("glcm") > 0.4  # in a cube of 3 or 4 voxels most lie at a face
+    assert reached == dict.fromkeys(reached, 1.0)
+
+
 def test_without_differential_privacy_no_patient_is_clipped() -> None:
     study = Study.of(name="t", classes={"lesion": 1})
     patient = LocalTotals({"lesion": ClassTotals(10**6, 5, 5, 5, 1)})
@@ -513,7 +642,7 @@ def test_a_study_without_the_table_is_the_same_as_ever() -> None:
         ({"privacy": {"voxels_per_patient": {"lesion": 5}}}, "a number for each class"),
         ({"privacy": {"voxels_per_patient": 10**11}}, "more voxels than bounds.voxels_per_party"),
         ({"differential_privacy": None}, "only differential privacy uses it"),
-        ({"statistics": {"moments": 2}}, "statistics: differential privacy does not cover it"),
+        ({"evaluate": {"model": "m.json", "digest": "0" * 64}}, "evaluate: differential privacy does not cover it"),
     ],
 )
 def test_studies_that_cannot_keep_what_they_promise_are_refused(tables: dict, said: str) -> None:
@@ -523,11 +652,13 @@ def test_studies_that_cannot_keep_what_they_promise_are_refused(tables: dict, sa
 
 def test_a_table_that_comes_later_is_refused_until_it_has_noise() -> None:
     """Whatever a study may ask for one day is not released without noise because nobody thought of it."""
-    known = {"differential_privacy", "feature"}
-    fields = {field.name for field in msgspec.structs.fields(Study)}
     from voxring.study.faults import _NOISY_TABLES, _noise_faults
+    from voxring.study.tables import Additive
 
-    assert set(_NOISY_TABLES["study"]) | known <= fields
+    assert set(_NOISY_TABLES["study"]) <= {field.name for field in msgspec.structs.fields(Study)}
+    Further = msgspec.defstruct("Further", [("texture", int, 0)], bases=(Additive,), frozen=True, kw_only=True)
+    faults = _noise_faults(msgspec.structs.replace(a_study(), statistics=Further(moments=2, texture=1)))
+    assert [key for key, _ in faults] == ["statistics.texture"]
     Later = msgspec.defstruct(
         "Later", [("more", dict, msgspec.field(default_factory=dict))], bases=(Study,), frozen=True, kw_only=True
     )

@@ -1,6 +1,7 @@
 """Differential privacy in session: noise in shares, what may be released of it, and the budget in the ledger."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 
@@ -9,23 +10,27 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sessions import Network, a_study, some_totals, until
+from sessions import DOORS, Network, a_study, some_totals, until
+from test_statistics_session import TABLES, asking, with_statistics
 from voxring.batch import party_batch
 from voxring.cli import preflight
 from voxring.cli import voxring as command
 from voxring.cli.report import print_noise
 from voxring.errors import BoundError, LocalProtocolError, StudyError
+from voxring.haralick import haralick
 from voxring.privacy import QUANTITIES, Budget, Noise
 from voxring.report import result_report
 from voxring.result import Result
 from voxring.ring.disclosure import disclosure
 from voxring.ring.noisy import NoisySum, shares_of_noise
 from voxring.ring.sheet import moduli, sheet
+from voxring.session import plan as plans
 from voxring.session.account import Account, budget_of, exact_runs, spent
 from voxring.session.ledger import Ledger
 from voxring.session.party import Party
 from voxring.session.plan import Plan
 from voxring.session.researcher import TOO_NOISY
+from voxring.statistics import derived, integers_of, layout, slots
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals, mean_of
 
@@ -65,7 +70,9 @@ class Noisy(Network):
             return shares
 
         keep = partial(self.coins.__setitem__, name)
-        return Party(self.study, name, self.draw, coin=self.coins.get(name), keep=keep, noise=draw)
+        party = Party(self.study, name, self.draw, coin=self.coins.get(name), keep=keep, noise=draw)
+        party.doors = DOORS
+        return party
 
     def noise(self, sum_number: int) -> list[int]:
         """All shares of a sum, added up slot by slot."""
@@ -100,6 +107,113 @@ def test_results_less_the_shares_of_noise_are_the_pooled_integers(names: str, co
         assert of_sdsum == together[name].sdsum(mean, study.unit)
     shares = [share for drawn in network.drawn.values() for one in drawn for share in one]
     assert sum(share != 0 for share in shares) > 0.4 * len(shares)
+
+
+ASKED = TABLES | {
+    "statistics": TABLES["statistics"] | {"histogram": {"bins": 4, "range": (-0.5, 0.5)}},
+}
+
+
+def noisy_asking(table: dict | None = None) -> tuple[Study, dict[str, LocalTotals]]:
+    """A study that asks for everything additive, and totals that have it."""
+    study = asking(noisy(table=table), ASKED)
+    return study, {name: with_statistics(MINE[name], study, seed) for seed, name in enumerate("abc")}
+
+
+class NoisyAsking(Noisy):
+    def __init__(self, table: dict | None = None, made_up=None) -> None:
+        study, totals = noisy_asking(table)
+        super().__init__(study, made_up)
+        self.totals = totals
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("table", [{"epsilon": 100.0}, GAUSSIAN])
+def test_additive_statistics_less_the_shares_of_noise_are_the_pooled_integers(
+    table: dict, chunks: bool, monkeypatch
+) -> None:
+    if chunks:
+        monkeypatch.setattr(plans, "IN_CHUNKS", 0)
+    network = NoisyAsking(table)
+    network.finish()
+    assert (network.errors, network.researcher.done) == ([], True)
+    study, learned = network.study, network.researcher.view.learned
+    together, noise = sum(network.totals.values(), LocalTotals()), network.noise(3)
+    means = list(network.parties["a"].heard().means)
+    assert len(noise) == slots(study) * len(means) > 0
+    assert sum(share != 0 for share in noise) > 0.9 * len(noise)
+    for place, name in enumerate(means):
+        mine = noise[place * slots(study) : (place + 1) * slots(study)]
+        told = [value for block in layout(study) for value in learned[block.name, name]]
+        assert tuple(a - b for a, b in zip(told, mine, strict=True)) == together[name].statistics
+    answer = network.researcher.answer
+    document = Result.of(answer, study).document
+    for name, one in answer.items():
+        if not isinstance(one, str):
+            assert integers_of(document["classes"][name]["statistics"], study) == one.additive
+
+
+def test_a_class_that_noise_leaves_nothing_of_has_no_statistics_and_others_have() -> None:
+    def made_up(name: str, number: int, shares: list[int]) -> list[int]:
+        return [-(10**30) if (number, place) == (2, 0) else 0 for place, _ in enumerate(shares)]
+
+    network = NoisyAsking(made_up=made_up)
+    network.finish()
+    assert network.errors == []
+    assert TOO_NOISY in network.researcher.answer["lesion"]
+    together = sum(network.totals.values(), LocalTotals())
+    assert network.researcher.answer["liver"].additive == together["liver"].statistics
+
+
+@pytest.mark.parametrize("size", [-(10**9), 10**9])
+def test_what_is_read_of_statistics_that_are_nothing_but_noise_is_undefined_or_a_number(size: int, tmp_path) -> None:
+    def made_up(name: str, number: int, shares: list[int]) -> list[int]:
+        return [size * (-1) ** place * (name == "a" and number == 3) for place, _ in enumerate(shares)]
+
+    network = NoisyAsking(made_up=made_up)
+    network.finish()
+    result = Result.of(network.researcher.answer, network.study)
+    statistics = result.document["classes"]["liver"]["statistics"]
+    assert min(statistics["histogram"]["counts"]) < 0
+    assert 0 <= statistics["first_order"]["entropy"] <= 3
+    assert 0 <= statistics["glcm"]["haralick"]["joint_maximum"] <= 1
+    result.save(tmp_path / "result.json")
+    assert Result.load(tmp_path / "result.json", network.study).answer == result.answer
+    page = result_report(result.document, network.study)
+    assert "Noise in the additive statistics" in page
+    assert 'height="-' not in page
+
+
+def test_what_all_counts_below_zero_say_is_undefined() -> None:
+    study, _ = noisy_asking()
+    found = derived([-5] * slots(study), 10, study)
+    assert found["first_order"]["entropy"] is None
+    assert found["first_order"]["mode_bin"] is None
+    assert found["first_order"]["root_mean_square"] is None
+    assert set(found["histogram"]["quantiles"].values()) == {None}
+    assert set(found["glcm"]["haralick"].values()) == {None}
+
+
+def test_texture_of_a_noisy_matrix_is_that_of_the_matrix_and_its_transpose() -> None:
+    study = asking(noisy(), {"statistics": {"glcm": {"levels": 2, "range": (-1.0, 1.0)}}})
+    rows = [[9, -3], [5, -4]]
+    assert derived([9, -3, 5, -4], 10, study)["glcm"] == {
+        "levels": 2,
+        "counts": rows,
+        "haralick": haralick([[18, 2], [2, 0]]),
+    }
+
+
+def test_statistics_before_noise_are_held_against_their_bounds() -> None:
+    network = NoisyAsking()
+    study, totals = network.study, network.totals["a"]
+    party = until(network, "a", "computing")
+    start = slots(study) - 9 - 6  # of the histogram, before the nine cells of texture
+    for place, value in ((0, 25 * 4 * study.unit), (start, 10**5), (-1, 10**6)):
+        wrong = list(totals["lesion"].statistics)
+        wrong[place] = value
+        with pytest.raises(BoundError, match="none that its voxels here can have"):
+            party.supply(LocalTotals({"lesion": replace(totals["lesion"], statistics=tuple(wrong))}))
 
 
 def test_without_noise_the_same_rings_give_the_exact_answer() -> None:
@@ -208,6 +322,9 @@ def test_a_sum_that_has_no_noise_cannot_be_made() -> None:
     plan = Plan(noisy(), bytes(32))
     with pytest.raises(LocalProtocolError, match="was given 0 noises"):
         plan._sum(bytes(16), "statistics", 3, 100)
+    asked = Plan(noisy_asking()[0], bytes(32)).statistics(bytes(16), ["lesion", "liver"])
+    assert isinstance(asked, NoisySum)
+    assert len(asked.noises) == asked.values == 2 * slots(noisy_asking()[0])
     for agreed in (plan.voxels(bytes(16)), plan.sums(bytes(16), ["liver"])):
         assert isinstance(agreed, NoisySum)
         assert len(agreed.noises) == agreed.values
@@ -272,6 +389,27 @@ def test_the_sheet_and_its_sentences_say_what_is_promised() -> None:
     assert [row[:2] for row in rows] == [(name, of) for name in study.classes for of in QUANTITIES]
     assert all("ρ = " in row[4] for row in rows)
     assert "how many images that party left out" in " ".join(disclosure(a_study()))
+
+
+def test_the_sheet_says_what_additive_statistics_cost() -> None:
+    study, _ = noisy_asking(GAUSSIAN)
+    said = " ".join(disclosure(study))
+    for words in (
+        "over 27 releases, voxels, patients, sum, sdsum, feature_sums, gram, powers, histogram, glcm of each class",
+        "the 4 numbers of powers share theirs evenly",
+        "the 6 counts of histogram have noise for the most that a patient adds to all together",
+    ):
+        assert words in said
+    rows = next(section for section in sheet(study).sections if section.title == "Differential privacy").rows
+    told = {row[1]: row for row in rows if row[0] == "liver"}
+    assert list(told)[4:] == ["feature_sums (2)", "gram (3)", "powers (4)", "histogram (6)", "glcm (9)"]
+    assert told["histogram (6)"][2] == "25, all 6 together"
+    assert told["glcm (9)"][2] == "650, all 9 together"  # 26 neighbours of 25 voxels
+    assert told["powers (4)"][2] == "25"  # intensities are at most 1
+    bound, n = moduli(study)["statistics"]
+    asked = Plan(study, bytes(32)).statistics(bytes(16), list(study.classes))
+    assert (asked.bound, asked.residues.modulus) == (bound, n)
+    assert "noisy n, patient count, sum, sdsum and additive statistics" in str(sheet(study))
 
 
 def test_result_and_report_say_that_numbers_are_noisy(tmp_path, capsys) -> None:

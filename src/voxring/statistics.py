@@ -24,8 +24,8 @@ from voxring.haralick import entropy, haralick
 from voxring.study import Bins, Feature, Study
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-DIRECTIONS = 13
-"""Of neighbours in a volume, each with its opposite; in an image of one plane there are 4."""
+DIRECTIONS, PLANAR_DIRECTIONS = 13, 4
+"""Of neighbours in a volume, each with its opposite; and within a plane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,14 @@ def layout(study: Study) -> tuple[Block, ...]:
     if study.evaluate is not None:
         classes, bins = len(study.classes), study.evaluate.bins
         shapes |= {"given": (classes + 1,), "probabilities": (classes, bins), "promised": (classes, bins)}
-    return tuple(Block(name, shape, voxels * max(_of_one_voxel(name, study))) for name, shape in shapes.items())
+    return tuple(Block(name, shape, voxels * max(of_one_voxel(name, study))) for name, shape in shapes.items())
 
 
-def _of_one_voxel(block: str, study: Study) -> list[int]:
-    """How much one voxel adds to each number of a block at most; one number for all where that is the same."""
+def of_one_voxel(block: str, study: Study) -> list[int]:
+    """How much one voxel adds to each number of a block at most; one number for all where that is the same.
+
+    ``glcm`` has one for all numbers together, too: a voxel has so many neighbours, each pair counted both ways.
+    """
     features = [feature_bound(feature, study) for feature in study.feature]
     if block == "feature_sums":
         return features
@@ -162,6 +165,9 @@ def unpack(values: Sequence[int], study: Study) -> dict[str, tuple[int, ...]]:
 def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
     """Name the block of a class's integers that no images with so many voxels of it can have, or None.
 
+    Under differential privacy each number of a patient with many voxels is rounded by itself: then numbers are held
+    against their bounds alone.
+
     Parameters
     ----------
     values : sequence of int
@@ -171,11 +177,13 @@ def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
     """
     parts = unpack(values, study)
     for name, values_of in parts.items():
-        most = _of_one_voxel(name, study)
+        most = of_one_voxel(name, study)
         signed = name in ("feature_sums", "gram", "powers")
         for value, one in zip(values_of, most if len(most) > 1 else repeat(most[0]), strict=False):
             if not (-voxels * one if signed else 0) <= value <= voxels * one:
                 return name
+    if study.differential_privacy is not None:
+        return "histogram" if sum(parts.get("histogram", ())) > voxels else None
     if "gram" in parts:
         sums, gram = parts["feature_sums"], _square(parts["gram"], len(parts["feature_sums"]))
         if any(value**2 > voxels * gram[i][i] for i, value in enumerate(sums)):  # Cauchy and Schwarz
@@ -215,6 +223,9 @@ Pair = list[str]
 def derived(values: Sequence[int], voxels: int, study: Study) -> dict[str, object]:
     """Return what a class's integers say, as it stands in the result file (docs/statistics.md).
 
+    Of noisy integers, what is made of counts is made of those that are not below 0, of a co-occurrence matrix together
+    with its transpose; what no numbers can have is None.
+
     Parameters
     ----------
     values : sequence of int
@@ -232,6 +243,7 @@ def derived(values: Sequence[int], voxels: int, study: Study) -> dict[str, objec
     (2.5, 2.25, ['34', '1'])
     """
     parts, asked, unit = unpack(values, study), study.statistics, study.unit
+    noisy = study.differential_privacy is not None
     found: dict[str, object] = {}
     if "feature_sums" in parts:
         sums = [Fraction(value, unit) for value in parts["feature_sums"]]
@@ -246,11 +258,13 @@ def derived(values: Sequence[int], voxels: int, study: Study) -> dict[str, objec
         found["moments"] = {**_moments(powers, voxels), "powers": [_pair(value) for value in powers]}
         first_order |= _of_powers(powers, voxels)
     if asked.histogram is not None:
-        found["histogram"] = _histogram(parts["histogram"], asked.histogram)
-        first_order |= _of_histogram(parts["histogram"], asked.histogram)
+        counts = [max(0, count) for count in parts["histogram"]]
+        found["histogram"] = _histogram(parts["histogram"], counts, asked.histogram)
+        first_order |= _of_histogram(counts, asked.histogram)
     if asked.glcm is not None:
         rows = _rows(parts["glcm"])
-        found["glcm"] = {"levels": len(rows), "counts": rows, "haralick": haralick(rows)}
+        pairs = _both_ways(rows) if noisy else rows
+        found["glcm"] = {"levels": len(rows), "counts": rows, "haralick": haralick(pairs)}
     if first_order:
         found["first_order"] = first_order
     if asked_of := study.evaluate:
@@ -354,6 +368,12 @@ def _rows(cells: Sequence[int]) -> list[list[int]]:
     return _cut(cells, isqrt(len(cells)))
 
 
+def _both_ways(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A noisy co-occurrence matrix plus its transpose, which halves the noise; 0 where that is below."""
+    levels = range(len(rows))
+    return [[max(0, rows[i][j] + rows[j][i]) for j in levels] for i in levels]
+
+
 def _cut(cells: Sequence[int], size: int) -> list[list[int]]:
     return [list(cells[start : start + size]) for start in range(0, len(cells), size)]
 
@@ -388,21 +408,22 @@ def _moments(powers: Sequence[Fraction], voxels: int) -> dict[str, object]:
     found: dict[str, object] = {"mean": float(powers[0] / voxels), "variance": float(second)}
     if higher:
         found["skewness"] = None
-        if second:
+        if second > 0:
             size = square_root(higher[0] ** 2 / second**3)
             found["skewness"] = -size if higher[0] < 0 else size
     if len(higher) > 1:
-        found["kurtosis"] = float(higher[1] / second**2 - 3) if second else None
+        found["kurtosis"] = float(higher[1] / second**2 - 3) if second > 0 else None
     return found
 
 
 def _of_powers(powers: Sequence[Fraction], voxels: int) -> dict[str, object]:
     mean, second = powers[0] / voxels, powers[1] / voxels
+    possible = second >= mean**2  # always, but for noise
     return {
         **_moments(powers, voxels),
         "energy": float(powers[1]),
-        "root_mean_square": square_root(second),
-        "coefficient_of_variation": square_root(second - mean**2) / float(mean) if mean else None,
+        "root_mean_square": square_root(second) if second >= 0 else None,
+        "coefficient_of_variation": square_root(second - mean**2) / float(mean) if mean and possible else None,
     }
 
 
@@ -427,12 +448,12 @@ def _quantile(counts: Sequence[int], bins: Bins, q: Fraction) -> float | None:
     return None
 
 
-def _histogram(counts: Sequence[int], bins: Bins) -> dict[str, object]:
+def _histogram(told: Sequence[int], counts: Sequence[int], bins: Bins) -> dict[str, object]:
     return {
         "edges": [float(edge) for edge in bins.edges],
-        "below": counts[0],
-        "counts": list(counts[1:-1]),
-        "above": counts[-1],
+        "below": told[0],
+        "counts": list(told[1:-1]),
+        "above": told[-1],
         "quantiles": {str(q): _quantile(counts, bins, Fraction(str(q))) for q in QUANTILES},
     }
 
@@ -446,16 +467,16 @@ def _of_histogram(counts: Sequence[int], bins: Bins) -> dict[str, object]:
     middle = None if low is None or high is None else high + low
     places = [None, *map(float, bins.edges), None]
     ranges = [[places[k], places[k + 1]] for k in range(len(counts))]
-    occupied = [k for k, count in enumerate(counts) if count]
+    occupied = [k for k, count in enumerate(counts) if count] or [0]  # none of noise alone
     return {
-        "entropy": entropy(counts),
-        "uniformity": float(Fraction(sum(count * count for count in counts), total * total)),
+        "entropy": entropy(counts) if total else None,
+        "uniformity": float(Fraction(sum(count * count for count in counts), total * total)) if total else None,
         "median": quartile[0.5],
         "percentile_10": quartile[0.1],
         "percentile_90": quartile[0.9],
         "interquartile_range": between,
         "quartile_coefficient_of_dispersion": between / middle if between is not None and middle else None,
-        "mode_bin": ranges[max(occupied, key=lambda k: (counts[k], -k))],
-        "minimum_bin": ranges[occupied[0]],
-        "maximum_bin": ranges[occupied[-1]],
+        "mode_bin": ranges[max(occupied, key=lambda k: (counts[k], -k))] if total else None,
+        "minimum_bin": ranges[occupied[0]] if total else None,
+        "maximum_bin": ranges[occupied[-1]] if total else None,
     }

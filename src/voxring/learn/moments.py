@@ -243,7 +243,10 @@ def check_class(name: str, count: Any, sums: Vector, gram: Matrix, features: int
     if any(gram[i][j] != gram[j][i] for i in range(features) for j in range(i)):
         raise ModelError(f"class {name!r}: the matrix of sums of products is not symmetric")
     if any(sums[i] ** 2 > count * gram[i][i] for i in range(features)):
-        raise ModelError(f"class {name!r}: a variance would be negative: the file was changed or is of another make")
+        raise ModelError(
+            f"class {name!r}: a variance would be negative: the file was changed, is of another make, or differential "
+            "privacy left too little of it: then take a larger epsilon, or more patients"
+        )
 
 
 def fraction_of(pair: Any) -> Fraction:

@@ -5,6 +5,7 @@ reading results. Nothing here does I/O; randomness is an argument.
 """
 
 from voxring.privacy.accounting import (
+    COUNTED,
     QUANTITIES,
     Budget,
     asked,
@@ -14,8 +15,12 @@ from voxring.privacy.accounting import (
     honest,
     noise_of,
     noises,
+    noises_of_statistics,
     part,
+    released,
+    sensitivities,
     sensitivity,
+    shared,
     value_range,
     voxels_of_patient,
     within_range,
@@ -24,6 +29,7 @@ from voxring.privacy.noise import TAIL_BITS, GaussianNoise, LaplaceNoise, Noise
 from voxring.privacy.samplers import Random
 
 __all__ = [
+    "COUNTED",
     "QUANTITIES",
     "TAIL_BITS",
     "Budget",
@@ -38,8 +44,12 @@ __all__ = [
     "honest",
     "noise_of",
     "noises",
+    "noises_of_statistics",
     "part",
+    "released",
+    "sensitivities",
     "sensitivity",
+    "shared",
     "value_range",
     "voxels_of_patient",
     "within_range",

@@ -5,9 +5,9 @@ docs/differential-privacy.md.
 
 The unit is a patient of one party: studies whose images differ by one patient are told apart no better than (ε, δ)
 allows. A patient adds to a class at most ``voxels_per_patient`` voxels (`voxring.totals.clipped`), each of a
-standardised value within `value_range`. The budget is split evenly over the numbers that are released: `QUANTITIES` of
-each class of the study. ε is split for Laplace (basic composition), for Gaussian the ρ of zero-concentrated
-differential privacy that (ε, δ) allows.
+standardised value within `value_range`. The budget is split evenly over what is released of each class: `QUANTITIES`,
+and each block of additive statistics that the study asks for. ε is split for Laplace (basic composition), for Gaussian
+the ρ of zero-concentrated differential privacy that (ε, δ) allows. The numbers of a block share its part: see `shared`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ from typing import cast
 
 from voxring.privacy.noise import GaussianNoise, LaplaceNoise, Noise
 from voxring.privacy.rationals import log_below
+from voxring.statistics import PLANAR_DIRECTIONS, Block, layout, of_one_voxel
 from voxring.study import DifferentialPrivacy, Study
 
 QUANTITIES = ("voxels", "patients", "sum", "sdsum")
-"""What is released of each class, with noise. Nothing else may leave a party under differential privacy."""
+"""What is released of each class, with noise, whatever the study asks for. Beside it, additive statistics alone may
+leave a party under differential privacy."""
+
+COUNTED = ("histogram", "glcm")
+"""Blocks of counts: a voxel is in few of their numbers, so a patient changes all of them together by no more than one
+alone."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +169,20 @@ def rho_of(budget: Budget) -> Fraction:
     return Fraction((best.numerator << 96) // best.denominator, 1 << 96)
 
 
+def released(study: Study) -> tuple[str, ...]:
+    """What is released of each class, each with an equal part of the budget: numbers, and blocks of numbers.
+
+    Examples
+    --------
+    >>> released(Study.of(name="t", classes={"a": 1}, statistics={"moments": 4}))
+    ('voxels', 'patients', 'sum', 'sdsum', 'powers')
+    """
+    return (*QUANTITIES, *(block.name for block in layout(study)))
+
+
 def part(study: Study) -> Fraction:
-    """What each released number may spend: of ε for Laplace, of ρ for Gaussian."""
-    numbers, budget = len(QUANTITIES) * len(study.classes), cost(study)
+    """What each of `released` may spend: of ε for Laplace, of ρ for Gaussian."""
+    numbers, budget = len(released(study)) * len(study.classes), cost(study)
     if asked(study).mechanism == "laplace":
         return budget.epsilon / numbers
     # A millionth is kept for what sums of several discrete Gaussians cost more than one.
@@ -174,10 +191,40 @@ def part(study: Study) -> Fraction:
 
 def noise_of(study: Study, quantity: str, name: str, mean: Fraction | None = None) -> Noise:
     """Return the noise of one number, as `sensitivity` takes it."""
-    change = sensitivity(study, quantity, name, mean)
+    return _noise(study, sensitivity(study, quantity, name, mean), part(study))
+
+
+def _noise(study: Study, change: int, spends: Fraction, numbers: int = 1) -> Noise:
     if asked(study).mechanism == "laplace":
-        return LaplaceNoise(change, honest(study), part(study))
-    return GaussianNoise.of_rho(change, honest(study), part(study))
+        return LaplaceNoise(change, honest(study), spends, numbers)
+    return GaussianNoise.of_rho(change, honest(study), spends, numbers)
+
+
+def shared(study: Study, block: Block, name: str) -> tuple[Noise, ...]:
+    """Return the noise of each number of a block of a class: together they spend one `part`.
+
+    Of `COUNTED` blocks all numbers have the same, made for the most by which all of them change together. Of others a
+    patient may change each number by the most there is at the same time, so each spends an equal share.
+    """
+    changes = sensitivities(study, block, name)
+    if block.name in COUNTED:
+        return (_noise(study, changes[0], part(study), block.size),) * block.size
+    return tuple(_noise(study, change, part(study) / block.size) for change in changes)
+
+
+def sensitivities(study: Study, block: Block, name: str) -> list[int]:
+    """By how much one patient changes each number of a block at most; of a `COUNTED` one, all of them together."""
+    most, each = voxels_of_patient(study, name), of_one_voxel(block.name, study)
+    if block.name == "glcm" and study.statistics.glcm is not None and study.statistics.glcm.planar:
+        each = [2 * PLANAR_DIRECTIONS]
+    return [most * bound for bound in each]
+
+
+def noises_of_statistics(study: Study, names: Sequence[str]) -> tuple[Noise, ...]:
+    """Return the noise of each additive statistic, class by class in the order of `voxring.statistics.layout`."""
+    if study.differential_privacy is None:
+        return ()
+    return tuple(noise for name in names for block in layout(study) for noise in shared(study, block, name))
 
 
 def noises(

@@ -12,8 +12,18 @@ from statistics import NormalDist
 
 import numpy as np
 
-from voxring.privacy.accounting import QUANTITIES, asked, honest, noise_of, value_range, within_range
+from voxring.privacy.accounting import (
+    COUNTED,
+    QUANTITIES,
+    asked,
+    honest,
+    noise_of,
+    shared,
+    value_range,
+    within_range,
+)
 from voxring.privacy.noise import LaplaceNoise, Noise
+from voxring.statistics import Block, layout
 from voxring.study import Study
 
 LEVEL = 0.95
@@ -72,6 +82,25 @@ def deviations(study: Study, name: str, mean: Fraction = Fraction(0)) -> dict[st
     }
 
 
+def scales(study: Study, block: Block) -> list[Fraction]:
+    """What 1 of each integer of a block stands for."""
+    unit = Fraction(1, study.unit)
+    if block.name == "powers":
+        return [unit**order for order in range(1, block.size + 1)]
+    return [{"feature_sums": unit, "gram": unit**2}.get(block.name, Fraction(1))] * block.size
+
+
+def deviations_of_statistics(study: Study, name: str) -> dict[str, list[float]]:
+    """Standard deviation of the noise in each additive statistic of a class, block by block; of counts one for all."""
+    parties = len(study.party) or study.privacy.min_parties
+    found = {}
+    for block in layout(study):
+        noises = zip(shared(study, block, name), scales(study, block), strict=True)
+        off = [deviation(noise, parties) * float(unit) for noise, unit in noises]
+        found[block.name] = off[:1] if block.name in COUNTED else off
+    return found
+
+
 def intervals(
     study: Study, name: str, voxels: int, total: Fraction
 ) -> tuple[tuple[int, int], tuple[Fraction, Fraction]]:
@@ -114,7 +143,7 @@ def noise_of_class(study: Study, name: str, voxels: int, total: Fraction) -> dic
     """What a result says of the noise in a class's numbers, as JSON types."""
     count, mean = intervals(study, name, voxels, total)
     return {
-        "std": deviations(study, name, within_range(total / voxels, study)),
+        "std": deviations(study, name, within_range(total / voxels, study)) | deviations_of_statistics(study, name),
         "voxels_interval": list(count),
         "mean_interval": [float(end) for end in mean],
     }

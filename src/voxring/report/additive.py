@@ -19,7 +19,11 @@ def _parts(statistics: Mapping[str, Any], features: Sequence[str], name: str) ->
         yield tag("h4", "Histogram of the intensity")
         yield tag(
             "figure",
-            svg.histogram(histogram["edges"], histogram["counts"], f"Histogram of the intensity of {name}"),
+            svg.histogram(
+                histogram["edges"],
+                [max(0, count) for count in histogram["counts"]],  # noise may take one below
+                f"Histogram of the intensity of {name}",
+            ),
             tag("figcaption", f"{histogram['below']:,} voxels below the bins, {histogram['above']:,} above."),
         )
         edges = histogram["edges"]

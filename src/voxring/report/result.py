@@ -180,7 +180,22 @@ def _noise(document: Mapping[str, Any]) -> Html:
         f"Each interval holds what the number is without noise at {table_of['level']:.0%}.",
     )
     head = ("class", "voxels n", "mean μ", "std in n", "std in sum", "std in sdsum")
-    return join([told, table(head, rows, label="Noise in the numbers of every class", wide=True)])
+    parts = [told, table(head, rows, label="Noise in the numbers of every class", wide=True)]
+    blocks = [
+        (name, block.replace("_", " "), _from_to(off))
+        for name, one in document["classes"].items()
+        for block, off in one.get("noise", {}).get("std", {}).items()
+        if isinstance(off, list)
+    ]
+    if blocks:
+        columns = ("class", "additive statistics", "std in each number")
+        parts.append(table(columns, blocks, label="Noise in the additive statistics of every class"))
+    return join(parts)
+
+
+def _from_to(values: Sequence[float]) -> str:
+    least, largest = f"{min(values):,.6g}", f"{max(values):,.6g}"
+    return least if least == largest else f"{least} to {largest}"
 
 
 def _figure(picture: Html, caption: str) -> Html:

@@ -12,11 +12,11 @@ from collections.abc import Collection, Sequence
 from math import exp
 
 from voxring.landmarks import inner_landmarks
-from voxring.privacy import QUANTITIES, cost, cost_of_runs, decimal, honest, part, voxels_of_patient
+from voxring.privacy import COUNTED, cost, cost_of_runs, decimal, honest, part, released, voxels_of_patient
 from voxring.privacy.intervals import deviations
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.order import RESEARCHER, Ring, connectivity, rings_of
-from voxring.statistics import layout
+from voxring.statistics import Block, layout
 from voxring.study import Study
 
 
@@ -156,10 +156,11 @@ def noise_sentences(study: Study) -> list[str]:
     """
     if study.differential_privacy is None:
         return []
-    table, budget, t, numbers = study.differential_privacy, cost(study), study.privacy.collusion, len(QUANTITIES)
+    table, budget, t, numbers = study.differential_privacy, cost(study), study.privacy.collusion, released(study)
     factor = exp(min(table.epsilon, 700))
     times = f"{factor:.2f}" if factor < 100 else f"{factor:.2g}"
-    parts = numbers * len(study.classes)
+    parts = len(numbers) * len(study.classes)
+    blocks = [_block_of_noise(block) for block in layout(study)]
     each = f"epsilon {float(part(study)):.3g}" if table.mechanism == "laplace" else f"rho {float(part(study)):.3g}"
     counted = ", ".join(f"{voxels_of_patient(study, name):,} of {name}" for name in study.classes)
     return [
@@ -174,8 +175,9 @@ def noise_sentences(study: Study) -> list[str]:
         f"reads the result, and {_count(t, 'member')} who put{'s' * (t == 1)} all they saw together, their own "
         "shares included (privacy.collusion). It does not hold against more.",
         f"A patient counts as at most {counted} voxels (privacy.voxels_per_patient); if there are more, each weighs "
-        f"less. The budget is split evenly over {parts} numbers, {', '.join(QUANTITIES)} of each class: each spends "
-        f"{each}.",
+        f"less. The budget is split evenly over {parts} {'releases' if blocks else 'numbers'}, {', '.join(numbers)} "
+        f"of each class: each spends {each}."
+        + (f" Of the additive statistics, {'; '.join(blocks)}." if blocks else ""),
         *(_noise_of_class(study, name) for name in study.classes),
         "Whether a class is withheld follows from its noisy counts. If noise leaves no possible mean or deviation, the "
         "class is withheld, too.",
@@ -196,6 +198,12 @@ def _noise_of_class(study: Study, name: str) -> str:
         "ten times as many voxels as the first number has a mean that is off by about "
         f"{_about(off['sum'] / (10 * off['voxels']))}, besides what n is off."
     )
+
+
+def _block_of_noise(block: Block) -> str:
+    if block.name in COUNTED:
+        return f"the {block.size} counts of {block.name} have noise for the most that a patient adds to all together"
+    return f"the {block.size} numbers of {block.name} share theirs evenly"
 
 
 def _about(value: float) -> str:

@@ -6,20 +6,30 @@ writes it down as Markdown, JSON or HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import msgspec
 
 from voxring.fixedpoint import modulus
 from voxring.landmarks import inner_landmarks, landmark_bound
-from voxring.privacy import QUANTITIES, TAIL_BITS, noise_of, noises, part, sensitivity
-from voxring.privacy.intervals import deviation, scale
+from voxring.privacy import (
+    COUNTED,
+    QUANTITIES,
+    TAIL_BITS,
+    noise_of,
+    noises,
+    noises_of_statistics,
+    part,
+    sensitivities,
+    sensitivity,
+)
+from voxring.privacy.intervals import deviation, deviations_of_statistics, scale, scales
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.disclosure import disclosure, leaking_coalition
 from voxring.ring.message import CARRIERS, MESSAGES, RELAYED, SUMS, SumName
 from voxring.ring.order import connectivity, rings_of
-from voxring.statistics import largest_bound, layout, slots
+from voxring.statistics import Block, largest_bound, layout, slots
 from voxring.study import Study
 from voxring.totals import count_bound, sdsum_bound, sum_bound
 
@@ -97,7 +107,8 @@ def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
         "sdsum": sdsum_bound(study, finest) + tail("sdsum", means=dict.fromkeys(names, finest)),
     }
     if layout(study):
-        bounds["statistics"] = largest_bound(study)
+        tail_of_statistics = max((noise.tail for noise in noises_of_statistics(study, names)), default=0)
+        bounds["statistics"] = largest_bound(study) + tail_of_statistics
     return {name: (bound, modulus(parties, bound)) for name, bound in bounds.items()}
 
 
@@ -112,6 +123,18 @@ def _noise(study: Study) -> Iterator[Section]:
         change = sensitivity(study, quantity, name, Fraction(0)) * unit
         return (name, quantity, f"{change:,.6g}", f"{off:,.6g}", f"{what} = {float(part(study)):.4g}")
 
+    def block_row(name: str, block: Block) -> Row:
+        units = [float(unit) for unit in scales(study, block)]
+        changes = [change * unit for change, unit in zip(sensitivities(study, block, name), units, strict=False)]
+        together = f"{changes[0]:,.6g}, all {block.size} together" if block.name in COUNTED else _from_to(changes)
+        return (
+            name,
+            f"{block.name} ({block.size})",
+            together,
+            _from_to(deviations_of_statistics(study, name)[block.name]),
+            f"{what} = {float(part(study)):.4g} together",
+        )
+
     yield Section(
         "Differential privacy",
         (
@@ -121,8 +144,20 @@ def _noise(study: Study) -> Iterator[Section]:
             "differential privacy, which is then turned into ε and δ. docs/differential-privacy.md has the theorems.",
         ),
         ("class", "number", "one patient changes it by at most", "noise, standard deviation", "spends"),
-        tuple(row(name, quantity) for name in study.classes for quantity in QUANTITIES),
+        tuple(
+            of
+            for name in study.classes
+            for of in (
+                *(row(name, quantity) for quantity in QUANTITIES),
+                *(block_row(name, block) for block in layout(study)),
+            )
+        ),
     )
+
+
+def _from_to(values: Sequence[float]) -> str:
+    least, largest = f"{min(values):,.6g}", f"{max(values):,.6g}"
+    return least if least == largest else f"{least} to {largest}"
 
 
 def _parties(study: Study) -> int:
@@ -187,7 +222,8 @@ def _colluders(study: Study) -> Section:
 
 def _numbers(study: Study) -> str:
     if study.differential_privacy is not None:
-        return "noisy n, patient count, sum and sdsum"
+        more = ", sdsum and additive statistics" if layout(study) else " and sdsum"
+        return f"noisy n, patient count, sum{more}"
     first = "landmarks, " if study.agrees else ""
     return f"{first}n, patient count, sum" + (", sdsum and additive statistics" if layout(study) else " and sdsum")
 
@@ -243,6 +279,14 @@ def _additive(study: Study) -> Iterator[Section]:
             f"privacy.min_voxels = {privacy.min_voxels} voxels and privacy.min_patients = {privacy.min_patients} "
             f"patient{'s' * (privacy.min_patients > 1)} on. No single number of it is withheld, however small a count "
             "is.",
+            *(
+                ()
+                if study.differential_privacy is None
+                else (
+                    "Under differential privacy each number has noise, and what the table says of single voxels holds "
+                    "for numbers without noise. The blocks tell no more of a patient than epsilon allows.",
+                )
+            ),
             *_evaluated(study),
             *(f"{warning[0].upper()}{warning[1:]}." for warning in additive_warnings(study)),
         ),

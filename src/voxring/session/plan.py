@@ -10,7 +10,7 @@ from functools import cached_property
 from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
 from voxring.landmarks import SCALE, inner_landmarks, landmark_bound
-from voxring.privacy import Noise, noises
+from voxring.privacy import Noise, noises, noises_of_statistics
 from voxring.ring.checksum import CheckedSum
 from voxring.ring.chunks import CHUNK_BYTES
 from voxring.ring.coin import COIN_BYTES, binding
@@ -102,7 +102,8 @@ class Plan:
 
     @property
     def _longest_statistics(self) -> int:
-        width = (self._modulus(largest_bound(self.study)).bit_length() + 7) // 8
+        widest = largest_bound(self.study) + _tail(noises_of_statistics(self.study, list(self.study.classes)))
+        width = (self._modulus(widest).bit_length() + 7) // 8
         return (slots(self.study) * len(self.study.classes) + 1) * width
 
     @staticmethod
@@ -173,7 +174,8 @@ class Plan:
 
     def statistics(self, session: bytes, released: Sequence[str]) -> SecureSum:
         """What the study asks for beside, of the released classes; a party's slots keep bounds of their own."""
-        return self._sum(session, "statistics", slots(self.study) * len(released), largest_bound(self.study))
+        noisy = noises_of_statistics(self.study, released)
+        return self._sum(session, "statistics", slots(self.study) * len(released), largest_bound(self.study), noisy)
 
     def _sum(self, session: bytes, name: SumName, slots: int, bound: int, noisy: tuple[Noise, ...] = ()) -> SecureSum:
         if self.study.differential_privacy is not None:

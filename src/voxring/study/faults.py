@@ -188,11 +188,15 @@ def _evaluate_faults(study: Study) -> Iterator[tuple[str, str]]:
 
 
 _NOISY_TABLES = {
-    "study": ("name", "classes", "window", "standardise", "privacy", "bounds", "party", "researcher", "relay"),
+    "study": (
+        *("name", "classes", "window", "standardise", "privacy", "bounds", "party", "researcher", "relay"),
+        *("feature", "statistics", "differential_privacy"),
+    ),
     "standardise": ("method", "fraction_bits", "range", "percentiles", "landmarks", "foreground", "colour"),
+    "statistics": ("gram", "moments", "histogram", "glcm"),
 }
-"""What may be in a study with differential privacy. What came later, or releases more than n, patients, sum and sdsum,
-has no noise, and is refused rather than released without."""
+"""What may be in a study with differential privacy. What came later, or releases more, has no noise, and is refused
+rather than released without."""
 
 
 def _noise_faults(study: Study) -> Iterator[tuple[str, str]]:
@@ -224,11 +228,10 @@ def _noise_faults(study: Study) -> Iterator[tuple[str, str]]:
         yield "privacy.voxels_per_patient", "a patient cannot have more voxels than bounds.voxels_per_party"
     if study.agrees:
         yield "standardise.landmarks", "differential privacy does not cover landmarks that are agreed on: write them"
-    for where, of in (("study", study), ("standardise", study.standardise)):
+    for where, of in (("study", study), ("standardise", study.standardise), ("statistics", study.statistics)):
         for field in msgspec.structs.fields(of):
-            known = field.name in (*_NOISY_TABLES[where], "feature", "differential_privacy")
             unused = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-            if not known and getattr(of, field.name) != unused:
+            if field.name not in _NOISY_TABLES[where] and getattr(of, field.name) != unused:
                 name = field.name if where == "study" else f"{where}.{field.name}"
                 yield name, "differential privacy does not cover it: leave it out, or leave out [differential_privacy]"
 
