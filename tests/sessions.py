@@ -1,6 +1,8 @@
 """Algorithm 1 in session, in memory: what the tests of sessions share."""
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -14,7 +16,7 @@ from voxring.session import bodies
 from voxring.session.party import Party
 from voxring.session.plan import Plan
 from voxring.session.researcher import Researcher
-from voxring.study import Study
+from voxring.study import AtWeights, Study
 from voxring.totals import ClassTotals, LocalTotals, pooled
 
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -88,6 +90,7 @@ class Network:
         self.totals = totals
         self.landmarks: dict[str, LocalTotals] = {}
         self.skipped: dict[str, int] = {}
+        self.step: Callable[[str, AtWeights], LocalTotals] | None = None
         self.lines = {(asker, peer): Line() for asker in ("researcher", *study.parties) for peer in study.parties}
         self.under_way: list[tuple[str, str, int, bytes, bool]] = []
         self.seen: list[bytes] = []
@@ -127,6 +130,8 @@ class Network:
                 party.supply_landmarks(self.landmarks[name])
             if party.state == "computing":
                 party.supply(self.totals[name], self.skipped.get(name, 0))
+            if party.state == "stepping":
+                party.supply_step(self.step(name, party.at))
             question = self.researcher.request(name) if not self.researcher.done else None
             self._open("researcher", name, question)
             if party.outbox:
@@ -289,4 +294,29 @@ def agreeing_network(names: str = "abc", *, coins: dict[str, bytes] | None = Non
     study = Study.of(**msgspec.to_builtins(a_study(names, **privacy)) | {"standardise": NYUL})
     network = Network(study, coins=coins)
     network.landmarks = {name: some_landmarks(seed) for seed, name in enumerate(names, 3)}
+    return network
+
+
+def fitting_network() -> Network:
+    """A network that takes one step of a logistic regression, of one feature, which is the intensity."""
+    more = {"feature": [{"kind": "intensity"}], "statistics": {"gram": True}, "logistic": {"steps": 1}}
+    study = Study.of(**msgspec.to_builtins(a_study(classes={"lesion": 1, "liver": 2})) | more)
+
+    def having(name: str, numbers: Callable[[str, ClassTotals], tuple[int, ...]]) -> LocalTotals:
+        of = {one: TOTALS[name][one] for one in study.classes}
+        return LocalTotals({one: replace(mine, statistics=numbers(one, mine)) for one, mine in of.items()})
+
+    def step(name: str, at: AtWeights) -> LocalTotals:
+        """At weights of 0 both classes have p = 1/2."""
+        assert at.rows == ((0, 0),)
+
+        def numbers(one: str, mine: ClassTotals) -> tuple[int, ...]:
+            half = 2**39 if one == "lesion" else -(2**39)
+            sums = mine.voxels, mine.total
+            return (*(half * value for value in sums), *(2**38 * value for value in (*sums, mine.squares)))
+
+        return having(name, numbers)
+
+    network = Network(study, {name: having(name, lambda one, mine: (mine.total, mine.squares)) for name in "abc"})
+    network.step = step
     return network

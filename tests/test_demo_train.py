@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from test_cli import run
-from voxring import Result, simulation
+from voxring import simulation
 from voxring.batch import party_totals
 from voxring.classify import evaluate_image
 from voxring.cli import demo_train
@@ -110,8 +110,7 @@ def test_where_landmarks_are_agreed_on_each_alone_has_its_own(own, tmp_path, mon
     rows_file.write_text("image,ground_truth\n" + "".join(f"{image},{truth}\n" for image, truth in rows))
 
     def in_the_open(study, manifests, notify):
-        landmarks = sum((party_totals(path, study) for path in manifests.values()), LocalTotals())
-        return Result.of(simulation.pooled_totals(study, manifests), study, landmarks=landmarks)
+        return simulation.pooled_result(study, manifests)
 
     monkeypatch.setattr(simulation, "simulate", in_the_open)
     assert demo_train.run(tmp_path, "qda", study, manifests, rows_file, None, True) == 0

@@ -36,7 +36,7 @@ from voxring.session.account import NoAccount
 from voxring.session.as_party import _Process
 from voxring.session.differencing import brought, brought_landmarks, objection
 from voxring.session.party import Party
-from voxring.simulation import pooled_totals
+from voxring.simulation import pooled_result
 from voxring.standardise import landmarks_in
 
 
@@ -343,7 +343,7 @@ def test_a_simulated_study_equals_the_definition_and_its_result_can_be_read_agai
     truth = naive.algorithm_1(parties, study.classes, 3, "reflect", options={**options, "landmarks": scale})
     for name, one in run.answer.items():
         assert (one.voxels, one.sum, one.mean, one.sdsum, one.variance) == truth[name]
-    assert run.answer == pooled_totals(study, manifests)
+    assert run.document == pooled_result(study, manifests).document
     assert run.agreed.standardise.targets == scale
     run.save(tmp_path / "r.json")
     again = Result.load(tmp_path / "r.json", run.study)

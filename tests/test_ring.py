@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from voxring.errors import BoundError, LocalProtocolError, RemoteProtocolError, StudyError
 from voxring.ring import order
 from voxring.ring.disclosure import components, disclosure, leaking_coalition
-from voxring.ring.message import MESSAGES, SUMS, Kind, Message, SumName, decode, encode
+from voxring.ring.message import MESSAGES, SUMS, Kind, Message, decode, encode
 from voxring.ring.order import Ring, connectivity, rings_of
 from voxring.ring.protocol import Master, Member, SecureSum
 from voxring.ring.residues import Integers, Limbs, Residues, residues_mod
@@ -90,7 +90,7 @@ def naive_frame(kind: str, sender: str, receiver: str, sum_name: str, ring: int,
     number = bytes([ring]) if ring < 128 else b"\xcc" + bytes([ring])
     fields = [text(kind), binary(DIGEST), binary(SESSION), text(sender), text(receiver), text(sum_name), number]
     payload = b"\x98" + b"".join(fields) + binary(body)
-    return b"VXR\x04" + hashlib.blake2b(payload, digest_size=16, person=b"voxring frame").digest() + payload
+    return b"VXR\x05" + hashlib.blake2b(payload, digest_size=16, person=b"voxring frame").digest() + payload
 
 
 def naive_run(modulus: int, values: list[list[int]], stream: bytes) -> dict:
@@ -128,12 +128,15 @@ def naive_vectors() -> dict:
     bad = {
         "empty": ("", "something else"),
         "another program": (head, "something else"),
-        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 4, got 1"),
+        "version 1": ((frame[:3] + b"\x01" + frame[4:]).hex(), "protocol version 5, got 1"),
         "a bit flipped": ((frame[:-1] + bytes([frame[-1] ^ 1])).hex(), "damaged"),
         "cut short": (frame[:-1].hex(), "damaged"),
         "longer than allowed": ((frame + bytes(2000)).hex(), "at most"),
         "unknown kind": (naive_frame("gift", "researcher", "b", "sum", 0, body).hex(), "fields"),
         "unknown sum": (naive_frame("share", "researcher", "b", "cubes", 0, body).hex(), "fields"),
+        "a step without a number": (naive_frame("share", "researcher", "b", "step 0", 0, body).hex(), "fields"),
+        "a step too many": (naive_frame("share", "researcher", "b", "step 100", 0, body).hex(), "fields"),
+        "a step, not the sum": (naive_frame("share", "researcher", "b", "step 7", 0, body).hex(), "the sum"),
         "name too long": (naive_frame("share", "x" * 65, "b", "sum", 0, body).hex(), "fields"),
         "residue not below N": (naive_frame("share", "researcher", "b", "sum", 0, b"\x07").hex(), "below the modulus"),
         "two residues": (naive_frame("share", "researcher", "b", "sum", 0, b"\x01\x01").hex(), "expected 1 bytes"),
@@ -457,7 +460,7 @@ def test_a_repeat_gets_the_same_answer_and_another_in_its_place_is_refused() -> 
 
 @given(st.binary(max_size=200))
 def test_decode_refuses_or_returns_whatever_comes(frame: bytes) -> None:
-    for candidate in (frame, b"VXR\x04" + frame):
+    for candidate in (frame, b"VXR\x05" + frame):
         with pytest.raises(RemoteProtocolError):
             decode(candidate, limit=150)
 
@@ -635,14 +638,15 @@ def section(study: Study, title: str) -> Section:
 
 def test_the_sheet_has_a_row_for_every_kind_of_message_and_every_sum() -> None:
     nyul = {"method": "nyul", "percentiles": (1.0, 50.0, 99.0), "landmarks": "agree"}
-    asking = Study.of(**msgspec.to_builtins(a_study()) | {"statistics": {"moments": 2}, "standardise": nyul})
+    more = {"statistics": {"gram": True}, "feature": [{"kind": "intensity"}], "logistic": {}}
+    asking = Study.of(**msgspec.to_builtins(a_study()) | more | {"standardise": nyul})
     rows = [row[0] for row in section(asking, "Every message").rows]
-    kinds = {kind for kind in get_args(Kind) if kind != "share"} | {f"share of {name}" for name in get_args(SumName)}
+    kinds = {kind for kind in get_args(Kind) if kind != "share"} | {f"share of {name}" for name in SUMS}
     assert set(rows) == kinds
     assert len(rows) == len(kinds)
     assert set(MESSAGES) == set(get_args(Kind))
-    assert set(SUMS) == set(get_args(SumName)) == set(moduli(asking))
-    assert set(moduli(a_study())) == set(SUMS) - {"statistics", "images", "landmarks"}
+    assert set(SUMS) == set(moduli(asking))
+    assert set(moduli(a_study())) == set(SUMS) - {"statistics", "images", "landmarks", "step"}
     assert "share of statistics" not in [row[0] for row in section(a_study(), "Every message").rows]
 
 

@@ -20,6 +20,7 @@ from sessions import (
     a_study,
     agreeing_network,
     ask,
+    fitting_network,
     some_totals,
     until,
     until_computing,
@@ -88,6 +89,8 @@ def test_the_disclosure_sheet_describes_every_message_of_real_traffic(monkeypatc
     network.finish()
     agreeing = agreeing_network()
     agreeing.finish()
+    fitting = fitting_network()
+    fitting.finish()
     chunks = Network(a_study())
     with monkeypatch.context() as patch:
         patch.setattr(plans, "IN_CHUNKS", 0)
@@ -99,7 +102,7 @@ def test_the_disclosure_sheet_describes_every_message_of_real_traffic(monkeypatc
     failed.parties["b"].answer(b"garbage")
     failed.start_over()
     failed.finish()
-    seen = [*map(read, (*network.seen, *agreeing.seen, *chunks.seen, *unused.seen, *failed.seen))]
+    seen = [*map(read, (*network.seen, *agreeing.seen, *fitting.seen, *chunks.seen, *unused.seen, *failed.seen))]
     refusal = failed.parties["b"].answer(failed.researcher.heartbeat("a"))
     assert refusal is not None
     abort = failed.researcher.abort("b", "over")

@@ -6,7 +6,7 @@ import pytest
 from voxring import BoundError, ImageError, PeerError, Study, StudyError
 from voxring.net import PrivateKey
 from voxring.session import state_folder
-from voxring.simulation import pooled_totals, simulate, with_parties
+from voxring.simulation import pooled_result, simulate, with_parties
 from voxring.study import Party
 
 NAMES = ("x", "y", "z", "w")
@@ -38,7 +38,7 @@ def study_of(**tables):
 def test_four_parties_equal_pooled_and_an_absent_class_is_withheld(manifests):
     said = []
     run = simulate(study_of(), manifests, notify=lambda who, what: said.append((who, what)))
-    assert run.answer == pooled_totals(run.study, manifests)
+    assert run.answer == pooled_result(run.study, manifests).answer
     assert run.answer["c"] == "fewer than 2 voxels in all (privacy.min_voxels)"
     assert set(run.parties) == set(NAMES)
     for heard in run.parties.values():
@@ -56,7 +56,7 @@ def test_a_study_with_keys_and_a_relay_is_simulated_without_them(manifests):
     three = {name: manifests[name] for name in "xyz"}
     run = simulate(study, three)
     assert run.study == study
-    assert run.answer == pooled_totals(study, three)
+    assert run.answer == pooled_result(study, three).answer
 
 
 def test_parties_must_be_those_of_the_study(manifests):

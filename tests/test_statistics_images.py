@@ -9,7 +9,7 @@ from voxring.batch import Journal, party_batch
 from voxring.cli import voxring
 from voxring.engine import planes_needed
 from voxring.session.plan import IN_CHUNKS, Plan
-from voxring.simulation import pooled_totals, with_parties
+from voxring.simulation import pooled_result, with_parties
 from voxring.statistics import derived, fault, padded, slots, unpack
 from voxring.study import load_study
 from voxring.totals import result_document
@@ -154,7 +154,7 @@ def test_a_whole_study_equals_pooled_bit_for_bit(tmp_path, capsys) -> None:
         assert words in shown
     named = with_parties(asking, list(manifests))
     assert Plan(named).longest > IN_CHUNKS  # goes in chunks
-    answer = pooled_totals(named, manifests)
+    answer = pooled_result(named, manifests).answer
     document = result_document(answer, named)
     assert msgspec.json.decode(out.read_bytes()) == msgspec.json.decode(msgspec.json.encode(document))
     for name in "ab":

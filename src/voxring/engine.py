@@ -19,6 +19,7 @@ from voxring.errors import DeviceError, ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
 from voxring.learn.evaluation import class_evaluation, model_of
+from voxring.learn.steps import class_step
 from voxring.standardise import (
     OF_ALL_VOXELS,
     Scaled,
@@ -33,7 +34,7 @@ from voxring.standardise import (
     volume,
 )
 from voxring.statistics import layout, of_images
-from voxring.study import Border, Study
+from voxring.study import AtWeights, Border, Study
 from voxring.totals import ClassTotals, LocalTotals
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -164,6 +165,8 @@ def part_totals(
         more = class_statistics(
             image, ground_truth, study, labels=labels, threads=threads, scaled=scaled, neighbours=neighbours
         )
+    if isinstance(study, AtWeights):
+        more = class_step(image, ground_truth, study, labels=labels, threads=threads, scaled=scaled)
     if study.evaluate is not None:
         given = _scaled(image, *scale, model_of(study).study, scalings.model) if scalings.model else None
         counts = class_evaluation(
@@ -281,7 +284,7 @@ def widest(study: Study, ndim: int) -> tuple[int, int, int]:
 
     Pairs of neighbours are no windows: they are counted where both voxels have the class.
     """
-    features = study.feature if of_images(study) else ()
+    features = study.feature if of_images(study) or isinstance(study, AtWeights) else ()
     if study.evaluate is not None:
         features += model_of(study).study.feature
     sizes = [study.window.along(ndim)]

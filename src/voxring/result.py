@@ -14,6 +14,7 @@ import msgspec
 
 from voxring.errors import ModelError, StudyError
 from voxring.landmarks import scale_document
+from voxring.learn.logistic import Fitted, fitted_document
 from voxring.statistics import derived, evaluation, fault, integers_of
 from voxring.study import Study
 from voxring.tables import html_table
@@ -61,12 +62,14 @@ class Result:
         study: Study,
         skipped: Mapping[str, int] = MappingProxyType({}),
         landmarks: LocalTotals | None = None,
+        fitted: Fitted | None = None,
     ) -> Result:
         """Take R's answer; ``skipped`` are the parties that left images out, and how many.
 
-        ``landmarks`` are those of all images together, where the parties agreed on them (`voxring.landmarks`).
+        ``landmarks`` are those of all images together, where the parties agreed on them (`voxring.landmarks`);
+        ``fitted`` is what the steps of a logistic regression came to, where the study asks for one.
         """
-        return Result(study, answer, document_of(answer, study, skipped, landmarks))
+        return Result(study, answer, document_of(answer, study, skipped, landmarks, fitted))
 
     @classmethod
     def load(cls, path: str | Path, study: Study) -> Result:
@@ -149,7 +152,8 @@ class Result:
 
         Parameters
         ----------
-        classifier : {"lda", "qda", "gnb", "ridge"}
+        classifier : {"lda", "qda", "gnb", "ridge", "logistic"}
+            The last of a study with ``[logistic]``, which has fitted it.
         **settings
             Of the classifier: ``priors``, ``shrinkage``, ``smoothing`` or ``alpha``.
 
@@ -160,6 +164,8 @@ class Result:
         """
         from voxring.learn import Model, Moments
 
+        if classifier == "logistic":
+            settings["weights"] = weights_of(self.document)
         return Model.of(self.agreed, Moments.of_result(self.document, self.study), classifier, **settings)
 
     def __repr__(self) -> str:
@@ -189,10 +195,37 @@ def document_of(
     study: Study,
     skipped: Mapping[str, int] = MappingProxyType({}),
     landmarks: LocalTotals | None = None,
+    fitted: Fitted | None = None,
 ) -> dict[str, object]:
-    """The result file as JSON types, with the standard scale if one was agreed."""
+    """The result file as JSON types, with the standard scale if one was agreed, and weights if some were fitted."""
     document = result_document(answer, study, skipped)
-    return document if landmarks is None else document | {"standard_scale": scale_document(landmarks, study)}
+    if landmarks is not None:
+        document["standard_scale"] = scale_document(landmarks, study)
+    if fitted is not None:
+        document["logistic"] = fitted_document(fitted, study)
+    return document
+
+
+def weights_of(document: Mapping[str, Any], path: str | Path = "result") -> list[list[list[str]]]:
+    """Return the weights of a result's logistic regression, as pairs of decimal strings.
+
+    Raises
+    ------
+    ModelError
+        The study asked for none, or no weights were found.
+    """
+    made = document.get("logistic")
+    if not isinstance(made, dict):
+        raise ModelError(
+            f"{path}: the study asked for no logistic regression, which needs sums of its own: write [logistic] into "
+            "the study and run it, or take another classifier"
+        )
+    if "withheld" in made:
+        raise ModelError(f"{path}: the logistic regression has no weights: {made['withheld']}")
+    try:
+        return [[[str(part) for part in pair] for pair in row] for row in made["weights"]]
+    except (KeyError, TypeError):
+        raise ModelError(f"{path}: expected weights as pairs of decimal strings: the file was changed") from None
 
 
 def agreed_study(document: Mapping[str, Any], study: Study, path: str | Path = "result") -> Study:

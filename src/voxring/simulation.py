@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxring.errors import PeerError, StudyError, VoxringError
 from voxring.landmarks import landmarks_learned, standard_scale
+from voxring.learn.logistic import fit, fitted_of
 from voxring.result import Result, document_of
 from voxring.ring.order import RESEARCHER
 from voxring.study import Party, Study
@@ -113,7 +114,8 @@ def simulate(
     finally:
         watcher.stop()
     seconds = time.monotonic() - start
-    document = document_of(answer, study, landmarks=landmarks_learned(view.learned))
+    fitted = fitted_of(view.learned, study)
+    document = document_of(answer, study, landmarks=landmarks_learned(view.learned), fitted=fitted)
     return Simulated(study, answer, document, view, heard, seconds, course)
 
 
@@ -139,16 +141,19 @@ def with_parties(study: Study, names: list[str]) -> Study:
     return study
 
 
-def pooled_totals(study: Study, manifests: Mapping[str, str | Path]) -> dict[str, Statistics | str]:
-    """The same answer in the open: all images in this process, no ring. What a simulation must equal to the bit."""
+def pooled_result(study: Study, manifests: Mapping[str, str | Path]) -> Result:
+    """The same result in the open: all images in this process, no ring. What a simulation must equal to the bit."""
     from voxring.batch import party_totals
 
     def everything(study: Study) -> LocalTotals:
         return sum((party_totals(manifest, study) for manifest in manifests.values()), LocalTotals())
 
-    if study.agrees:
-        study = study.with_landmarks(standard_scale(everything(study), study))
-    return pooled(everything(study), study)
+    landmarks = everything(study) if study.agrees else None
+    by = study if landmarks is None else study.with_landmarks(standard_scale(landmarks, study))
+    answer = pooled(everything(by), by)
+    released = {name: one for name, one in answer.items() if isinstance(one, Statistics)}
+    fitted = fit(by, released, everything) if study.logistic is not None else None
+    return Result.of(answer, study, landmarks=landmarks, fitted=fitted)
 
 
 @dataclass(slots=True)
@@ -216,6 +221,7 @@ def _party_process(
             study,
             name,
             InTwoPasses(once, compute) if study.agrees else once,
+            step=None if study.logistic is None else compute,
             state=None,
             address=_LOOPBACK,
             listening=listening,

@@ -21,7 +21,8 @@ from voxring.errors import StudyError
 from voxring.evaluate import BITS, Counts
 from voxring.fixedpoint import square_root
 from voxring.haralick import entropy, haralick
-from voxring.study import Bins, Feature, Study
+from voxring.study import AtWeights, Bins, Study
+from voxring.study.bounds import feature_bound
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 DIRECTIONS, PLANAR_DIRECTIONS = 13, 4
@@ -50,6 +51,9 @@ def layout(study: Study) -> tuple[Block, ...]:
     ``given`` how many voxels a model gave no class of the study, and each; ``probabilities`` for each class of the
     study the histogram of its probability, and ``promised`` the probabilities of each bin added up.
 
+    At the weights of a step of a logistic regression it is what the step sums (`voxring.learn.logistic`), and no more:
+    ``gradient``, a row for each score, and ``hessian``, for each two scores an upper triangle.
+
     Examples
     --------
     >>> study = Study.of(name="t", classes={"lesion": 1}, statistics={"moments": 4})
@@ -58,6 +62,11 @@ def layout(study: Study) -> tuple[Block, ...]:
     """
     asked, voxels = study.statistics, study.bounds.voxels_per_party
     count = len(study.feature)
+    if isinstance(study, AtWeights):
+        scores, size = len(study.weights), count + 1
+        triangles = scores * (scores + 1) // 2, size * (size + 1) // 2
+        steps = {"gradient": (scores, size), "hessian": triangles}
+        return tuple(Block(name, shape, voxels * max(of_one_voxel(name, study))) for name, shape in steps.items())
     shapes: dict[str, tuple[int, ...]] = {}
     if asked.gram:
         shapes |= {"feature_sums": (count,), "gram": (count * (count + 1) // 2,)}
@@ -81,6 +90,12 @@ def of_one_voxel(block: str, study: Study) -> list[int]:
     features = [feature_bound(feature, study) for feature in study.feature]
     if block == "feature_sums":
         return features
+    if isinstance(study, AtWeights):
+        scores, sizes = len(study.weights), [1, *features]
+        if block == "gradient":
+            return [one << STEP_BITS for one in sizes] * scores
+        products = [one * other << STEP_BITS - 2 for i, one in enumerate(sizes) for other in sizes[i:]]
+        return products * (scores * (scores + 1) // 2)  # p(1 − p) and p p' are at most a quarter
     if block == "gram":
         return [one * other for i, one in enumerate(features) for other in features[i:]]
     if block == "powers":
@@ -88,31 +103,17 @@ def of_one_voxel(block: str, study: Study) -> list[int]:
     return [{"glcm": 2 * DIRECTIONS, "promised": 1 << BITS}.get(block, 1)]
 
 
-def feature_bound(feature: Feature, study: Study) -> int:
-    """Largest size of a feature's integers, whatever the image (`voxring.features` defines them).
-
-    A mean and a deviation are no larger than intensities can be, a variance than their square, a skewness of n voxels
-    than √n, a contrast than 1. Each of three differences of a gradient is at most twice an intensity over twice a step,
-    or over one step at an edge under ``clip``.
-    """
-    intensity = study.intensity_bound
-    if feature.kind == "variance":
-        return intensity**2 // study.unit + 1
-    if feature.kind == "gradient":
-        return isqrt((12 if study.window.border == "clip" else 3) * intensity**2) + 1
-    if feature.kind == "skewness":
-        sizes = feature.window if isinstance(feature.window, tuple) else (feature.window or 1,) * 3
-        return (isqrt(prod(sizes)) + 1) * study.unit
-    return study.unit if feature.kind == "contrast" else intensity
-
-
+STEP = ("gradient", "hessian")
+"""The blocks of a step of a logistic regression."""
+STEP_BITS = 40
+"""They are over 2^40, as probabilities are."""
 EVALUATION = ("given", "probabilities", "promised")
 """The blocks that a model is needed for."""
 
 
 def of_images(study: Study) -> tuple[Block, ...]:
-    """Return those blocks of `layout` that follow from images and ground truth alone, without a model."""
-    return tuple(block for block in layout(study) if block.name not in EVALUATION)
+    """Return those blocks of `layout` that follow from images and ground truth alone, without a model or weights."""
+    return tuple(block for block in layout(study) if block.name not in (*EVALUATION, *STEP))
 
 
 def slots(study: Study) -> int:
@@ -178,7 +179,7 @@ def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
     parts = unpack(values, study)
     for name, values_of in parts.items():
         most = of_one_voxel(name, study)
-        signed = name in ("feature_sums", "gram", "powers")
+        signed = name in ("feature_sums", "gram", "powers", *STEP)
         for value, one in zip(values_of, most if len(most) > 1 else repeat(most[0]), strict=False):
             if not (-voxels * one if signed else 0) <= value <= voxels * one:
                 return name

@@ -100,7 +100,7 @@ def _demo(folder: Path, report: Path | None, as_json: bool) -> int:
         progress("demo", "three hospitals and a researcher, each in a process of its own")
         run = simulation.simulate(study, manifests, notify=progress)
         progress("demo", "computing the same in the open, to compare")
-        equal = simulation.pooled_totals(study, manifests) == run.answer
+        equal = simulation.pooled_result(study, manifests).document == run.document
         progress("demo", f"done in {time.monotonic() - start:.1f} s")
     run.save(folder / "result.json")
     write_report(run, run.course, page)

@@ -88,7 +88,7 @@ def run(
         progress("demo", f"{len(manifests)} hospitals and a researcher together, each in a process of its own")
         together = simulation.simulate(study, manifests, notify=progress)
         if study.agrees:  # alone, each has a standard scale of its own: the totals do not add up
-            in_the_open = simulation.pooled_totals(study, manifests)
+            in_the_open = simulation.pooled_result(study, manifests).answer
         else:
             in_the_open = pooled(sum((totals for _, totals in alone.values()), LocalTotals()), study)
         equal = in_the_open == together.answer

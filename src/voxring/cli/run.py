@@ -26,7 +26,7 @@ from voxring.cli.report import (
 
 if TYPE_CHECKING:
     from voxring.batch import Batch
-    from voxring.study import Study
+    from voxring.study import AtWeights, Study
     from voxring.totals import LocalTotals
 
 
@@ -153,7 +153,7 @@ def party(
     """
     import msgspec
 
-    from voxring.batch import read_manifest
+    from voxring.batch import party_batch, read_manifest
     from voxring.cli.status import StatusServer
     from voxring.engine import device_name
     from voxring.learn.evaluation import model_of
@@ -209,11 +209,24 @@ def party(
         def landmarks() -> LocalTotals:
             return account.add_up_landmarks(patients(checked).patients)
 
+        def step(study: AtWeights) -> LocalTotals:
+            """Read the images again. No journal: a session that has released something does not start over."""
+            return party_batch(
+                manifest,
+                study,
+                device=device,  # type: ignore[arg-type]  # click checks the choice
+                workers=workers,
+                scheduler=scheduler,
+                bad=bad or "list",  # type: ignore[arg-type]  # click's flags
+                progress=lambda done, total: progress.images(name, done, total),
+            ).totals
+
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
             InTwoPasses(landmarks, local_totals) if checked.agrees else partial(local_totals, checked),
+            step=None if checked.logistic is None else step,
             state=folder,
             ledger=account,
             address=address,
@@ -268,6 +281,7 @@ def research(
 ) -> None:
     """Run the study file STUDY as the researcher: dial its parties, sum round the ring, write the result."""
     from voxring.landmarks import landmarks_learned
+    from voxring.learn.logistic import fitted_of
     from voxring.net import PrivateKey
     from voxring.result import Result
     from voxring.session import Course, run_researcher
@@ -293,7 +307,8 @@ def research(
             course=course,
         )
     skipped = {party: n for (what, party), n in view.learned.items() if what == "skipped" and isinstance(n, int)}
-    result = Result.of(answer, checked, skipped, landmarks_learned(view.learned))
+    fitted = fitted_of(view.learned, checked)
+    result = Result.of(answer, checked, skipped, landmarks_learned(view.learned), fitted)
     result.save(out)
     write_report(result, course, page)
     if as_json:

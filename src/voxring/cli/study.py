@@ -12,7 +12,7 @@ from voxring.cli.report import check_writable
 from voxring.cli.sheet import FORMATS
 from voxring.result import write_whole
 from voxring.ring.disclosure import disclosure
-from voxring.ring.sheet import additive_warnings, moduli, sheet
+from voxring.ring.sheet import additive_warnings, logistic_warnings, moduli, sheet
 from voxring.statistics import layout
 from voxring.study import Study, load_study
 
@@ -62,6 +62,8 @@ def check(file: Path, as_json: bool) -> None:
         size = -(-sum(blocks.values()) * sizes["statistics"] // 8 // 1000)
         listed = ", ".join(f"{name} {count}" for name, count in blocks.items())
         click.echo(f"vector   {sum(blocks.values())} numbers of each class, {size} kB: {listed}")
+    if checked.logistic is not None:
+        click.echo(f"steps    at most {checked.logistic.steps} of a logistic regression, each a pass and a sum")
     for warning in warnings:
         click.echo(f"warning  {warning}")
     click.echo("\nWho learns what")
@@ -107,4 +109,5 @@ def _warnings(checked: Study) -> list[str]:
             "privacy: min_voxels and min_patients are at their least: a class that one patient alone has is released"
         )
     found += [f"statistics: {warning}" for warning in additive_warnings(checked)]
+    found += [f"logistic: {warning}" for warning in logistic_warnings(checked)]
     return found

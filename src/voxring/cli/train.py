@@ -27,10 +27,11 @@ FEW = 10
 )
 @click.option(
     "--classifier",
-    type=click.Choice(["lda", "qda", "gnb", "ridge"]),
+    type=click.Choice(["lda", "qda", "gnb", "ridge", "logistic"]),
     default="lda",
     show_default=True,
-    help="Linear or quadratic discriminant analysis, Gaussian naive Bayes, or ridge regression.",
+    help="Linear or quadratic discriminant analysis, Gaussian naive Bayes, ridge regression, or, of a study with "
+    "[logistic], logistic regression.",
 )
 @click.option("--shrinkage", metavar="NUMBER|oas", help="Of lda and qda: 0 to 1, or estimated.  [default: none]")
 @click.option("--smoothing", type=float, help="Of gnb: this share of the largest variance is added.  [default: 1e-9]")
@@ -57,7 +58,7 @@ def train(
     """
     from voxring.learn import Model, Moments
     from voxring.learn.export import write_onnx, write_skops
-    from voxring.result import agreed_study, check_same, read_result
+    from voxring.result import agreed_study, check_same, read_result, weights_of
     from voxring.study import load_study
 
     for path in filter(None, (out, skops, onnx)):
@@ -75,7 +76,10 @@ def train(
         shrinkage=_shrinkage(shrinkage),
         smoothing=smoothing,
         alpha=alpha,
+        weights=weights_of(document, result) if classifier == "logistic" else None,
     )
+    if classifier == "logistic" and not document["logistic"].get("converged"):
+        warnings.append("the weights are not the optimum: raise logistic.steps in the study, or lower strength")
     model.save(out)
     if skops is not None:
         write_skops(model, skops)

@@ -256,7 +256,7 @@ class NewtonLogistic(_Normal):
         shifts = 30 - np.frexp(np.abs(table - middle).max(axis=0))[1]
         integers = np.rint(np.ldexp(table - middle, shifts)).astype(np.int64)
         units = [Fraction(2) ** int(shift) for shift in shifts]
-        newton = Newton(zero(len(self.classes_), len(units)), tuple(units), (0,) * len(units), self.C)
+        newton = Newton(zero(len(self.classes_), len(units)), tuple(units), (0,) * len(units), len(table), self.C)
         while not newton.done:
             if newton.steps >= self.max_steps:
                 raise ModelError(f"no optimum after {newton.steps} steps: raise max_steps, or lower C")

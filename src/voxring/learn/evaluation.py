@@ -116,7 +116,7 @@ def class_evaluation(
     counts = Counts.none(names, bins)
     if truth.any():
         stack = FeatureStack(image, model.study, slope=slope, intercept=intercept, threads=threads, scaled=scaled)
-        for first, stop in _slabs(truth):
+        for first, stop in slabs(truth):
             here = truth[first:stop] if truth.ndim == 3 else truth
             places = np.flatnonzero(here)
             maps = [one.reshape(-1)[places] for one in stack.maps((first, stop))]
@@ -129,7 +129,7 @@ def class_evaluation(
     return {name: counts.of_class(name) for name in labels}
 
 
-def _slabs(truth: Array) -> list[tuple[int, int]]:
+def slabs(truth: Array) -> list[tuple[int, int]]:
     """Runs of planes that hold a class, cut into slabs; an image in 2D is one plane."""
     if truth.ndim == 2:
         return [(0, 1)]

@@ -11,15 +11,16 @@ classes have one score, that of the second; more have one each, and their softma
 
 What each step reveals beyond the moments: the gradient and the Hessian, at weights that all members know. That is
 `width` numbers more for each step. docs/classifiers.md says more.
+
+`step_totals` is a party's part of a step, `Newton` the researcher's, and `fit` does both in the open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,13 @@ import numpy.typing as npt
 
 from voxring.errors import ModelError
 from voxring.learn.exact import dot
+from voxring.statistics import STEP_BITS, padded, unpack
+from voxring.study import AtWeights, Study
+from voxring.study.bounds import feature_bound
+from voxring.study.faults import FEATURE_BITS, MOST_FEATURES
+from voxring.totals import LocalTotals, Statistics
 
-BITS = 40
+BITS = STEP_BITS
 """Probabilities, and products of two, are multiples of 2^-40."""
 ONE = 1 << BITS
 SCORE_BITS = 32
@@ -37,10 +43,12 @@ WEIGHT_BITS = 72
 """A coefficient W adds W · x / 2^72 to the score of a voxel whose feature has the integer x."""
 LARGEST = 1 << 62
 """Scores and intercepts stay below it, coefficients below 2^16 times as much."""
-WIDEST = 1 << BITS
+WIDEST = 1 << FEATURE_BITS
 """Features' integers stay below it."""
-MOST = 64
-"""Features."""
+SMALL_BITS = 60
+"""Steps that change the score of a voxel by 2^-30, in the mean of squares weighted with p(1 − p), are the last."""
+LOGISTIC = "logistic regression"
+"""What a view calls what is learned of all classes together."""
 
 _STEP = 8
 """Bits of a difference of scores that one table is for."""
@@ -61,28 +69,6 @@ def width(scores: int, features: int) -> int:
     """How many integers a step sums: a gradient, and the upper triangles of a Hessian."""
     size = features + 1
     return scores * size + scores * (scores + 1) // 2 * (size * (size + 1) // 2)
-
-
-def bounds(scores: int, largest: Sequence[int], voxels: int) -> tuple[int, ...]:
-    """Return the largest that each number of a step can be.
-
-    Parameters
-    ----------
-    scores : int
-    largest : sequence of int
-        Of each feature the largest size of its integers.
-    voxels : int
-        How many there may be, of all classes together.
-
-    Examples
-    --------
-    >>> [bound >> BITS for bound in bounds(1, [3], 10)]
-    [10, 30, 10, 30, 90]
-    """
-    of = (1, *largest)
-    squares = tuple(one * other for i, one in enumerate(of) for other in of[i:])
-    pairs = scores * (scores + 1) // 2
-    return tuple(voxels * ONE * size for size in (*of * scores, *squares * pairs))
 
 
 def local_step(features: Integers, places: npt.NDArray[np.integer[Any]], rows: Rows, workers: int = 1) -> list[int]:
@@ -120,9 +106,13 @@ def local_step(features: Integers, places: npt.NDArray[np.integer[Any]], rows: R
     >>> [value / 2**40 for value in local_step(voxels, places, zero(2, 1))]
     [0.0, -1.0, 0.5, 0.0, 0.5]
     """
+    return step_of(np.ascontiguousarray(np.asarray(features, dtype=np.int64).T), places, rows, workers)
+
+
+def step_of(x: Integers, places: npt.NDArray[np.integer[Any]] | int, rows: Rows, workers: int) -> list[int]:
+    """Do as `local_step`, of features by row; ``places`` may be one for all voxels."""
     from voxring.kernels.cpu.additive import weighted_gram
 
-    x = np.ascontiguousarray(np.asarray(features, dtype=np.int64).T)
     values = np.concatenate([np.ones((1, x.shape[1]), np.int64), x])
     chances = probabilities(x, rows)
     used = range(len(chances))[-len(rows) :]  # of two classes the second alone
@@ -152,11 +142,9 @@ def _score(x: Integers, row: Sequence[int]) -> Integers:
     """Intercept + Σ W x over 2^40, half up: W is cut into digits of 16 bits, so that no product leaves 63."""
     intercept, *coefficients = row
     largest = [int(np.abs(one).max(initial=0)) for one in x]
-    if len(x) > MOST or max(largest, default=0) >= WIDEST:
+    if len(x) > MOST_FEATURES or max(largest, default=0) >= WIDEST:
         raise ModelError("logistic: expected at most 64 features of integers below 2^40: use fewer fraction_bits")
-    shift = WEIGHT_BITS - SCORE_BITS
-    most = abs(intercept) + (sum(abs(w) * one for w, one in zip(coefficients, largest, strict=True)) >> shift)
-    if not fits(row) or most >= LARGEST:
+    if not fits(row, largest):
         raise ModelError("logistic: with these weights scores leave the range of 62 bits: lower logistic.strength")
     digits = [np.zeros(x.shape[1], np.int64) for _ in range(5)]
     for w, one in zip(coefficients, x, strict=True):
@@ -169,9 +157,11 @@ def _score(x: Integers, row: Sequence[int]) -> Integers:
     return scored
 
 
-def fits(row: Sequence[int]) -> bool:
-    """Whether the weights of a score are as small as they must be."""
-    return abs(row[0]) < LARGEST and all(abs(w) < LARGEST << 16 for w in row[1:])
+def fits(row: Sequence[int], largest: Sequence[int]) -> bool:
+    """Whether weights of a score are small enough for all voxels whose features are no larger."""
+    intercept, *coefficients = row
+    reach = sum(abs(w) * one for w, one in zip(coefficients, largest, strict=True)) >> WEIGHT_BITS - SCORE_BITS
+    return abs(intercept) + reach < LARGEST and all(abs(w) < LARGEST << 16 for w in coefficients)
 
 
 @cache
@@ -246,9 +236,14 @@ class Newton:
         Of each feature: its integer x stands for x / unit. Powers of two; a fraction where it is below 1.
     centre : tuple of int
         Near the mean of each feature's integers: there, R's equations are well conditioned.
+    voxels : int
+        n, of all classes together.
     strength : float
         C, the inverse of the penalty.
+    largest : tuple of int
+        The largest size of each feature's integers.
     done : bool
+        Whether the rows are the answer: the step that led to them was so small that the next would change nothing.
     steps : int
         How many sums were used.
     """
@@ -256,7 +251,9 @@ class Newton:
     rows: Rows
     units: tuple[int | Fraction, ...]
     centre: tuple[int, ...]
+    voxels: int
     strength: float = 1.0
+    largest: tuple[int, ...] = ()
     done: bool = False
     steps: int = 0
     base: tuple[Fraction, ...] = ()
@@ -280,10 +277,9 @@ class Newton:
         direction = _solve([[float(x) for x in row] for row in hessian], [-float(x) for x in gradient])
         end = tuple(a + Fraction(b) for a, b in zip(here, direction, strict=True))
         slope = dot(gradient, [Fraction(d) for d in direction])
-        scale, size = 1 + max(abs(float(x)) for x in here), max(map(abs, direction))
-        before = max(map(abs, self.direction)) if self.direction else inf
-        # The last steps shrink as squares do, until the rounding of probabilities is all that moves them.
-        done = size <= 1e-9 * scale or (size <= 1e-5 * scale and size >= before / 2)
+        # −slope is Σ p(1 − p) (change of score)², and the penalty's share: exact, and the same in any units. Steps
+        # shrink as squares do: after this one, the next would move scores by less than their rounding.
+        done = -slope * (1 << SMALL_BITS) <= self.voxels
         return replace(self._to(end), base=here, direction=direction, slope=slope, done=done)
 
     @property
@@ -318,7 +314,7 @@ class Newton:
                 (Fraction(w * c, 1 << WEIGHT_BITS) for w, c in zip(scaled, self.centre, strict=True)), Fraction()
             )
             rows.append((round(intercept * (1 << SCORE_BITS)), *scaled))
-        if not all(map(fits, rows)):
+        if not all(fits(row, self.largest or (0,) * (size - 1)) for row in rows):
             raise ModelError("logistic: the weights grow without end: lower the strength, or leave a feature out")
         return replace(self, rows=tuple(rows), steps=self.steps + 1)
 
@@ -393,3 +389,135 @@ def _sum(values: Iterable[float]) -> float:
     for value in values:
         total += value
     return total
+
+
+# Over a study.
+
+
+def largest(study: Study) -> tuple[int, ...]:
+    """The largest size of each feature's integers, whatever the images."""
+    return tuple(feature_bound(feature, study) for feature in study.feature)
+
+
+def begin(study: Study, released: Mapping[str, Statistics]) -> Newton | None:
+    """Return where R begins once it knows the moments; None where fewer than two classes are released."""
+    if study.logistic is None or len(released) < 2:
+        return None
+    voxels = sum(one.voxels for one in released.values())
+    sums = [unpack(one.additive, study)["feature_sums"] for one in released.values()]
+    count = len(study.feature)
+    return Newton(
+        zero(len(released), count),
+        (study.unit,) * count,
+        tuple(round(Fraction(sum(column), voxels)) for column in zip(*sums, strict=True)),
+        voxels,
+        study.logistic.strength,
+        largest(study),
+    )
+
+
+def step_totals(totals: LocalTotals, study: AtWeights) -> list[int]:
+    """Add up the sums of a step over the classes."""
+    mine = [padded(totals[name].statistics, totals[name].voxels, study) for name in study.classes]
+    return [sum(column) for column in zip(*mine, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What the steps came to.
+
+    Attributes
+    ----------
+    rows : Rows
+        The weights; none where nothing could be made.
+    steps : int
+        How many sums were used.
+    converged : bool
+        Whether the weights are the optimum.
+    """
+
+    rows: Rows
+    steps: int
+    converged: bool
+
+
+def fit(study: Study, released: Mapping[str, Statistics], sums_at: Callable[[AtWeights], LocalTotals]) -> Fitted:
+    """Take the steps in the open: what a session must equal to the bit.
+
+    Parameters
+    ----------
+    study : Study
+        With ``logistic``, and the landmarks, if the parties agreed on them.
+    released : mapping of class name to Statistics
+        Without those that are withheld.
+    sums_at : callable
+        Everybody's totals at a step.
+    """
+    newton, steps = begin(study, released), 0
+    while newton is not None and goes_on(newton, study):
+        at, steps = study.at(newton.rows, released), steps + 1
+        try:
+            newton = newton.update(step_totals(sums_at(at), at))
+        except ModelError:
+            newton = None
+    return fitted(newton, steps)
+
+
+def goes_on(newton: Newton, study: Study) -> bool:
+    """Whether another step is to be taken."""
+    return study.logistic is not None and not newton.done and newton.steps < study.logistic.steps
+
+
+def fitted(newton: Newton | None, steps: int) -> Fitted:
+    """Return what the steps came to."""
+    return Fitted((), steps, False) if newton is None else Fitted(newton.rows, steps, newton.done)
+
+
+def learned_of(done: Fitted) -> dict[tuple[str, str], int | tuple[int, ...]]:
+    """What R learns at the end, as its view has it; `fitted_of` takes it out again."""
+    weights = tuple(weight for row in done.rows for weight in row)
+    return {
+        ("steps", LOGISTIC): done.steps,
+        ("converged", LOGISTIC): int(done.converged),
+        ("weights", LOGISTIC): weights,
+    }
+
+
+def fitted_of(learned: Mapping[tuple[str, str], object], study: Study) -> Fitted | None:
+    """Return what the steps came to, of a view of the researcher, or None where the study asks for none.
+
+    Examples
+    --------
+    >>> tables = {"feature": [{"kind": "intensity"}], "statistics": {"gram": True}, "logistic": {}}
+    >>> study = Study.of(name="t", classes={"a": 1, "b": 2}, bounds={"intensity": 9}, **tables)
+    >>> done = Fitted(((1, 2),), 4, True)
+    >>> fitted_of(learned_of(done), study) == done
+    True
+    """
+    if study.logistic is None:
+        return None
+    steps, converged, weights = (learned.get((what, LOGISTIC)) for what in ("steps", "converged", "weights"))
+    if not (isinstance(steps, int) and isinstance(converged, int) and isinstance(weights, tuple)):
+        return Fitted((), 0, False)
+    size = len(study.feature) + 1
+    rows = tuple(weights[at : at + size] for at in range(0, len(weights), size))
+    return Fitted(rows, steps, bool(converged))
+
+
+def fitted_document(done: Fitted, study: Study) -> dict[str, object]:
+    """Return what the result file says of the logistic regression, as JSON types."""
+    told: dict[str, object] = {"steps": done.steps, "strength": study.logistic.strength if study.logistic else None}
+    if not done.rows:
+        few = "fewer than two classes are released, so there is nothing to tell apart"
+        singular = "no weights fit: a feature is constant or follows from others, or strength is too large"
+        return {"withheld": singular if done.steps else few, **told}
+    weights = [
+        [Fraction(row[0], 1 << SCORE_BITS), *(Fraction(w * study.unit, 1 << WEIGHT_BITS) for w in row[1:])]
+        for row in done.rows
+    ]
+    return {
+        "converged": done.converged,
+        **told,
+        "weights": [[[str(w.numerator), str(w.denominator)] for w in row] for row in weights],
+        "weights_float": [[float(w) for w in row] for row in weights],
+    }

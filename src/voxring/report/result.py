@@ -42,6 +42,9 @@ _STEPS = {
     "averaging": "release of μ",
     "sdsum": "secure sum of sdsum",
     "statistics": "secure sum of the statistics",
+    "weighing": "weights of a step",
+    "stepping": "parties compute a step",
+    "step": "secure sum of a step",
     "closing": "end",
 }
 _PACKAGES = ("voxring", "cryptography", "msgspec", "numba", "numpy", "pynng", "pyopenssl")
@@ -82,6 +85,7 @@ def result_report(
     sections = [
         Section("statistics", "Statistics", _statistics(classes, study)),
         *([Section("noise", "Noise", _noise(document))] if noisy else []),
+        *_logistic(document),
         *_evaluation(document),
         Section("classes", "Noisy numbers" if noisy else "Exact numbers", _classes(document, classes)),
         Section("rings", "Rings", _rings(rings, study)),
@@ -211,6 +215,29 @@ def _evaluation(document: Mapping[str, Any]) -> Iterator[Section]:
         return
     digest = tag("p", tag("span", "model digest ", class_="unit"), tag("code", made["model"]))
     yield Section("evaluation", "Evaluation of a model", join([digest, evaluation(made)]))
+
+
+def _logistic(document: Mapping[str, Any]) -> Iterator[Section]:
+    made = document.get("logistic")
+    if made is None:
+        return
+    if "withheld" in made:
+        yield Section("logistic", "Logistic regression", tag("p", made["withheld"], class_="withheld"))
+        return
+    released = [name for name, one in document["classes"].items() if "withheld" not in one]
+    titles = ("class", "intercept", *document["features"])
+    rows = zip(released[-len(made["weights_float"]) :], made["weights_float"], strict=True)
+    told = tag(
+        "p",
+        f"{made['steps']} steps, C = {made['strength']:g}; "
+        + ("the optimum." if made["converged"] else "not the optimum yet: the study allows no more steps.")
+        + " Weights are those of features in standardised units."
+        + (f" {released[0]} has the score 0." if len(made["weights_float"]) == 1 else ""),
+    )
+    shown = [(name, *(_decimal(weight) for weight in row)) for name, row in rows]
+    yield Section(
+        "logistic", "Logistic regression", join([told, table(titles, shown, label="Weights of every class", wide=True)])
+    )
 
 
 def _classes(document: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> Html:

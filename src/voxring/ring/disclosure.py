@@ -93,6 +93,7 @@ def disclosure(study: Study) -> list[str]:
         "Each party learns n and the mean μ of each released class, and which classes are withheld.",
         *_scale_sentences(study),
         *_additive_sentences(study),
+        *_logistic_sentences(study),
         *noise_sentences(study),
         "A party with images that cannot be used ends without sending a number, unless its operator runs it with "
         "--skip-bad: then "
@@ -216,6 +217,16 @@ def _additive_sentences(study: Study) -> list[str]:
         return []
     listed = ", ".join(f"{_WORDS[block.name]} ({_count(block.size, 'number')})" for block in blocks)
     return [f"The researcher also learns, of each released class over all parties together: {listed}."]
+
+
+def _logistic_sentences(study: Study) -> list[str]:
+    if study.logistic is None:
+        return []
+    return [
+        "A logistic regression of the released classes is fitted in steps, at most "
+        f"{study.logistic.steps}: at each the researcher sends weights to all parties and learns the gradient and the "
+        "Hessian at these, summed over all voxels of all parties; the researcher learns the weights at the end.",
+    ]
 
 
 _WORDS = {

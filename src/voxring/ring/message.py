@@ -17,7 +17,7 @@ import msgspec
 
 from voxring.errors import RemoteProtocolError
 
-VERSION = 4
+VERSION = 5
 OVERHEAD = 512
 """No frame is longer than its body plus this."""
 
@@ -25,7 +25,8 @@ _MAGIC = b"VXR"
 _HASH = 16
 _HEAD = len(_MAGIC) + 1 + _HASH
 
-SumName = Literal["images", "landmarks", "voxels", "sum", "sdsum", "statistics"]
+SumName = Annotated[str, msgspec.Meta(pattern=r"^(|images|landmarks|voxels|sum|sdsum|statistics|step [1-9][0-9]?)$")]
+"""Each sum of a session by a name of its own, which steps of a logistic regression number; none in other messages."""
 Kind = Literal[
     "again",
     "hello",
@@ -42,6 +43,7 @@ Kind = Literal[
     "scale",
     "released",
     "means",
+    "weights",
     "done",
     "abort",
     "ok",
@@ -55,9 +57,9 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
     ``share`` goes round a ring; for a long vector ``stream`` does, which ``door`` answers, and chunks follow. The
     researcher asks with ``again``, ``hello``, ``commitments``, ``openings``, ``kept``, ``poll``, ``scale``,
-    ``released``, ``means``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``, ``ok``
-    and ``refused``. ``sum`` and ``ring`` matter to ``share``, ``stream`` and ``door``; the ``digest`` of the first
-    two stands for study and coin.
+    ``released``, ``means``, ``weights``, ``done`` and ``abort``; the answers are ``welcome``, ``opening``, ``status``,
+    ``ok`` and ``refused``. ``sum`` and ``ring`` matter to ``share``, ``stream`` and ``door``, ``sum`` also to
+    ``weights``; the ``digest`` of the first two stands for study and coin.
     """
 
     kind: Kind
@@ -65,7 +67,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     session: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
     sender: Name
     receiver: Name
-    sum: SumName | Literal[""] = ""
+    sum: SumName = ""
     ring: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
     body: bytes = b""
 
@@ -130,6 +132,13 @@ MESSAGES: dict[Kind, Described] = {
     ),
     "released": Described("researcher", "party", "n of each released class", "the result itself"),
     "means": Described("researcher", "party", "μ of each released class, exact", "the result itself"),
+    "weights": Described(
+        "researcher",
+        "party",
+        "the weights of a step of the logistic regression, as integers",
+        "fixed for the first step; of later ones, they follow from the results and the sums of the steps before, which "
+        "the researcher learns",
+    ),
     "done": Described("researcher", "party", "the session is over", _FIXED),
     "abort": Described(
         "researcher", "party", "the session has failed, and why", "fixed words and names of parties and classes"
@@ -192,15 +201,34 @@ RELAYED: dict[str, Described] = {
 }
 """What goes between a member and a relay."""
 
-SUMS: dict[SumName, str] = {
+SUMS: dict[str, str] = {
     "images": "how many images and patients there are",
     "landmarks": "the sum over all images of each landmark between the first and the last",
     "voxels": "n and the patient count of every class of the study",
     "sum": "the sum of local means of every released class",
     "sdsum": "the sum of squared deviations from μ of every released class",
     "statistics": "the additive statistics that the study asks for, of every released class",
+    "step": "the gradient and the Hessian of a logistic regression at the weights that were sent, of all released "
+    "classes together; once for each step",
 }
-"""What each secure sum adds up."""
+"""What each secure sum adds up; the steps of a logistic regression are alike."""
+
+
+def step_name(number: int) -> str:
+    """Return the name of the sum of a step of a logistic regression, the first of which has the number 1."""
+    return f"step {number}"
+
+
+def kind_of_sum(name: str) -> str:
+    """Return the name under which `SUMS` describes a sum.
+
+    Examples
+    --------
+    >>> kind_of_sum(step_name(3)), kind_of_sum("voxels")
+    ('step', 'voxels')
+    """
+    return name.partition(" ")[0]
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -27,10 +27,10 @@ from voxring.privacy import (
 from voxring.privacy.intervals import deviation, deviations_of_statistics, scale, scales
 from voxring.ring.coin import COIN_BYTES
 from voxring.ring.disclosure import disclosure, leaking_coalition
-from voxring.ring.message import CARRIERS, MESSAGES, RELAYED, SUMS, SumName
+from voxring.ring.message import CARRIERS, MESSAGES, RELAYED, SUMS
 from voxring.ring.order import connectivity, rings_of
 from voxring.statistics import Block, largest_bound, layout, slots
-from voxring.study import Study
+from voxring.study import AtWeights, Study
 from voxring.totals import count_bound, sdsum_bound, sum_bound
 
 Row = tuple[str, ...]
@@ -78,6 +78,7 @@ def sheet(study: Study) -> Sheet:
             _colluders(study),
             *_scale(study),
             *_additive(study),
+            *_logistic(study),
             _implied(study),
             _modulus(study),
             _carriers(study),
@@ -86,7 +87,7 @@ def sheet(study: Study) -> Sheet:
     )
 
 
-def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
+def moduli(study: Study) -> dict[str, tuple[int, int]]:
     """Return for each sum the largest value of one party and N; a study without parties is taken to have the fewest.
 
     That of sdsum depends on μ, and is that of the largest denominator μ can have.
@@ -98,7 +99,7 @@ def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
 
     voxels = count_bound(study) + tail("voxels", "patients")
     finest = Fraction(1, study.denominator * voxels * parties)
-    bounds: dict[SumName, int] = {}
+    bounds: dict[str, int] = {}
     if study.agrees:
         bounds = {"images": count_bound(study), "landmarks": landmark_bound(study)}
     bounds |= {
@@ -109,7 +110,15 @@ def moduli(study: Study) -> dict[SumName, tuple[int, int]]:
     if layout(study):
         tail_of_statistics = max((noise.tail for noise in noises_of_statistics(study, names)), default=0)
         bounds["statistics"] = largest_bound(study) + tail_of_statistics
+    if study.logistic is not None:
+        bounds["step"] = largest_bound(_first_step(study)) * len(names)
     return {name: (bound, modulus(parties, bound)) for name, bound in bounds.items()}
+
+
+def _first_step(study: Study) -> AtWeights:
+    """What a step of the logistic regression sums if all classes are released; the weights' values do not matter."""
+    classes = len(study.classes)
+    return study.at([[0] * (len(study.feature) + 1)] * (1 if classes == 2 else classes), study.classes)
 
 
 def _noise(study: Study) -> Iterator[Section]:
@@ -165,13 +174,15 @@ def _parties(study: Study) -> int:
 
 
 def _messages(study: Study) -> Section:
-    sums = ("three", "four", "five", "six")[len(moduli(study)) - 3]
+    steps = 0 if study.logistic is None else study.logistic.steps
+    sums = ("three", "four", "five", "six")[len(moduli(study)) - 3 - bool(steps)]
+    more = f", and for each of at most {steps} steps of the logistic regression" if steps else ""
     return Section(
         "Every message",
         (
             "What each kind of message holds, and how that is distributed given the results that its receiver is meant "
             "to learn. Besides, every message holds the digest of the study, the name of the session and the names of "
-            f"its sender and receiver. A share goes round each ring once for each of the {sums} sums.",
+            f"its sender and receiver. A share goes round each ring once for each of the {sums} sums{more}.",
         ),
         ("message", "from", "to", "holds", "distribution"),
         tuple(_message_rows(study)),
@@ -225,7 +236,9 @@ def _numbers(study: Study) -> str:
         more = ", sdsum and additive statistics" if layout(study) else " and sdsum"
         return f"noisy n, patient count, sum{more}"
     first = "landmarks, " if study.agrees else ""
-    return f"{first}n, patient count, sum" + (", sdsum and additive statistics" if layout(study) else " and sdsum")
+    steps = " and the sums of each step" if study.logistic is not None else ""
+    more = ", sdsum and additive statistics" + steps if layout(study) else " and sdsum"
+    return f"{first}n, patient count, sum{more}"
 
 
 def _from_results(size: int, study: Study) -> str:
@@ -305,7 +318,58 @@ def _evaluated(study: Study) -> tuple[str, ...]:
     )
 
 
+def _logistic(study: Study) -> Iterator[Section]:
+    if study.logistic is None:
+        return
+    steps, at = study.logistic.steps, _first_step(study)
+    blocks = {block.name: block.size for block in layout(at)}
+    yield Section(
+        "Logistic regression",
+        (
+            f"At most {steps} times (logistic.steps) the researcher sends weights to all parties, and learns, over all "
+            f"parties and all released classes together, the {slots(at)} numbers of the table: as many as "
+            f"{steps * slots(at)} numbers in all, which go round the rings in a sum of their own at each step. It ends "
+            "earlier once another step would change nothing; how many steps there were, all learn. Parties learn the "
+            "weights of each step but the last, and none of the sums.",
+            "The first step is at weights of 0 and tells no more than the sums of features and of their products do. "
+            "Later ones weigh each voxel by how much the classes are in doubt there, p(1 − p): voxels near the border "
+            "between two classes count most. Where few voxels are in doubt, the sums tell nearly their features, up to "
+            "a rotation; the more steps, and the fewer voxels for each number, the more.",
+            "The weights follow from the sums by fixed rules, but parties cannot check that they do: a researcher who "
+            "does not follow the protocol could choose weights that leave a single voxel in doubt, and learn its "
+            "features. A party checks that the first weights are 0, that none leave their bounds, and that there are "
+            "no more steps than agreed; its ledger keeps a SHA-256 of the weights of each, against which the "
+            "researcher's can be held afterwards.",
+            *(f"{warning[0].upper()}{warning[1:]}." for warning in logistic_warnings(study)),
+        ),
+        ("block", "numbers", "what they are", "what they reveal"),
+        tuple((name, str(size), *_REVEALS[name]) for name, size in blocks.items()),
+    )
+
+
+def logistic_warnings(study: Study) -> list[str]:
+    """Say where the steps of a logistic regression may tell more numbers than there are voxels."""
+    if study.logistic is None:
+        return []
+    least, numbers = 2 * study.privacy.min_voxels, study.logistic.steps * slots(_first_step(study))
+    if least >= numbers:
+        return []
+    return [
+        f"two classes of {least} voxels together may be released, and the steps tell {numbers} numbers: raise "
+        "privacy.min_voxels, or lower logistic.steps"
+    ]
+
+
 _REVEALS = {
+    "gradient": (
+        "for each score, the sum over all voxels of p − [the voxel has the class], and of that times each feature",
+        "how far the probabilities are off, at these weights",
+    ),
+    "hessian": (
+        "for each two scores, the sum over all voxels of p times one less the other p, and of that times each two "
+        "features",
+        "how many voxels are in doubt at these weights, and means and covariances of their features",
+    ),
     "feature_sums": ("Σf of each feature f", "the mean of each feature"),
     "gram": (
         "Σ f·g of each two features",

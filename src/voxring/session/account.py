@@ -10,7 +10,7 @@ The entries of a ledger, by kind:
                 under differential privacy, what that spends; that of landmarks, where parties agree on them, comes
                 before
     phase       n or μ of the released classes came, before the shares that answer them leave; n of each class; or the
-                standard scale came
+                standard scale came, or the weights of a step of a logistic regression, of which a SHA-256 is kept
     end         how the session ended and why, and of which sums this party gave shares
 
 `phase` and `end` list the messages sent since the entry before: kind, receiver, bytes, SHA-256 of the frame and how
@@ -101,12 +101,16 @@ class Bringing(msgspec.Struct, frozen=True):
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """The standard scale came, or the released classes' n, or then their μ; ``n`` is of all parties together."""
+    """The standard scale came, or the released classes' n, or then their μ, or the weights of a step.
+
+    ``n`` is of all parties together; ``weights`` is the SHA-256 of the message's body.
+    """
 
     session: str
     phase: str
     n: dict[str, int]
     sent: tuple[Sent, ...]
+    weights: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class End(msgspec.Struct, frozen=True):
@@ -173,6 +177,7 @@ class Account(NoAccount):
         self._landmarks: tuple[LocalTotals, ...] = ()
         self._session = NOBODY
         self._state = ""
+        self._steps = 0
         self._admitted = NOBODY
         self._admitted_landmarks = NOBODY
         self._given: list[str] = []
@@ -378,6 +383,13 @@ class Account(NoAccount):
         if party.state != before and (party.state in ("released", "averaged") or (before, party.state) in _TOLD):
             phase = Phase(self._session.hex(), _PHASES[party.state], dict(party.counts), self._take_sent())
             self.ledger.append("phase", phase)
+        if party.state == "stepping" and len(party.steps) > self._steps:
+            self._steps = len(party.steps)
+            weights = hashlib.sha256(party.steps[-1]).hexdigest()
+            name = f"weights {self._steps}"
+            self.ledger.append(
+                "phase", Phase(self._session.hex(), name, dict(party.counts), self._take_sent(), weights)
+            )
 
     def ended(self, party: Party) -> None:
         """Note how a session ended.
@@ -403,7 +415,7 @@ class Account(NoAccount):
         study = self._study
         begun = Begun(party.session.hex(), study.name, study.digest, study.parties, VERSION)
         self.ledger.append("session", begun)
-        self._session, self._given = party.session, []
+        self._session, self._given, self._steps = party.session, [], 0
 
     def _take_sent(self) -> tuple[Sent, ...]:
         sent = tuple((*message, times) for message, times in self._sent.items())

@@ -20,13 +20,15 @@ from voxring.session.account import Account, NoAccount, check_party
 from voxring.session.chunked import passing, ways_of
 from voxring.session.coins import CoinFile
 from voxring.session.party import ENDED, Heard, Party
-from voxring.study import Study
+from voxring.study import AtWeights, Study
 from voxring.totals import LocalTotals
 
 LONG_POLL = 0.5  # seconds that a poll without news is held back
 TICK = 0.1  # seconds between looks at the clock
 GRACE = 3.0  # seconds for a closed connection to come back
 _NOT_ADMITTED = "its ledger does not allow this run beside an earlier one, or cannot be written"
+COMPUTES = ("computing", "stepping")
+"""States in which a party that has summed before reads its images again."""
 LATER = 1.0  # seconds after the timeout, for streams: a peer that hangs is first missed, and named, by who asks it
 
 
@@ -40,6 +42,7 @@ def run_party(
     name: str,
     local_totals: Callable[[], LocalTotals] | InTwoPasses,
     *,
+    step: Callable[[AtWeights], LocalTotals] | None = None,
     state: str | Path | None,
     ledger: Account | None = None,
     address: str | None = None,
@@ -64,6 +67,8 @@ def run_party(
     local_totals : callable or InTwoPasses
         Reads the images; runs in this thread when the researcher is there, while the listener answers heartbeats. A
         study whose landmarks are to be agreed takes two passes.
+    step : callable, optional
+        Reads the images again, at the weights of a step of the logistic regression; for a study that asks for one.
     state : path, or None
         Folder in which the party keeps the coin of the study (`voxring.session.coins`). None keeps it nowhere: the next
         run has new rings, which is for simulations alone.
@@ -107,6 +112,8 @@ def run_party(
     check_party(study, name)
     if study.agrees != isinstance(local_totals, InTwoPasses):
         raise StudyError("a study whose landmarks are to be agreed is computed in two passes, any other in one")
+    if (study.logistic is not None) != (step is not None):
+        raise StudyError("a study with a logistic regression takes what computes its steps, any other does not")
     account = ledger or NoAccount()
     account.check_approved()
     network = Network.of(study, name, key=key, keys=keys, relay=relay, insecure=insecure)
@@ -128,7 +135,7 @@ def run_party(
             for other in study.parties
             if other != name
         }
-        return process.run(local_totals, where)
+        return process.run(local_totals, step, where)
 
 
 def _party(study: Study, name: str, state: str | Path | None, *, sealed: bool) -> Party:
@@ -228,10 +235,15 @@ class _Process:
             self.party.doors = tuple(port_of(door) - port_of(bound) for door in self.streams.addresses)
             yield
 
-    def run(self, local_totals: Callable[[], LocalTotals] | InTwoPasses, where: Mapping[str, str]) -> Heard:
+    def run(
+        self,
+        local_totals: Callable[[], LocalTotals] | InTwoPasses,
+        step: Callable[[AtWeights], LocalTotals] | None,
+        where: Mapping[str, str],
+    ) -> Heard:
         """Go from waiting to done; ``where`` are the addresses of the other parties."""
         try:
-            while not self._session(local_totals, where):
+            while not self._session(local_totals, step, where):
                 self.notify("starting over")
             heard = self.party.heard()
         finally:
@@ -245,7 +257,12 @@ class _Process:
         self.notify("done")
         return heard
 
-    def _session(self, local_totals: Callable[[], LocalTotals] | InTwoPasses, where: Mapping[str, str]) -> bool:
+    def _session(
+        self,
+        local_totals: Callable[[], LocalTotals] | InTwoPasses,
+        step: Callable[[AtWeights], LocalTotals] | None,
+        where: Mapping[str, str],
+    ) -> bool:
         """Go from waiting to done; False when the researcher starts over."""
         self._attempt = self.party.attempt
         self._reason = "it was stopped"
@@ -264,6 +281,9 @@ class _Process:
                 else:
                     self._compute(local_totals)
                 self._sum(links, where)
+                while step is not None and self.party.state == "stepping":
+                    self._step(step)
+                    self._sum(links, where)
         except _StartedOverError:
             return False
         return True
@@ -311,6 +331,23 @@ class _Process:
             self.account.admit(self.party.session, self._totals)
             self._reason = "its numbers leave the study's bounds"
             self.party.supply(self._totals, self.account.skipped)
+            self.changed.notify_all()
+        self._reason = "it was stopped"
+
+    def _step(self, step: Callable[[AtWeights], LocalTotals]) -> None:
+        """Sum up this party's images at the weights that came: read again, since all their features are too many."""
+        with self.changed:
+            self._look()
+            at = self.party.at
+        if at is None:
+            return
+        self.notify(f"computing step {len(self.party.steps)} of the logistic regression")
+        self._reason = "it stopped while computing a step of the logistic regression"
+        totals = step(at)
+        with self.changed:
+            self._look()
+            self._reason = "its images changed, or its numbers leave the study's bounds"
+            self.party.supply_step(totals)
             self.changed.notify_all()
         self._reason = "it was stopped"
 
@@ -364,12 +401,12 @@ class _Process:
         """Wait until there is something to send; False when the session is done, or this party is to compute."""
         while True:
             with self.changed:
-                if not self.party.news and not self._to_do and self.party.state not in (*ENDED, "computing"):
+                if not self.party.news and not self._to_do and self.party.state not in (*ENDED, *COMPUTES):
                     self.changed.wait(TICK)
                 self._look()
                 news = list(self.party.news)
                 self.party.news.clear()
-                ready, done = self._to_do, self.party.state in ("done", "computing")
+                ready, done = self._to_do, self.party.state in ("done", *COMPUTES)
             for what in news:
                 self.notify(what)
             if ready or done:

@@ -31,6 +31,8 @@ _STANDING = {
     "surveyed": "has its landmarks",
     "computing": "computing its totals",
     "ready": "has its totals",
+    "stepping": "computing a step of the logistic regression",
+    "stepped": "has its step",
 }
 """What a party is heard to be at, where that is worth telling; the sums themselves are told as news."""
 

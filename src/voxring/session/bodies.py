@@ -143,6 +143,23 @@ def read_means(body: bytes) -> dict[str, Fraction]:
     return _once([(name, _fraction(high, low, "means: expected μ")) for name, high, low in rows], "means")
 
 
+def write_weights(rows: Sequence[Sequence[int]]) -> bytes:
+    """Write the weights of a step of a logistic regression."""
+    return msgspec.msgpack.encode([[_bytes(one) for one in row] for row in rows])
+
+
+def read_weights(body: bytes) -> tuple[tuple[int, ...], ...]:
+    """Read the weights of a step; any number of rows of any length.
+
+    Raises
+    ------
+    RemoteProtocolError
+        The body is malformed.
+    """
+    rows: list[list[bytes]] = _read(body, list[list[bytes]], "weights")
+    return tuple(tuple(map(_integer, row)) for row in rows)
+
+
 def _fraction(high: bytes, low: bytes, expected: str) -> Fraction:
     numerator, denominator = _integer(high), _integer(low)
     if denominator < 1 or Fraction(numerator, denominator).denominator != denominator:

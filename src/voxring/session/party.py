@@ -11,6 +11,12 @@ ring (`outbox`). Its own totals come in through `supply`, which holds them again
     averaged -- shares of "sdsum" --> spread -- done --> done
     averaged -- shares of "sdsum" --> deviated -- shares of "statistics" --> spread, if the study asks for more
 
+If the study asks for a logistic regression and two classes or more are released, this takes the place of "spread", step
+by step; what a party sums then are its images at the weights that came (`voxring.learn.logistic`):
+
+    deviated -- shares of "statistics" --> fitting -- weights --> stepping -- own sums --> stepped
+    stepped -- shares of "step N" --> fitting -- done --> done
+
 Where the parties agree on landmarks (`voxring.landmarks`), this comes before:
 
     opened -- openings of all --> surveying -- own landmarks --> surveyed -- shares of "images" --> numbered
@@ -44,15 +50,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from voxring.errors import BoundError, LocalProtocolError, PeerError, RemoteProtocolError, StudyError, VoxringError
+from voxring.errors import (
+    BoundError,
+    ImageError,
+    LocalProtocolError,
+    PeerError,
+    RemoteProtocolError,
+    StudyError,
+    VoxringError,
+)
 from voxring.landmarks import SCALE, check_landmarks
+from voxring.learn.logistic import LOGISTIC, fits, largest, step_totals, zero
 from voxring.privacy import within_range
 from voxring.ring.chunks import ChunkedSum, ChunkMember
 from voxring.ring.coin import COIN_BYTES, coin_of, commitment
-from voxring.ring.message import Kind, Message, decode, encode
+from voxring.ring.message import Kind, Message, decode, encode, step_name
 from voxring.ring.noisy import Draw, NoisySum, shares_of_noise
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Member, SecureSum
@@ -61,12 +76,12 @@ from voxring.ring.views import Number, Received, View
 from voxring.session import bodies
 from voxring.session.plan import SESSION_BYTES, Plan
 from voxring.session.streamed import Streamed
-from voxring.study import Study
+from voxring.study import AtWeights, Study
 from voxring.totals import LocalTotals, check_bounds, count_bound
 
 NOBODY = bytes(SESSION_BYTES)
 ENDED = ("done", "failed", "aborted")
-FIRM = ("released", "summed", "averaged", "deviated", "spread", *ENDED)
+FIRM = ("released", "summed", "averaged", "deviated", "spread", "fitting", "stepping", "stepped", *ENDED)
 """States from which nothing starts over."""
 
 # (state, event) -> state.
@@ -95,6 +110,11 @@ TRANSITIONS = {
     ("averaged", "share sdsum of four"): "deviated",
     ("deviated", "share statistics"): "spread",
     ("spread", "done"): "done",
+    ("deviated", "share statistics to fit"): "fitting",
+    ("fitting", "weights"): "stepping",
+    ("stepping", "own step"): "stepped",
+    ("stepped", "share step"): "fitting",
+    ("fitting", "done"): "done",
 }
 
 
@@ -179,6 +199,10 @@ class Party:
         self._share = b""
         self._counts: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
+        self.at: AtWeights | None = None
+        """What is computed at the step of the logistic regression that runs; the weights are in it."""
+        self.steps: list[bytes] = []
+        """The weights of each step as they came."""
 
     @property
     def agreed(self) -> Study:
@@ -236,6 +260,32 @@ class Party:
         self._join(self.plan.voxels(self.session), self.plan.voxel_values(totals))
         self._step("own totals")
 
+    def supply_step(self, totals: LocalTotals) -> None:
+        """Hand in what this party's images sum up to at the weights of `at`.
+
+        Raises
+        ------
+        ImageError
+            These are not the images whose totals were handed in. Nothing was sent.
+        BoundError
+            The sums leave the study's bounds. Nothing was sent.
+        LocalProtocolError
+            They were handed in already, or it is not their turn.
+        """
+        if self.state in ENDED:
+            return
+        if (self.state, "own step") not in TRANSITIONS or self.at is None:
+            raise LocalProtocolError(f"a step is handed in once, while stepping; this party is {self.state}")
+        for name in self.at.classes:
+            if replace(totals[name], statistics=()) != replace(self._totals[name], statistics=()):
+                raise ImageError(
+                    f"class {name!r} has other totals than before: images or ground truth changed while the study ran; "
+                    "nothing of this step was sent"
+                )
+        check_bounds(totals, self.at)
+        self._join(self.plan.step(self.session, len(self.steps), self.at), step_totals(totals, self.at))
+        self._step("own step")
+
     def fail(self, reason: str) -> None:
         """End this party; the researcher is told the reason, which must hold no value."""
         if self.state not in ENDED:
@@ -265,7 +315,7 @@ class Party:
         name, self.streamed = self.streamed.agreed.name, None
         self.news.append(f"secure sum: {name}")
         self._in_chunks.append(name)
-        self._step(self.plan.share_event(name))
+        self._step(self.plan.share_event(name, len(self._counts)))
 
     def delivered(self, frame: bytes) -> None:
         """Take a successor's answer to the first frame of the outbox; one of a session that failed changes nothing.
@@ -311,6 +361,8 @@ class Party:
         for name, count in self._counts.items():
             learned["n", name] = count
             learned["μ", name] = self._means[name]
+        for number, came in enumerate(self.steps, 1):
+            learned[f"weights {number}", LOGISTIC] = tuple(one for row in bodies.read_weights(came) for one in row)
         withheld = tuple(name for name in self._study.classes if name not in self._counts)
         view = View(self.name, received, learned, tuple(self._in_chunks))
         return Heard(self._counts, self._means, withheld, view, self.scale)
@@ -421,7 +473,9 @@ class Party:
     def _first(self, message: Message) -> bytes:
         """Handle a message of its kind for the first time."""
         shares = message.kind in ("share", "stream")
-        event = self.plan.share_event(message.sum) if shares else message.kind
+        event = self.plan.share_event(message.sum, len(self._counts)) if shares else message.kind
+        if event == "share step" and message.sum != step_name(len(self.steps)):
+            raise RemoteProtocolError(f"{message.sum!r} came early or late: expected {step_name(len(self.steps))!r}")
         if message.kind == "hello" and (self._used or self._unused):
             event = self.plan.begin_event("hello again") if self._used else "hello unused"
         elif message.kind in ("openings", "kept"):
@@ -452,7 +506,14 @@ class Party:
             if member.state != "done":
                 return reply
             self.news.append(f"secure sum: {message.sum}")
-        elif message.kind == "scale":
+        elif message.kind in ("scale", "released", "means", "weights"):
+            event = self._learn(message, event)
+        self._step(event)
+        return reply
+
+    def _learn(self, message: Message, event: str) -> str:
+        """Take what the researcher has learned for all, and join the sum that answers it; return what that is."""
+        if message.kind == "scale":
             self.scale = self._checked_scale(bodies.read_scale(message.body))
             self.news.append("standard scale received")
         elif message.kind == "released":
@@ -468,8 +529,11 @@ class Party:
             values = self.plan.sdsum_values(self._totals, self._means)
             self._join(self.plan.sdsums(self.session, self._means), values)
             self.news.append("μ received")
-        self._step(event)
-        return reply
+        elif message.kind == "weights":
+            self.at = self._checked_weights(message)
+            self.steps.append(message.body)
+            self.news.append(f"weights received: {message.sum}")
+        return event
 
     def _start_over(self, session: bytes) -> None:
         self.session, self.state, self._reason = session, "waiting", ""
@@ -565,6 +629,22 @@ class Party:
             if (study.denominator * self._counts[name]) % mean.denominator:
                 raise RemoteProtocolError(f"means: μ of class {name!r} is no sum of the study's grid over n")
         return means
+
+    def _checked_weights(self, message: Message) -> AtWeights:
+        """What this party can see for itself: it is the next step, of those that were agreed, at weights in bounds."""
+        study, number = self.agreed if self._study.agrees else self._study, len(self.steps) + 1
+        if study.logistic is None or number > study.logistic.steps:
+            raise RemoteProtocolError("weights: expected no more steps than logistic.steps, got another")
+        if message.sum != step_name(number):
+            raise RemoteProtocolError(f"weights: expected those of {step_name(number)!r}, got {message.sum!r}")
+        rows, first = bodies.read_weights(message.body), zero(len(self._counts), len(study.feature))
+        if [len(row) for row in rows] != [len(row) for row in first]:
+            raise RemoteProtocolError("weights: expected a row for each score of the released classes, got others")
+        if number == 1 and rows != first:
+            raise RemoteProtocolError("weights: expected 0 at the first step, got others")
+        if not all(fits(row, largest(study)) for row in rows):
+            raise RemoteProtocolError("weights: expected scores within 62 bits for all values of the study, got larger")
+        return study.at(rows, self._counts)
 
     def _join(self, agreed: SecureSum, values: list[int]) -> None:
         if isinstance(agreed, NoisySum):

@@ -10,17 +10,18 @@ from functools import cached_property
 from voxring.errors import LocalProtocolError
 from voxring.fixedpoint import modulus
 from voxring.landmarks import SCALE, inner_landmarks, landmark_bound
+from voxring.learn.logistic import zero
 from voxring.privacy import Noise, noises, noises_of_statistics
 from voxring.ring.checksum import CheckedSum
 from voxring.ring.chunks import CHUNK_BYTES
 from voxring.ring.coin import COIN_BYTES, binding
-from voxring.ring.message import OVERHEAD, SumName
+from voxring.ring.message import OVERHEAD, SumName, kind_of_sum, step_name
 from voxring.ring.noisy import NoisySum
 from voxring.ring.order import Ring, check_parties, rings_of
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import residues_mod
 from voxring.statistics import largest_bound, padded, slots
-from voxring.study import MOST_LANDMARKS, Study
+from voxring.study import MOST_LANDMARKS, AtWeights, Study
 from voxring.totals import LocalTotals, count_bound, sdsum_bound, sum_bound
 
 SESSION_BYTES = 16
@@ -31,8 +32,8 @@ without more connections; and a relay carries no longer frame."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The secure sums of a study: three, one more if it asks for more statistics, and two before these if landmarks are
-    to be agreed on; the rings are known once the coin is.
+    """The secure sums of a study: three, one more if it asks for more statistics, one for each step of a logistic
+    regression, and two before all these if landmarks are to be agreed on; the rings are known once the coin is.
 
     Raises
     ------
@@ -98,13 +99,21 @@ class Plan:
     def longest(self) -> int:
         """Bytes of the longest vector that is summed, at most."""
         slots = max(2 * len(self.study.classes), inner_landmarks(self.study) if self.study.agrees else 0) + 1
-        return max(slots * self._width, self._longest_statistics)
+        return max(slots * self._width, self._longest_statistics, self._longest_step)
 
     @property
     def _longest_statistics(self) -> int:
         widest = largest_bound(self.study) + _tail(noises_of_statistics(self.study, list(self.study.classes)))
         width = (self._modulus(widest).bit_length() + 7) // 8
         return (slots(self.study) * len(self.study.classes) + 1) * width
+
+    @property
+    def _longest_step(self) -> int:
+        if self.study.logistic is None:
+            return 0
+        at = self.study.at(zero(len(self.study.classes), len(self.study.feature)), self.study.classes)
+        width = (self._modulus(self._step_bound(at)).bit_length() + 7) // 8
+        return (slots(at) + 1) * width
 
     @staticmethod
     def in_chunks(agreed: SecureSum) -> bool:
@@ -132,7 +141,10 @@ class Plan:
         # message of μ two integers and a name a class, that of the coin's parts a name and a part for each party.
         parts = sum(len(name) + COIN_BYTES + 16 for name in study.parties)
         # Or all inner landmarks; the message of the standard scale has their fractions.
-        more = max(min(self._longest_statistics, IN_CHUNKS), MOST_LANDMARKS * (width + 64) if study.agrees else 0)
+        longest = max(self._longest_statistics, self._longest_step)
+        more = max(min(longest, IN_CHUNKS), MOST_LANDMARKS * (width + 64) if study.agrees else 0)
+        if study.logistic is not None:  # its weights, of 80 bits at most
+            more = max(more, classes * (len(study.feature) + 1) * 16)
         return 2 * OVERHEAD + parts + names + max(width + classes * (2 * width + 64), more)
 
     def images(self, session: bytes) -> SecureSum:
@@ -168,14 +180,28 @@ class Plan:
         """What a party's state machine calls what it computes after."""
         return f"{name} to agree" if self.study.agrees else name
 
-    def share_event(self, name: str) -> str:
-        """What a party's state machine calls a share of a sum: what comes after sdsum depends on the study."""
-        return "share sdsum of four" if name == "sdsum" and self.more else f"share {name}"
+    def share_event(self, name: str, released: int) -> str:
+        """What a party's state machine calls a share of a sum, with so many released classes.
+
+        What comes after sdsum depends on the study, and what comes after the statistics on the classes, too.
+        """
+        if name == "sdsum" and self.more:
+            return "share sdsum of four"
+        fits = self.study.logistic is not None and released > 1
+        return "share statistics to fit" if name == "statistics" and fits else f"share {kind_of_sum(name)}"
 
     def statistics(self, session: bytes, released: Sequence[str]) -> SecureSum:
         """What the study asks for beside, of the released classes; a party's slots keep bounds of their own."""
         noisy = noises_of_statistics(self.study, released)
         return self._sum(session, "statistics", slots(self.study) * len(released), largest_bound(self.study), noisy)
+
+    def step(self, session: bytes, number: int, at: AtWeights) -> SecureSum:
+        """A step of the logistic regression, of all released classes together."""
+        return self._sum(session, step_name(number), slots(at), self._step_bound(at))
+
+    @staticmethod
+    def _step_bound(at: AtWeights) -> int:
+        return largest_bound(at) * len(at.classes)  # a party's voxels are bounded class by class
 
     def _sum(self, session: bytes, name: SumName, slots: int, bound: int, noisy: tuple[Noise, ...] = ()) -> SecureSum:
         if self.study.differential_privacy is not None:

@@ -21,7 +21,10 @@ when every party it needs has answered, so no message can be early anywhere:
     sum         ring; R learns sum              -> averaging
     averaging   μ to all                        -> sdsum
     sdsum       ring; R learns sdsum            -> closing, or statistics if the study asks for more
-    statistics  ring; R learns what it asks for -> closing
+    statistics  ring; R learns what it asks for -> closing, or weighing if the study asks for a logistic regression
+    weighing    weights of a step to all        -> stepping
+    stepping    poll all until they are stepped -> step
+    step        ring; R learns the step's sums  -> weighing, or closing when no step is left or needed
     closing     done to all that are there      -> done
 
 In a ring step R sends a blinded share to the first party of each ring and polls the last until that hands over the
@@ -41,13 +44,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from voxring.errors import LocalProtocolError, PeerError, RemoteProtocolError, StudyError
+from voxring.errors import LocalProtocolError, ModelError, PeerError, RemoteProtocolError, StudyError
 from voxring.landmarks import SCALE, scale_of, too_few
 from voxring.landmarks import fault as fault_of_landmarks
+from voxring.learn.logistic import LOGISTIC, Newton, begin, fitted, goes_on, learned_of
 from voxring.privacy import within_range
 from voxring.ring.chunks import ChunkedSum, ChunkMaster
 from voxring.ring.coin import coin_of, commitment
-from voxring.ring.message import Kind, Message, decode, encode
+from voxring.ring.message import Kind, Message, decode, encode, step_name
 from voxring.ring.order import RESEARCHER
 from voxring.ring.protocol import Master, SecureSum
 from voxring.ring.residues import Random
@@ -57,7 +61,7 @@ from voxring.session.party import ENDED, TRANSITIONS
 from voxring.session.plan import SESSION_BYTES, Plan
 from voxring.session.streamed import Streamed
 from voxring.statistics import fault, slots, unpack
-from voxring.study import Study
+from voxring.study import AtWeights, Study
 from voxring.totals import Statistics, mean_of, sdsum_bound, withheld
 
 # What all parties are told in a step, and the state that the ring's last party is in before a ring step.
@@ -70,9 +74,10 @@ BROADCAST: dict[str, Kind] = {
     "scaling": "scale",
     "releasing": "released",
     "averaging": "means",
+    "weighing": "weights",
     "closing": "done",
 }
-WAITS_FOR = {"surveying": "surveyed", "computing": "ready"}
+WAITS_FOR = {"surveying": "surveyed", "computing": "ready", "stepping": "stepped"}
 """Steps in which parties compute, and the state that they come to."""
 BEFORE_RING = {
     "images": "surveyed",
@@ -81,6 +86,7 @@ BEFORE_RING = {
     "sum": "released",
     "sdsum": "averaged",
     "statistics": "deviated",
+    "step": "stepped",
 }
 NEXT = {
     "gathering": "greeting",
@@ -98,6 +104,9 @@ NEXT = {
     "averaging": "sdsum",
     "sdsum": "closing",
     "statistics": "closing",
+    "weighing": "stepping",
+    "stepping": "step",
+    "step": "closing",
     "closing": "done",
 }
 PHASES = {
@@ -117,6 +126,9 @@ PHASES = {
     "averaging": "while μ was sent",
     "sdsum": "in the secure sum of squared deviations",
     "statistics": "in the secure sum of additive statistics",
+    "weighing": "while the weights of a step were sent",
+    "stepping": "while the parties were computing a step of the logistic regression",
+    "step": "in the secure sum of a step of the logistic regression",
     "closing": "while the session was closed",
     "done": "when the session was done",
 }
@@ -169,6 +181,9 @@ class Researcher:
         self._counts: dict[str, int] = {}
         self._sums: dict[str, int] = {}
         self._means: dict[str, Fraction] = {}
+        self._newton: Newton | None = None
+        self._steps = 0
+        """How many steps of the logistic regression have begun."""
 
     @property
     def may_start_over(self) -> bool:
@@ -213,7 +228,8 @@ class Researcher:
     def request(self, party: str) -> bytes | None:
         """Return what to ask a party now, or None."""
         if self.step in BROADCAST:
-            return None if party in self._answered else self._ask(BROADCAST[self.step], party, self._body)
+            number = self._sum_name if self.step == "weighing" else ""
+            return None if party in self._answered else self._ask(BROADCAST[self.step], party, self._body, number)
         if self.step in WAITS_FOR and party not in self._answered:
             return self._ask("poll", party, self.step.encode())
         if self.step in BEFORE_RING:
@@ -242,7 +258,12 @@ class Researcher:
         """Return the message that ends the session for a party; the reason must hold no value."""
         return self._ask("abort", party, bodies.write_reason(reason))
 
-    def _ask(self, kind: Kind, party: str, body: bytes) -> bytes:
+    @property
+    def _sum_name(self) -> str:
+        """The name of the sum of this step of the session, or of the one that its weights are for."""
+        return step_name(self._steps) if self.step in ("weighing", "step") else self.step
+
+    def _ask(self, kind: Kind, party: str, body: bytes, sum_name: str = "") -> bytes:
         return encode(
             Message(
                 kind=kind,
@@ -250,6 +271,7 @@ class Researcher:
                 session=self.session,
                 sender=RESEARCHER,
                 receiver=party,
+                sum=sum_name,
                 body=body,
             )
         )
@@ -326,7 +348,7 @@ class Researcher:
 
     def _take_ok(self, party: str, what: str) -> None:
         share, _, ring = what.rpartition(" ")
-        if self.step in BEFORE_RING and share == f"share {self.step}":
+        if self.step in BEFORE_RING and share == f"share {self._sum_name}":
             self._taken |= {(party, number) for number, _ in self._first_shares.get(party, []) if str(number) == ring}
         if self.step not in BROADCAST or what != BROADCAST[self.step]:
             return  # the repeated answer to a question of an earlier step
@@ -336,7 +358,7 @@ class Researcher:
             self._enter("closing" if nothing_left else following)
 
     def _take_door(self, party: str, door: Message) -> None:
-        if self.streamed is not None and door.sum == self.step and (party, door.ring) not in self._taken:
+        if self.streamed is not None and door.sum == self._sum_name and (party, door.ring) not in self._taken:
             self.streamed.take(door)
             self._taken.add((party, door.ring))
 
@@ -361,7 +383,7 @@ class Researcher:
             self._enter(NEXT[self.step])
         if (
             self.streamed is not None
-            and status.state == TRANSITIONS[BEFORE_RING[self.step], self.plan.share_event(self.step)]
+            and status.state == TRANSITIONS[BEFORE_RING[self.step], self.plan.share_event(self.step, len(self._counts))]
         ):
             self._all_answered(party)
             self._finish_if_all_carried()
@@ -376,7 +398,7 @@ class Researcher:
             raise RemoteProtocolError(f"{party} handed over a share of {share.sum!r} before it was asked for")
         master = self._masters[share.sum]
         master.receive(share)
-        if share.sum == self.step:
+        if share.sum == self._sum_name:
             self._back.add(share.ring)
             if master.state == "done":
                 self._worth_while &= self.step in BEFORE_CLASSES
@@ -385,7 +407,7 @@ class Researcher:
     def carried(self, total: Sequence[int]) -> None:
         """Take the total of the sum that goes in chunks, after every chunk is back."""
         self._worth_while &= self.step in BEFORE_CLASSES
-        self._in_chunks.append(self.step)
+        self._in_chunks.append(self._sum_name)
         self._total = total
         self._finish_if_all_carried()
 
@@ -430,6 +452,12 @@ class Researcher:
             self._open(self.plan.sdsums(self.session, self._means))
         elif step == "statistics":
             self._open(self.plan.statistics(self.session, list(self._counts)))
+        elif step == "weighing" and self._newton is not None:
+            self._steps += 1
+            self._body = bodies.write_weights(self._newton.rows)
+            self.news.append(f"weights sent: {self._sum_name}")
+        elif step == "step":
+            self._open(self.plan.step(self.session, self._steps, self._at))
         elif step == "done":
             self.news.append("done")
 
@@ -464,10 +492,17 @@ class Researcher:
             self._finish_sum(total)
         elif self.step == "sdsum":
             self._finish_sdsum(total)
-        else:
+        elif self.step == "statistics":
             self._finish_statistics(total)
-        more = self.step == "sdsum" and self.plan.more
-        self._enter("statistics" if more else NEXT[self.step])
+        else:
+            self._finish_step(total)
+        if self.step == "sdsum" and self.plan.more:
+            self._enter("statistics")
+        elif self._newton is not None and goes_on(self._newton, self._study):
+            self._enter("weighing")
+        else:
+            self._learn_weights()
+            self._enter(NEXT[self.step])
 
     @property
     def _first_work(self) -> str:
@@ -542,6 +577,30 @@ class Researcher:
                 self._found[name] = replace(self._found[name], additive=mine)
             for kind, values in unpack(mine, self._study).items():
                 self._learned[kind, name] = values
+        self._newton = begin(self._study, self._found)
+
+    # The logistic regression.
+
+    @property
+    def _at(self) -> AtWeights:
+        study = self._study.with_landmarks(self.scale) if self._study.agrees else self._study
+        return study.at(self._newton.rows if self._newton is not None else (), self._counts)
+
+    def _finish_step(self, total: Sequence[int]) -> None:
+        mine = tuple(map(int, total))
+        block = fault(mine, sum(self._counts.values()), self._at)
+        if block is not None or self._newton is None:
+            raise RemoteProtocolError(f"{block} that n voxels cannot have: numbers are inconsistent")
+        self._learned[self._sum_name, LOGISTIC] = mine
+        try:
+            self._newton = self._newton.update(mine)
+        except ModelError:  # the other results stand
+            self._newton = None
+
+    def _learn_weights(self) -> None:
+        """Note what the steps came to, once they are over."""
+        if self._steps:
+            self._learned |= learned_of(fitted(self._newton, self._steps))
 
 
 def _different_coins(coins: Mapping[str, bytes]) -> str:

@@ -1,8 +1,9 @@
 """The study: what all parties agree on. Read from ``study.toml``, checked once, frozen; its digest is everywhere."""
 
-from voxring.study.study import Study, load_study, parse_study
+from voxring.study.study import AtWeights, Study, load_study, parse_study
 from voxring.study.tables import (
     MOST_LANDMARKS,
+    MOST_STEPS,
     Additive,
     Bins,
     Border,
@@ -14,6 +15,7 @@ from voxring.study.tables import (
     Exact,
     Feature,
     Kind,
+    Logistic,
     Party,
     Privacy,
     Researcher,
@@ -25,7 +27,9 @@ from voxring.study.tables import (
 
 __all__ = [
     "MOST_LANDMARKS",
+    "MOST_STEPS",
     "Additive",
+    "AtWeights",
     "Bins",
     "Border",
     "Bounds",
@@ -36,6 +40,7 @@ __all__ = [
     "Exact",
     "Feature",
     "Kind",
+    "Logistic",
     "Party",
     "Privacy",
     "Researcher",

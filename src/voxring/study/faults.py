@@ -13,10 +13,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from voxring.study.bounds import feature_bound
 from voxring.study.tables import MOST_LANDMARKS, NAME, Size, Standardise, exact
 
 if TYPE_CHECKING:
     from voxring.study.study import Study
+
+MOST_FEATURES = 64
+"""Of a logistic regression."""
+FEATURE_BITS = 40
+"""Of its features' integers."""
 
 
 def faults(study: Study) -> Iterator[tuple[str, str]]:
@@ -67,6 +73,7 @@ def faults(study: Study) -> Iterator[tuple[str, str]]:
     yield from _feature_faults(study)
     yield from _statistics_faults(study)
     yield from _evaluate_faults(study)
+    yield from _logistic_faults(study)
     yield from _party_faults(study)
     yield from _key_faults(study)
     yield from _noise_faults(study)
@@ -185,6 +192,30 @@ def _evaluate_faults(study: Study) -> Iterator[tuple[str, str]]:
             f"an evaluation counts fewer than 2^43 voxels in all, got {study.bounds.voxels_per_party} for each party: "
             "lower the bound",
         )
+
+
+def _logistic_faults(study: Study) -> Iterator[tuple[str, str]]:
+    if study.logistic is None:
+        return
+    if not 1e-12 <= study.logistic.strength <= 1e12:
+        yield (
+            "logistic.strength",
+            f"expected 1e-12 to 1e12, got {study.logistic.strength}: 1 is usual, less keeps coefficients smaller",
+        )
+    if not study.statistics.gram:
+        yield "logistic", "statistics.gram is false, and a model needs these sums: write gram = true under [statistics]"
+    if len(study.classes) < 2:
+        yield "logistic", "expected at least 2 classes, got 1: name another in classes, such as the tissue around it"
+    if len(study.feature) > MOST_FEATURES:
+        yield "logistic", f"expected at most {MOST_FEATURES} features, got {len(study.feature)}: leave some out"
+    for feature in study.feature:
+        bits = feature_bound(feature, study).bit_length()
+        if bits > FEATURE_BITS:
+            yield (
+                "logistic",
+                f"expected features of integers below 2^{FEATURE_BITS}, got {bits} bits for {feature.label!r}: lower "
+                "standardise.fraction_bits or bounds.intensity, or standardise by another method",
+            )
 
 
 _NOISY_TABLES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from voxring.study.tables import (
     DifferentialPrivacy,
     Evaluate,
     Feature,
+    Logistic,
     Party,
     Privacy,
     Researcher,
@@ -50,6 +51,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     feature: tuple[Feature, ...] = ()
     statistics: Additive = Additive()
     evaluate: Evaluate | None = None
+    logistic: Logistic | None = None
     differential_privacy: DifferentialPrivacy | None = None
 
     @classmethod
@@ -130,6 +132,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             del tables["evaluate"]
         else:
             del tables["evaluate"]["model"]  # where it lies is each party's own affair
+        if self.logistic is None:
+            del tables["logistic"]
         if self.differential_privacy is None:
             del tables["differential_privacy"]
         return msgspec.json.encode(tables, order="sorted")
@@ -147,6 +151,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             rows.insert(3, ("features", ", ".join(feature.label for feature in self.feature)))
         if self.evaluate is not None:
             rows.append(("evaluates", f"model {self.evaluate.digest[:12]}"))
+        if self.logistic is not None:
+            rows.append(("logistic regression", f"at most {self.logistic.steps} steps"))
         rows += [("parties", ", ".join(self.parties) or "named when it is run"), ("digest", self.digest[:12])]
         return html_table(f"Study {self.name}", [], [row for row in rows if row[1]])
 
@@ -167,6 +173,34 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         tables = msgspec.to_builtins(self)
         landmarks = [f"{landmark.numerator}/{landmark.denominator}" for landmark in scale]
         return _checked({**tables, "standardise": {**tables["standardise"], "landmarks": landmarks}}, "study")
+
+    def at(self, rows: Sequence[Sequence[int]], classes: Iterable[str]) -> AtWeights:
+        """Return what is computed at a step of the logistic regression: these classes, and nothing else of them.
+
+        Parameters
+        ----------
+        rows : sequence of rows of int
+            Weights, as `voxring.learn.logistic` has them.
+        classes : iterable of str
+            Those that are released.
+        """
+        kept = {field.name: getattr(self, field.name) for field in msgspec.structs.fields(self)}
+        kept |= {"classes": {name: self.classes[name] for name in classes}, "statistics": Additive(), "evaluate": None}
+        return AtWeights(**kept, weights=tuple(tuple(map(str, row)) for row in rows))
+
+
+class AtWeights(Study, frozen=True, kw_only=True):
+    """A study at the weights of a step of its logistic regression (`Study.at`); no study file has weights.
+
+    ``weights`` are decimal strings, since JSON has no integers as large.
+    """
+
+    weights: tuple[tuple[str, ...], ...]
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """The weights."""
+        return tuple(tuple(map(int, row)) for row in self.weights)
 
 
 def _shown(table: Mapping[str, object]) -> str:

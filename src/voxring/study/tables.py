@@ -19,6 +19,8 @@ Exact = float | Annotated[str, msgspec.Meta(pattern=r"^-?[0-9]{1,400}/[1-9][0-9]
 Axis = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
 Size = Axis | Annotated[tuple[Axis, ...], msgspec.Meta(min_length=2, max_length=3)]
 MOST_LANDMARKS = 256  # that parties agree on: their sum goes round in one message
+MOST_STEPS = 40
+"""Of a logistic regression."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -243,3 +245,14 @@ class Evaluate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     digest: str
     model: str = ""
     bins: Annotated[int, msgspec.Meta(ge=16, le=4096, multiple_of=16)] = 64
+
+
+class Logistic(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A logistic regression of the classes on the features, by Newton steps among the parties.
+
+    ``steps`` is how many there may be at most; each needs a pass over the images and a secure sum. ``strength`` is
+    scikit-learn's C, the inverse of the penalty on squared coefficients.
+    """
+
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)] = 20
+    strength: float = 1.0
