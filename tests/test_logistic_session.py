@@ -22,7 +22,7 @@ from voxring.engine import local_totals, planes_needed
 from voxring.errors import BoundError, ImageError, ModelError, RemoteProtocolError, StudyError
 from voxring.features import feature_maps
 from voxring.landmarks import landmark_totals
-from voxring.learn import Model, Moments
+from voxring.learn import Model, Moments, evaluation, steps
 from voxring.learn.logistic import LOGISTIC, Fitted, Newton, fit, fitted_of, largest, zero
 from voxring.report import result_report
 from voxring.result import Result
@@ -138,13 +138,13 @@ def test_every_step_sums_the_integers_of_the_definition(run):
 
 
 def test_what_is_learned_is_what_the_sheet_says(run):
-    steps = len(steps_of(run))
+    count = len(steps_of(run))
     learned = run.researcher.view.learned
     told = {"n", "patients", "sum", "sdsum", "feature_sums", "gram", "steps", "converged", "weights"}
-    assert {what for what, _ in learned} == told | {step_name(number) for number in range(1, steps + 1)}
+    assert {what for what, _ in learned} == told | {step_name(number) for number in range(1, count + 1)}
     for party in run.parties.values():
         heard = party.heard().view.learned
-        assert {what for what, _ in heard} == {"n", "μ"} | {f"weights {n}" for n in range(1, steps + 1)}
+        assert {what for what, _ in heard} == {"n", "μ"} | {f"weights {n}" for n in range(1, count + 1)}
     (section,) = (one for one in sheet(run.study).sections if one.title == "Logistic regression")
     at = run.study.at(zero(3, 2), CLASSES)
     assert [row[:2] for row in section.rows] == [(block.name, str(block.size)) for block in layout(at)]
@@ -407,8 +407,8 @@ def test_a_long_vector_of_a_step_goes_in_chunks(monkeypatch):
     monkeypatch.setattr(plans, "IN_CHUNKS", 0)
     run = ended(a_study("abcd"), sealed=True)
     assert fitted_of(run.researcher.view.learned, run.study) == expected
-    steps = [step_name(number) for number in range(1, expected.steps + 1)]
-    assert run.researcher.view.in_chunks == ("voxels", "sum", "sdsum", "statistics", *steps)
+    names = [step_name(number) for number in range(1, expected.steps + 1)]
+    assert run.researcher.view.in_chunks == ("voxels", "sum", "sdsum", "statistics", *names)
     assert run.parties["c"].heard().view.in_chunks == run.researcher.view.in_chunks
 
 
@@ -480,6 +480,20 @@ def test_a_party_reads_no_more_of_an_image_than_features_need():
     assert [flat[name].voxels for name in CLASSES] == [local_totals(image, truth, at)[name].voxels for name in CLASSES]
 
 
+def test_a_step_is_the_same_in_parts_and_in_layers(monkeypatch):
+    image, truth = IMAGES["d"][0]
+    study = a_study()
+    at = study.at(((5, 1 << 52, -(1 << 53)), (-9, 1 << 53, 7), (1 << 30, 0, 1 << 54)), CLASSES)
+    whole = local_totals(image, truth, at)
+    layers = [
+        local_totals(image, truth * (truth == CLASSES[name]), at, labels={name: CLASSES[name]}) for name in CLASSES
+    ]
+    assert sum(layers, LocalTotals()) == whole
+    monkeypatch.setattr(steps, "TOGETHER", 7)
+    monkeypatch.setattr(evaluation, "SLAB", 1)
+    assert local_totals(image, truth, at, threads=2) == whole
+
+
 def test_processes_take_the_steps_and_a_ledger_keeps_which_weights_came(tmp_path, run):
     study, meeting = a_study(), Meeting("abc")
     account = Account(Ledger(tmp_path, "a"), study)
@@ -504,10 +518,10 @@ def test_processes_take_the_steps_and_a_ledger_keeps_which_weights_came(tmp_path
         heard = [party.result() for party in parties]
     assert answer == run.researcher.answer
     assert fitted_of(view.learned, study) == fitted_of(run.researcher.view.learned, study)
-    steps = view.learned["steps", LOGISTIC]
+    count = view.learned["steps", LOGISTIC]
     entries = [(entry.kind, json.loads(entry.content)) for entry in Ledger(tmp_path, "a").verified()]
     phases = [one for kind, one in entries if kind == "phase"]
-    assert [one["phase"] for one in phases] == ["n", "μ", *(f"weights {number}" for number in range(1, steps + 1))]
+    assert [one["phase"] for one in phases] == ["n", "μ", *(f"weights {number}" for number in range(1, count + 1))]
     for number, phase in enumerate(phases[2:], 1):
         flat = heard[0].view.learned[f"weights {number}", LOGISTIC]
         body = bodies.write_weights([flat[at : at + 3] for at in range(0, 9, 3)])
@@ -518,7 +532,7 @@ def test_processes_take_the_steps_and_a_ledger_keeps_which_weights_came(tmp_path
         "sum",
         "sdsum",
         "statistics",
-        *(step_name(number) for number in range(1, steps + 1)),
+        *(step_name(number) for number in range(1, count + 1)),
     ]
 
 
