@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from voxring import ClassTotals, LocalTotals, Statistics, Study, local_totals, pooled
-from voxring.batch import Journal, party_batch
+from voxring.batch import Journal, Row, image_totals, party_batch
 from voxring.cli import voxring
 from voxring.engine import planes_needed
 from voxring.session.plan import IN_CHUNKS, Plan
@@ -89,6 +89,30 @@ def test_the_planes_that_are_needed_give_the_statistics_of_the_whole(border: str
             part = local_totals(image[start:stop], truth[start:stop], study)
             assert part == local_totals(image, truth, study)
             assert stop - start <= 2 + max(deep, 4, 3)
+
+
+@pytest.mark.parametrize("method", ["zscore", "nyul"])
+@pytest.mark.parametrize("planar", [False, True])
+def test_a_volume_whose_scaling_takes_all_voxels_is_reduced_in_slabs(tmp_path, method: str, planar: bool) -> None:
+    """Pairs lie across slabs, in every direction, and further than a slab is deep."""
+    rng = np.random.default_rng(planar)
+    image = rng.integers(-90, 90, (19, 6, 7), np.int16)
+    truth = rng.integers(0, 3, image.shape, np.uint8)
+    truth[:2] = truth[:, 0] = 0
+    np.save(tmp_path / "i.npy", image)
+    np.save(tmp_path / "t.npy", truth)
+    more = {"percentiles": [5, 50, 95], "landmarks": [0, 1, 5]} if method == "nyul" else {}
+    for distance in (1, 2, 7):
+        study = Study.of(
+            name="t",
+            classes={"a": 1, "b": 2},
+            window={"size": [2, 3, 3]},
+            standardise={"method": method, **more},
+            feature=[{"kind": "mean", "window": 3}, {"kind": "gradient"}],
+            statistics=ASKED | {"glcm": {"levels": 3, "range": (0.0, 1.0), "distance": distance, "planar": planar}},
+        )
+        row = Row(1, tmp_path / "i.npy", tmp_path / "t.npy", "")
+        assert image_totals(row, study) == local_totals(image, truth, study)
 
 
 def test_a_batch_and_its_journal_give_the_same(tmp_path) -> None:

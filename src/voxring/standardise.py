@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,9 +202,16 @@ def standardised_by(image: Array, scaling: Scaling) -> Scaled:
         return _narrowed(image, *scaling.stored), scaling.single
     mapped = np.empty(image.shape, _narrowest(*scaling.standardised))
     step = max(1, _AT_ONCE * image.shape[0] // image.size)
+    low, high = scaling.stored
     try:
+        # So few values are mapped once each, and looked up.
+        table = scaling.mapping.apply(np.arange(low, high + 1)).astype(mapped.dtype) if image.itemsize <= 2 else None
         for first in range(0, image.shape[0], step):
-            mapped[first : first + step] = scaling.mapping.apply(image[first : first + step])
+            here = image[first : first + step]
+            if table is None:
+                mapped[first : first + step] = scaling.mapping.apply(here)
+            else:
+                table.take(np.subtract(here, low, dtype=np.intp), out=mapped[first : first + step], mode="wrap")
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
     return mapped, (1, 0)
@@ -312,25 +319,23 @@ class _Counted:
     @classmethod
     def of(cls, parts: Iterable[Array]) -> _Counted:
         """Count an image that comes in parts."""
-        counted: _Counted | None = None
-        for part in parts:
-            here = cls._of_one(part)
-            counted = here if counted is None else counted._with(here)
-        if counted is None:
+        parts = iter(parts)
+        first = next(parts, None)
+        if first is None:
             raise ValueError("expected at least one voxel, got none")
+        if first.dtype.itemsize <= 2:
+            from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
+
+            return cls(*histogram(chain((first,), parts), first.dtype))
+        counted = cls._of_one(first)
+        for part in parts:
+            counted = counted._with(cls._of_one(part))
         return counted
 
     @classmethod
     def _of_one(cls, image: Array) -> _Counted:
-        if image.dtype.itemsize > 2:
-            values, counts = np.unique(image, return_counts=True)
-            return cls(values.astype(np.int64), counts.astype(np.int64))
-        from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
-
-        low = int(np.iinfo(image.dtype).min)
-        counts = histogram(image)
-        present = np.flatnonzero(counts)
-        return cls(present + low, counts[present])
+        values, counts = np.unique(image, return_counts=True)
+        return cls(values.astype(np.int64), counts.astype(np.int64))
 
     def _with(self, other: _Counted) -> _Counted:
         values, places = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)

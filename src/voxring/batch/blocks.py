@@ -1,11 +1,9 @@
 """A large 2D image, such as a whole slide, is reduced block by block: it is never whole in memory.
 
 A block of the ground truth is read at a time. Where it holds a class, the rectangle of the image is read that the
-windows over its labels reach, and those labels alone are reduced in it; blocks without labels cost no pixel of the
-image. Each labelled voxel is in one block, and what its window reads lies in the rectangle, so the sums over all
-blocks are the whole image's integers. Of a pair of neighbours, the block that holds the first voxel counts it: the
-ground truth is read as far past a block as the second may lie. Where the standardisation depends on all voxels, they
-are first gone through once.
+windows over its labels reach, and those labels alone are reduced in it (`voxring.batch.boxes`); blocks without labels
+cost no pixel of the image. The ground truth is read as far past a block as the second voxel of a pair may lie. Where
+the standardisation depends on all voxels, they are first gone through once.
 
 In hand is a block of ground truth, its rectangle of the image with a rim of the window's reach, and what the kernels
 take for that: under 256 MiB for images of 8 and 16 bits, whatever their size. Maps of features take 8 bytes a pixel
@@ -14,16 +12,15 @@ each, so studies with additive statistics have a block reduced piece by piece, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import Device, Scalings, part_totals, reach, scalings_of, widest
+from voxring.batch.boxes import Box, Reaches, labelled, of_one_image, totals_in_boxes
+from voxring.engine import Device, Scalings, scalings_of
 from voxring.errors import ImageError
 from voxring.features import SLAB
 from voxring.images import GroundTruthFile, ImageFile, Rectangle, Source, Span, rectangles, together
@@ -67,67 +64,46 @@ def totals_in_blocks(
     if study.agrees:
         return _landmarks(image, ground_truth, study)
     labels = {name: ground_truth.find(label) for name, label in study.classes.items()}
-    reaches = _Reaches(image.grid.shape, study)
+    reaches = Reaches(image.grid.shape, study)
     scalings: Scalings | None = None
     totals = LocalTotals()
     seen, truth_seen = _Seen(image.read(0, 0).sources), _Seen(())
     for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), ground_truth.block or (1, 1)):
-        around = reaches.pairs(block)
+        around = _rectangle(reaches.pairs(block))
         truth, sources = ground_truth.read_block(*around)
         truth_seen.add(sources)
-        box = _labelled(truth, around, block, labels.values())
+        box = labelled(truth, around, block, labels.values())
         if box is None:
             continue
         if scalings is None:
             scalings = _scalings(image, study, seen)
-        part = reaches.windows(box)
+        part = _rectangle(reaches.windows(box))
         read = image.read_block(*part)
         seen.add(read.sources)
-        for piece in _pieces(box, study):
-            inner = _labelled(truth, around, piece, labels.values())
-            if inner is None:
-                continue
-            near, second = reaches.windows(inner), reaches.pairs(inner)
-            try:
-                totals += part_totals(
-                    _cut(read.voxels, part, near),
-                    _alone(truth, around, inner, near, labels.values()),
-                    study,
-                    scalings,
-                    slope=image.slope,
-                    intercept=image.intercept,
-                    labels=labels,
-                    neighbours=_alone(truth, around, second, near, labels.values()) if second != inner else None,
-                    device=device,
-                    threads=threads,
-                )
-            except ImageError as error:
-                raise _named(image, error) from error
-    one = {name: replace(totals[name], patients=int(totals[name].voxels > 0)) for name in study.classes}
-    return LocalTotals(one), seen.sources, truth_seen.sources
+        try:
+            totals += totals_in_boxes(
+                read.voxels,
+                part,
+                truth,
+                around,
+                _pieces(_rectangle(box), study),
+                study,
+                scalings,
+                reaches=reaches,
+                slope=image.slope,
+                intercept=image.intercept,
+                labels=labels,
+                device=device,
+                threads=threads,
+            )
+        except ImageError as error:
+            raise named(image, error) from error
+    return of_one_image(totals, study), seen.sources, truth_seen.sources
 
 
-class _Reaches:
-    """How far from a rectangle of an image its voxels depend on others, for a study."""
-
-    def __init__(self, shape: tuple[int, ...], study: Study) -> None:
-        _, *self._window = widest(study, 2)
-        self._shape = shape
-        self._distance = 0 if study.statistics.glcm is None else study.statistics.glcm.distance
-
-    def pairs(self, box: Rectangle) -> Rectangle:
-        """The box, and all with which its voxels make pairs as the first of the two: beside and below."""
-        (top, bottom), (left, right) = box
-        (rows, columns), far = self._shape, self._distance
-        return (top, min(bottom + far, rows)), (max(left - far, 0), min(right + far, columns))
-
-    def windows(self, box: Rectangle) -> Rectangle:
-        """All that windows over the box read, and those pairs."""
-        read = [reach(*span, length, size) for span, length, size in zip(box, self._shape, self._window, strict=True)]
-        rows, columns = (
-            (min(one[0], other[0]), max(one[1], other[1])) for one, other in zip(read, self.pairs(box), strict=True)
-        )
-        return rows, columns
+def _rectangle(box: Box) -> Rectangle:
+    rows, columns = box
+    return rows, columns
 
 
 def _pieces(box: Rectangle, study: Study) -> Iterator[Rectangle]:
@@ -151,7 +127,7 @@ def _landmarks(
     try:
         found = landmarks_in(_parts(image, seen), image.dtype, study, slope=image.slope, intercept=image.intercept)
     except ImageError as error:
-        raise _named(image, error) from error
+        raise named(image, error) from error
     return found, seen.sources, truth_seen.sources
 
 
@@ -170,7 +146,7 @@ def _scalings(image: ImageFile, study: Study, seen: _Seen) -> Scalings:
     try:
         return scalings_of(lambda: _parts(image, seen), image.dtype, study, **scale)
     except ImageError as error:
-        raise _named(image, error) from error
+        raise named(image, error) from error
 
 
 def _parts(image: ImageFile, seen: _Seen) -> Iterator[Array]:
@@ -181,42 +157,10 @@ def _parts(image: ImageFile, seen: _Seen) -> Iterator[Array]:
         yield read.voxels
 
 
-def _named(image: ImageFile, error: ImageError) -> ImageError:
+def named(image: ImageFile, error: ImageError) -> ImageError:
     """What a reader says has the file's name, what the engine says has not."""
     return error if str(error).startswith(image.name) else ImageError(f"{Path(image.name).name}: {error}")
 
 
-def _labelled(truth: Array, around: Rectangle, within: Rectangle, labels: Iterable[int]) -> Rectangle | None:
-    """The rectangle with all labels of one that lies in ``truth``, which is that of ``around``; None without labels."""
-    truth = _cut(truth, around, within)
-    info = np.iinfo(truth.dtype)
-    present = np.zeros(truth.shape, np.bool_)
-    for label in labels:
-        if info.min <= label <= info.max:
-            present |= truth == label
-    rows = np.flatnonzero(present.any(axis=1))
-    if rows.size == 0:
-        return None
-    columns = np.flatnonzero(present.any(axis=0))
-    (top, _), (left, _) = within
-    return _moved((int(rows[0]), int(rows[-1]) + 1), top), _moved((int(columns[0]), int(columns[-1]) + 1), left)
-
-
 def _moved(span: Span, by: int) -> Span:
     return span[0] + by, span[1] + by
-
-
-def _cut(array: Array, around: Rectangle, box: Rectangle) -> Array:
-    """A box of the image out of an array that is that of a larger one."""
-    rows, columns = (slice(*_moved(span, -whole[0])) for span, whole in zip(box, around, strict=True))
-    return array[rows, columns]
-
-
-def _alone(truth: Array, around: Rectangle, box: Rectangle, part: Rectangle, labels: Iterable[int]) -> Array:
-    """The label map of a part of the image in which only a box of it, which lies in ``around`` too, has labels."""
-    labels = set(labels)
-    none = next(value for value in range(len(labels) + 1) if value not in labels)
-    shape = [stop - start for start, stop in part]
-    mine = np.full(shape, none, np.promote_types(truth.dtype, np.min_scalar_type(none)))
-    _cut(mine, part, box)[:] = _cut(truth, around, box)
-    return mine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,13 +13,24 @@ from typing import TypedDict
 
 import numpy as np
 
-from voxring.batch import blocks
+from voxring.batch import blocks, boxes
 from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
-from voxring.engine import Device, local_totals, part_totals, planes_needed, scalings_of
+from voxring.engine import Device, local_totals, part_totals, planes_needed, scalings_of, widest
 from voxring.errors import DeviceError, ImageError, VoxringError
-from voxring.images import GroundTruth, Image, Room, Source, check_same_grid, identify, open_ground_truth, open_image
+from voxring.images import (
+    GroundTruth,
+    Image,
+    Room,
+    Source,
+    Span,
+    check_same_grid,
+    identify,
+    open_ground_truth,
+    open_image,
+)
 from voxring.standardise import OF_ALL_VOXELS, local_landmarks
+from voxring.statistics import layout
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
 
@@ -97,56 +108,59 @@ def _reduce(
     if study.evaluate is not None:
         _check_apart(row, truth, layers)
     truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
-    if study.agrees:
-        part = image.read()
-        try:
-            totals = local_landmarks(part.voxels, study, slope=image.slope, intercept=image.intercept)
-        except ImageError as error:
-            raise ImageError(f"{row.image.name}: {error}") from error
-        return totals, part.sources, truth.sources
-    first, stop = planes_needed(truths, image.dtype, study, slope=image.slope, intercept=image.intercept)
-    part = image.read(first, stop)
-    if first < stop and study.standardise.method in OF_ALL_VOXELS and part.voxels.ndim == 3:
-        return _by_scaling(row, part, truth, layers, study, device, threads), part.sources, truth.sources
-    totals = LocalTotals({name: ClassTotals() for name in study.classes})
-    if first < stop:
-        for layer, labels in layers.items():
-            try:
-                totals = totals + local_totals(
-                    part.voxels,
-                    truth.layers[layer][first:stop],
-                    study,
-                    slope=image.slope,
-                    intercept=image.intercept,
-                    labels=labels,
-                    device=device,
-                    threads=threads,
-                )
-            except ImageError as error:
-                raise ImageError(f"{row.image.name}: {error}") from error
+    scale: _Scale = {"slope": image.slope, "intercept": image.intercept}
+    try:
+        if study.agrees:
+            part = image.read()
+            return local_landmarks(part.voxels, study, **scale), part.sources, truth.sources
+        by_all = study.standardise.method in OF_ALL_VOXELS and len(image.grid.shape) == 3
+        first, stop = planes_needed(truths, image.dtype, study, **scale, scaled=by_all)
+        if by_all and first < stop:
+            part = image.read()
+            totals = _by_scaling(part, truth, layers, (first, stop), study, device, threads)
+            return totals, part.sources, truth.sources
+        totals, part = LocalTotals({name: ClassTotals() for name in study.classes}), image.read(first, stop)
+        for layer, labels in layers.items() if first < stop else ():
+            totals += local_totals(
+                part.voxels,
+                truth.layers[layer][first:stop],
+                study,
+                **scale,
+                labels=labels,
+                device=device,
+                threads=threads,
+            )
+    except ImageError as error:
+        raise blocks.named(image, error) from error
     return totals, part.sources, truth.sources
 
 
 def _by_scaling(
-    row: Row,
     part: Image,
     truth: GroundTruth,
     layers: Mapping[int, dict[str, int]],
+    planes: Span,
     study: Study,
     device: Device,
     threads: int | None,
 ) -> LocalTotals:
-    """Reduce a volume whose scaling takes all voxels: then no others are mapped but those that windows reach."""
+    """Reduce a volume whose scaling takes all voxels; no others are mapped but those that windows in some planes reach.
+
+    Where one piece of the map holds all of it, these planes are reduced as they are stored. Else what is mapped takes
+    more memory than what is stored, and it is done a slab at a time.
+    """
     scale: _Scale = {"slope": part.slope, "intercept": part.intercept}
-    totals = LocalTotals({name: ClassTotals() for name in study.classes})
-    try:
-        scalings = scalings_of(lambda: (part.voxels,), part.voxels.dtype, study, **scale)
-        truths = [(truth.layers[layer], labels.values()) for layer, labels in layers.items()]
-        near, far = planes_needed(truths, part.voxels.dtype, study, **scale, scaled=True)
-        for layer, labels in layers.items():
+    image = part.voxels
+    scalings = scalings_of(lambda: (image,), image.dtype, study, **scale)
+    totals = LocalTotals()
+    as_stored = scalings.own is not None and scalings.own.single is not None and not layout(study)
+    whole = tuple((0, length) for length in image.shape)
+    reaches = boxes.Reaches(image.shape, study)
+    for layer, labels in layers.items():
+        if as_stored:
             totals += part_totals(
-                part.voxels[near:far],
-                truth.layers[layer][near:far],
+                image[slice(*planes)],
+                truth.layers[layer][slice(*planes)],
                 study,
                 scalings,
                 **scale,
@@ -154,9 +168,29 @@ def _by_scaling(
                 device=device,
                 threads=threads,
             )
-    except ImageError as error:
-        raise ImageError(f"{row.image.name}: {error}") from error
-    return totals
+        else:
+            totals += boxes.totals_in_boxes(
+                image,
+                whole,
+                truth.layers[layer],
+                whole,
+                [(slab, *whole[1:]) for slab in _slabs(planes, image.shape[0], study)],
+                study,
+                scalings,
+                reaches=reaches,
+                **scale,
+                labels=labels,
+                device=device,
+                threads=threads,
+            )
+    return boxes.of_one_image(totals, study)
+
+
+def _slabs(planes: Span, count: int, study: Study) -> Iterator[Span]:
+    """Cut planes into slabs of an eighth of a volume, or as many as windows read beside them anyway."""
+    step = max(count // 8, widest(study, 3)[0])
+    for first in range(*planes, step):
+        yield first, min(first + step, planes[1])
 
 
 class _Scale(TypedDict):

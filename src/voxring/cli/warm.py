@@ -51,7 +51,7 @@ def warm(types: tuple[str, ...], features: bool, quiet: bool) -> None:
                         cpu.reduce(image, labels, [1], window, border)
             cpu.reduce(image, dense, [1, 2], _WINDOWS[0], "reflect")
             if image.dtype.itemsize <= 2:
-                histogram(image)
+                histogram((image,), image.dtype)
             cpu.window_sums(image, _WINDOWS[0], "reflect")
             progress(name, "ready")
         if features:
