@@ -102,6 +102,7 @@ def test_without_patients_every_image_is_one(folder):
             "image,ground_truth\nimage0.npy,truth0.npy\n./image0.npy,truth0.npy\n",
             "line 3: the same image and ground truth as in line 2",
         ),
+        ("image,ground_truth\nimage0.npy,./image0.npy\n", "line 2: image and ground_truth are one file"),
         ('image,ground_truth\n"image0.npy,truth0.npy\n', "cannot be read as a CSV manifest"),
     ],
 )
@@ -110,6 +111,9 @@ def test_a_bad_manifest_gets_one_clear_error(folder, text, message):
     with pytest.raises(StudyError, match=message) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(str(path))
+    path.write_bytes("image,ground_truth\nmüller.npy,truth0.npy\n".encode("latin-1"))
+    with pytest.raises(StudyError, match="save it as CSV in UTF-8"):
+        read_manifest(path)
     with pytest.raises(StudyError, match="no such manifest"):
         read_manifest(folder / "none.csv")
 

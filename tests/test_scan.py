@@ -61,6 +61,9 @@ def left_out(root: Path, **how: str) -> dict[str, str]:
         ("imagesTs/a.nii.gz", "labelsTs/a_seg.nii.gz"),
         ("images_val/a.npy", "segmentations_val/a.npy"),
         ("p/q/images/a.nii", "p/q/ground_truth/a.nii"),
+        ("a_ct.nii.gz", "a_seg.nii.gz"),
+        ("a-T1w.nii", "a_mask.nii"),
+        ("images/a_FLAIR.nii", "labels/a.nii"),
     ],
 )
 def test_names_that_say_what_belongs_together(tmp_path, image, truth):
@@ -69,6 +72,13 @@ def test_names_that_say_what_belongs_together(tmp_path, image, truth):
     expected = [] if "segmentation.seg" in truth else [(image, truth)]
     assert pairs(tmp_path) == expected
     assert left_out(tmp_path)["other.nii"] == "no ground truth found for this image"
+
+
+def test_a_modality_is_left_away_where_no_image_fits_without(tmp_path):
+    touch(tmp_path, "a.nii", "a_ct.nii", "a_seg.nii", "b_t1.nii", "b_t2.nii", "b_seg.nii")
+    assert pairs(tmp_path) == [("a.nii", "a_seg.nii")]
+    assert left_out(tmp_path)["b_seg.nii"] == "2 images fit: choose one with --image PATTERN"
+    assert pairs(tmp_path, image="*_t2.nii") == [("b_t2.nii", "b_seg.nii")]
 
 
 def test_halves_of_a_data_set_stay_apart(tmp_path):

@@ -37,13 +37,18 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = list(csv.reader(file, strict=True))
     except FileNotFoundError:
-        raise StudyError(f"{path}: no such manifest") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise StudyError(f"{path}: no such manifest: check the path, or make one with `voxring scan`") from None
+    except UnicodeDecodeError:
+        raise StudyError(
+            f"{path}: expected a manifest in UTF-8, got another encoding: save it as CSV in UTF-8"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise StudyError(f"{path}: cannot be read as a CSV manifest: {error}") from None
     header = [cell.strip() for cell in lines[0]] if lines else []
     if not {"image", "ground_truth"} <= set(header) <= set(_COLUMNS) or len(set(header)) != len(header):
         raise StudyError(
-            f"{path}: expected the header image,ground_truth[,patient], got {','.join(header) or 'nothing'}"
+            f"{path}: expected the header image,ground_truth[,patient], got {','.join(header) or 'nothing'}: name the "
+            "columns so, with commas between them"
         )
     rows = tuple(_rows(path, header, lines))
     if not rows:
@@ -57,7 +62,10 @@ def _rows(path: Path, header: list[str], lines: list[list[str]]) -> Iterator[Row
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):
-            raise StudyError(f"{path}: line {number}: expected {len(header)} cells, got {len(cells)}")
+            raise StudyError(
+                f"{path}: line {number}: expected {len(header)} cells, got {len(cells)}: put a path that has a comma "
+                "in double quotes"
+            )
         row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
         files = []
         for key in ("image", "ground_truth"):
@@ -72,6 +80,8 @@ def _rows(path: Path, header: list[str], lines: list[list[str]]) -> Iterator[Row
                 f"{path}: line {number}: patient: expected a name, got an empty cell: leave the column out"
             )
         pair = (files[0].resolve(), files[1].resolve())
+        if pair[0] == pair[1]:
+            raise StudyError(f"{path}: line {number}: image and ground_truth are one file: name the label map")
         if pair in seen:
             raise StudyError(f"{path}: line {number}: the same image and ground truth as in line {seen[pair]}")
         seen[pair] = number

@@ -44,8 +44,9 @@ def scan(folder: Path, out: Path, state: Path | None, image: str, ground_truth: 
     - DICOM: series, each alone in its folder or one file, with the SEG or
       RTSTRUCT that refers to them
     - CSV files with columns Image and Mask, and perhaps Patient
-    - names: case1.nii.gz with case1_seg.nii.gz (or _label, _mask, .seg);
-      images/ beside labels/, imagesTr/ beside labelsTr/
+    - names: case1.nii.gz or case1_ct.nii.gz (or _t1, _pet …) with
+      case1_seg.nii.gz (or _label, _mask, .seg); images/ beside labels/,
+      imagesTr/ beside labelsTr/
 
     Only headers are read. What has no partner, or several, is listed on stderr with the reason, and is not in the
     manifest. Patients are told apart by Patient ID, sub-XX or the table's column; the manifest holds names made with a

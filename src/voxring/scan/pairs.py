@@ -13,6 +13,9 @@ _TRUTH = re.compile(
     r"(.+?)[ ._-](?:seg|segmentation|label|labels|labelmap|mask|gt|groundtruth|ground_truth)", re.I | re.S
 )
 _IMAGE = re.compile(r"(.+?)[ ._-](?:image|img|0000)", re.I | re.S)
+_MODALITY = re.compile(
+    r"(.+?)[ ._-](?:ct|cta|cbct|mra?|mri|pet|pt|us|t1w?|t1c[ew]?|t2w?|flair|dwi|adc|scan|vol(?:ume)?)", re.I | re.S
+)
 _CHANNEL = re.compile(r"(.+)_\d{4}", re.S)
 # Folders that stand beside each other, as images and labels, or nnU-Net's imagesTr and labelsTr.
 _IMAGE_FOLDER = re.compile(r"(?:images?|imgs?)(|tr|ts|va|_?train|_?test|_?val)", re.I | re.S)
@@ -31,6 +34,7 @@ def take(
     images: dict[Path, list[Path]] = {}
     truths: dict[Path, list[Path]] = {}
     by_key: dict[Key, list[Path]] = {}
+    by_modality: dict[Key, list[Path]] = {}
     keys: dict[Path, Key] = {}
     for path in files:
         ending = known_ending(path.name)
@@ -47,8 +51,11 @@ def take(
             images[path] = []
             for own in _image_keys(path, stem):
                 by_key.setdefault(own, []).append(path)
+            if matched := _MODALITY.fullmatch(stem):
+                for own in _image_keys(path, matched[1]):
+                    by_modality.setdefault(own, []).append(path)
     for truth, key in keys.items():
-        truths[truth] = by_key.get(key, [])
+        truths[truth] = by_key.get(key) or by_modality.get(key, [])
         for one in truths[truth]:
             images[one].append(truth)
     found.pair(images, truths, {path: _subject(path, found.root) for path in images})
