@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from voxring.errors import StudyError
 from voxring.net.keys import PrivateKey, fingerprint, keyring
+from voxring.result import write_whole
 from voxring.study import Study
 
 NAMES = ("a", "b", "c", "researcher")
@@ -140,3 +142,16 @@ def test_links_are_sealed_when_the_study_has_keys_and_never_otherwise() -> None:
     simulated = keyring(clear, "researcher", PRIVATE["researcher"], keys=PUBLIC)
     assert simulated is not None
     assert simulated.keys == PUBLIC
+
+
+def test_what_does_not_fit_on_the_disk_leaves_no_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number, write in enumerate((PrivateKey.new().write, lambda path: write_whole(path, bytes(100)))):
+        path = tmp_path / str(number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            with pytest.raises(StudyError, match="cannot be written: File too large: make room"):
+                write(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(tmp_path.iterdir()) == []

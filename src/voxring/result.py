@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -309,7 +310,11 @@ def write_whole(out: Path, content: bytes, *, private: bool = False) -> None:
             file.write(content)
         partial.replace(out)
     except OSError as error:
-        raise StudyError(f"{out}: the result cannot be written: {error.strerror}") from None
+        with suppress(OSError):
+            partial.unlink()
+        raise StudyError(
+            f"{out}: cannot be written: {error.strerror}: make room there, or choose another place"
+        ) from None
 
 
 def _owners_alone(path: str, flags: int) -> int:

@@ -99,7 +99,9 @@ class Journal:
             if not content.endswith(b"\n"):
                 os.write(self._file, b"\n")
         except OSError as error:
-            raise StudyError(f"{self.path}: the journal cannot be kept: {error.strerror}: choose --state") from None
+            raise StudyError(
+                f"{self.path}: the journal cannot be kept: {error.strerror}: make room, or choose --state"
+            ) from None
         self.key = self._read(content)
 
     def __enter__(self) -> Journal:

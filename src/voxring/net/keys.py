@@ -87,13 +87,19 @@ class PrivateKey:
             The file exists, which may be the only copy of another key, or cannot be made.
         """
         content = self.signer.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        made = False
         try:
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                made = True
                 file.write(content)
         except OSError as error:
             if error.errno == errno.EEXIST:
                 raise StudyError(f"{path}: exists, and a key is never written over: choose another file") from None
-            raise StudyError(f"{path}: the key cannot be written: {error.strerror}") from None
+            if made:  # what cannot be written to the end is no key, and would stand in the way of one
+                Path(path).unlink(missing_ok=True)
+            raise StudyError(
+                f"{path}: the key cannot be written: {error.strerror}: make room there, or choose another place"
+            ) from None
 
     @property
     def signer(self) -> Ed25519PrivateKey:

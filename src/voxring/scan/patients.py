@@ -54,7 +54,9 @@ class Pseudonyms:
             with suppress(FileExistsError):  # another scan was quicker: use its salt
                 os.link(partial, path)
         except OSError as error:
-            raise StudyError(f"{path}: the salt cannot be kept: {error.strerror}: choose --state") from None
+            raise StudyError(
+                f"{path}: the salt cannot be kept: {error.strerror}: make room, or choose --state"
+            ) from None
         finally:
             with suppress(OSError):
                 partial.unlink()

@@ -358,7 +358,8 @@ class _Process:
             while self.party.state == "waiting":
                 self._look()
                 if self._attempt == 0 and time.monotonic() > until:
-                    why = self._refused() + self._trouble()
+                    remedy = ": agree on a time, let it through the firewall, or wait longer with --timeout"
+                    why = self._refused() + self._trouble() or remedy
                     raise PeerError(f"the researcher was not heard within {self.timeout:g} s{why}")
                 self.changed.wait(TICK)
 

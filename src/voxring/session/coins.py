@@ -184,7 +184,9 @@ class CoinFile:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StudyError(f"{folder}: no coin can be kept there: {error.strerror}: choose --state") from None
+            raise StudyError(
+                f"{folder}: no coin can be kept there: {error.strerror}: make room, or choose --state"
+            ) from None
         if not os.access(folder, os.W_OK | os.X_OK):
             raise StudyError(f"{folder}: no coin can be kept there: it cannot be written: choose --state")
 

@@ -213,7 +213,9 @@ class Ledger:
                 os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             salt = self._salt_path.read_bytes()
         except OSError as error:
-            raise StudyError(f"{self.path}: no ledger can be kept there: {error.strerror}: choose --state") from None
+            raise StudyError(
+                f"{self.path}: no ledger can be kept there: {error.strerror}: make room, or choose --state"
+            ) from None
         if len(salt) != SALT_BYTES:
             raise StudyError(f"{self._salt_path}: expected {SALT_BYTES} bytes, got {len(salt)}: {_BACKUP}")
         return salt
