@@ -1,5 +1,6 @@
 """`voxring preflight` finds what would stop a party, names it, and names no file where a log may read."""
 
+import gzip
 import json
 import os
 import re
@@ -207,6 +208,25 @@ def test_a_clock_that_is_synchronised_or_not(place, monkeypatch, answer, state):
 def test_a_clock_before_the_release_is_wrong(place, monkeypatch):
     monkeypatch.setattr(module.time, "time", lambda: 0.0)
     assert states(look(place)[1])["clock"] == ["wrong"]
+
+
+def test_damage_that_still_unpacks_is_found_when_images_are_read_whole(place):
+    folder, _ = place
+    content = np.zeros((40, 8, 8), np.int16).tobytes()
+    header = b"NRRD0004\ntype: int16\ndimension: 3\nsizes: 8 8 40\nendian: little\nencoding: gzip\n\n"
+    packed = bytearray(gzip.compress(content, 0))  # stored as it is
+    packed[100] = 1
+    (folder / "ct.nrrd").write_bytes(header + packed)
+    truth = np.zeros((40, 8, 8), np.uint8)
+    truth[2, 2, 2] = 1
+    np.save(folder / "gt.npy", truth)
+    (folder / "m.csv").write_text("image,ground_truth\nct.nrrd,gt.npy\n")
+    assert states(look(place)[1])["images"] == ["ok"]
+    code, found, _ = look(place, "--whole", "--names")
+    assert (code, found["images"][0][0]) == (4, "wrong")
+    assert "ct.nrrd: the compressed voxels are truncated or corrupt (CRC" in found["images"][0][1]
+    (folder / "m.csv").write_text("image,ground_truth\nmeier-ct.npy,meier-gt.npy\n")
+    assert states(look(place, "--whole")[1])["images"] == ["ok"]
 
 
 def test_a_model_that_the_study_evaluates_is_there_or_not(place):
