@@ -318,6 +318,23 @@ def test_the_same_grid_from_every_format_with_geometry(folder):
     assert np.array_equal(grids[3].affine, nibabel.load(folder / "q.nii").affine)
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_the_grid_of_a_qform_is_nibabels_to_the_bit(folder, kind):
+    rng = np.random.default_rng(0)
+    for half_turn in (False, True) * 20:
+        quaternion = np.append(0 if half_turn else rng.normal(), rng.normal(size=3))
+        quaternion /= np.linalg.norm(quaternion)
+        written = kind(np.zeros((2, 3, 4), np.uint8), None)
+        header = written.header
+        header["qform_code"], header["pixdim"][:4] = 1, [rng.choice([-1, 1]), *rng.uniform(0.1, 9, 3)]
+        header["quatern_b"], header["quatern_c"], header["quatern_d"] = quaternion[1:]
+        header["qoffset_x"], header["qoffset_y"], header["qoffset_z"] = rng.normal(size=3)
+        header["vox_offset"] = len(header.binaryblock) + 4
+        (folder / "q.nii").write_bytes(header.binaryblock + bytes(28))
+        want = header.get_qform()
+        assert np.array_equal(read_image(folder / "q.nii").grid.affine, want)
+
+
 def test_nifti_prefers_sform_and_has_no_geometry_without_either(folder):
     array = np.zeros((2, 3, 4), np.uint8)
     qform = ([0.0, 0.0, 0.0, 7.0, 8.0, 9.0], [-1.0, 2.0, 3.0, 4.0, 1.0, 1.0, 1.0, 1.0])
@@ -603,8 +620,9 @@ def test_damaged_nifti_fields_are_refused(folder, at, fmt, value, word):
     refusal(read_image, folder / "f.nii", word)
 
 
-def test_a_qform_that_is_no_rotation_is_refused(folder):
-    qform = ([1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [1.0] * 8)
+@pytest.mark.parametrize(("first", "turned", "spacing"), [(1.0, 1.0, 1.0), (0.0, 0.0, 1.0), (0.0, 1.0, -1.0)])
+def test_a_qform_that_is_no_rotation_is_refused(folder, first, turned, spacing):
+    qform = ([first, 1.0, 0.0, 0.0, 0.0, 0.0], [turned, spacing, *[1.0] * 6])
     (folder / "q.nii").write_bytes(nifti_bytes(np.zeros((2, 3, 4), "u1"), sform=None, qform=qform))
     refusal(read_image, folder / "q.nii", "rotation")
 

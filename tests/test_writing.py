@@ -71,6 +71,8 @@ def test_nifti_maps_have_the_images_header_but_for_what_the_voxels_are(tmp_path,
     assert np.array_equal(np.asarray(after.dataobj), made.T)
     raw = gzip.decompress(written.read_bytes()) if ending == "nii.gz" else written.read_bytes()
     assert raw[int(before.header["sizeof_hdr"]) :][:4] == bytes(4)  # no extensions
+    bits = before.header.structarr.dtype.fields["bitpix"][1]  # nibabel mends it when it reads
+    assert np.frombuffer(raw, order + "i2", 1, bits) == 8 * made.itemsize
     changed = {"datatype", "bitpix", "scl_slope", "scl_inter", "vox_offset"}
     for field in before.header.structarr.dtype.names:
         if field not in changed:

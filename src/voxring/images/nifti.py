@@ -1,7 +1,7 @@
 """NIfTI-1 and NIfTI-2 in one file, .nii or .nii.gz.
 
-nibabel reads the header. The voxels are mapped (.nii) or inflated straight into their array (.nii.gz), as far as they
-are needed, and stay the stored integers; nibabel's own path would go through float64.
+The voxels are mapped (.nii) or inflated straight into their array (.nii.gz), as far as they are needed, and stay the
+stored integers.
 """
 
 from contextlib import closing
@@ -9,23 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from voxring.errors import ImageError
 from voxring.images import payload
 from voxring.images.image import Grid
+from voxring.images.niftiheader import MILLIMETRES, affine_of, dtype_of, header_of, new_header, set_dtype
 from voxring.images.plan import Plan
 from voxring.images.stored import Stored
 
-# By the header's own size, its first field: the class, the magic and where it stands, and where voxels may begin.
-_VERSIONS: dict[int, tuple[Any, bytes, int, int]] = {
-    348: (Nifti1Header, b"n+1\0", 344, 352),
-    540: (Nifti2Header, b"n+2\0\r\n\x1a\n", 4, 544),
+# By the header's own size, its first field: the magic and where it stands, and where voxels may begin.
+_VERSIONS: dict[int, tuple[bytes, int, int]] = {
+    348: (b"n+1\0", 344, 352),
+    540: (b"n+2\0\r\n\x1a\n", 4, 544),
 }
-_MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: metres, millimetres, micrometres
 _LONGEST_HEADER = 540
 _FEW = 4096  # bytes of a compressed file, of which one read or two hold the header
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -49,26 +46,27 @@ def plan_like(path: Path, dtype: np.dtype[np.generic]) -> Plan:
 
 def plan_on(grid: Grid, dtype: np.dtype[np.generic]) -> Plan:
     """Plan a compressed map on a grid with a place in the patient, for formats that hold no floats."""
-    header: Any = _VERSIONS[348][0]()
-    header.set_data_shape(grid.shape[::-1])
-    header.set_xyzt_units("mm")
-    header.set_sform(grid.affine, code="scanner")
+    header = new_header()
+    header["dim"][: len(grid.shape) + 1] = len(grid.shape), *grid.shape[::-1]
+    header["xyzt_units"] = 2  # millimetres
+    header["sform_code"] = 1  # in the scanner's coordinates
+    header["srow_x"], header["srow_y"], header["srow_z"] = grid.affine[:3]  # type: ignore[index]  # as below
     # Readers that look at the spacings alone find them there.
     header["pixdim"][1:4] = np.linalg.norm(grid.affine[:3, :3], axis=0)  # type: ignore[index]  # the caller has looked
     return _plan(header, dtype, compressed=True)
 
 
 def _plan(header: Any, dtype: np.dtype[np.generic], compressed: bool) -> Plan:
-    stored = dtype.newbyteorder(header.endianness)
-    header.set_data_dtype(stored)
-    header["vox_offset"] = _VERSIONS[int(header["sizeof_hdr"])][3]
+    stored = dtype.newbyteorder(header["dim"].dtype.byteorder)
+    set_dtype(header, stored)
+    header["vox_offset"] = _VERSIONS[int(header["sizeof_hdr"])][2]
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_max"] = header["cal_min"] = 0  # the display range of the image
     header["intent_code"] = 0
     for field in ("descrip", "aux_file", "intent_name", "db_name"):
-        if field in header.keys():  # noqa: SIM118 - nibabel's own mapping
+        if field in header.dtype.names:
             header[field] = b""
-    start = bytes(header.binaryblock) + bytes(4)  # no extensions follow
+    start = header.tobytes() + bytes(4)  # no extensions follow
     return Plan(start, stored, "whole" if compressed else "none")
 
 
@@ -95,7 +93,7 @@ def _header(path: Path, start: bytes) -> Any:
         size = int(np.frombuffer(start[:4].ljust(4, b"\0"), order + "i4")[0])
         if size not in _VERSIONS:
             continue
-        kind, magic, at, _ = _VERSIONS[size]
+        magic, at, _ = _VERSIONS[size]
         if len(start) < size:
             raise ImageError(f"{path}: expected a header of {size} bytes, got {len(start)}: the file is truncated")
         if start[at : at + len(magic)] != magic:
@@ -103,12 +101,12 @@ def _header(path: Path, start: bytes) -> Any:
                 f"{path}: expected a NIfTI file that holds header and voxels, got something else (an ANALYZE file or "
                 "a .hdr/.img pair?): convert it to .nii.gz"
             )
-        return kind(start[:size], endianness=order, check=False)
+        return header_of(start, size, order)
     raise ImageError(f"{path}: expected a NIfTI header, got something else: check that the file is what it is named")
 
 
 def _offset(path: Path, header: Any) -> int:
-    offset, first = float(header["vox_offset"]), _VERSIONS[int(header["sizeof_hdr"])][3]
+    offset, first = float(header["vox_offset"]), _VERSIONS[int(header["sizeof_hdr"])][2]
     if not (first <= offset < 2**62 and offset.is_integer()):
         raise ImageError(f"{path}: expected voxels at byte {first} or later, got {offset}: the header is damaged")
     return int(offset)
@@ -118,11 +116,8 @@ def _layout(path: Path, header: Any) -> tuple[np.dtype[np.generic], tuple[int, .
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
         raise ImageError(f"{path}: expected 1 to 7 axes, got {axes}: the header is damaged")
-    try:
-        dtype = header.get_data_dtype()
-    except (HeaderDataError, KeyError):
-        dtype = np.dtype("V0")
-    if dtype.itemsize == 0:  # so nibabel gives "binary" and "unknown" too
+    dtype = dtype_of(header)
+    if dtype is None:
         raise ImageError(
             f"{path}: expected integers or floats, got data type {int(header['datatype'])}: convert it, or copy it "
             "again if the header is damaged"
@@ -142,15 +137,13 @@ def _stored(path: Path, header: Any, voxels: payload.Mapped | payload.Packed) ->
 
 def _affine(path: Path, header: Any) -> NDArray[np.float64] | None:
     """Prefer the sform; without a qform either, the file states no position."""
-    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
+    scale = MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0)
     with np.errstate(over="ignore", invalid="ignore"):  # judged below
         try:
-            affine, code = header.get_sform(coded=True)
-            if not code:
-                affine, code = header.get_qform(coded=True)
-        except (HeaderDataError, ValueError) as error:
+            affine = affine_of(header)
+        except ValueError as error:
             raise ImageError(f"{path}: the qform is no rotation ({error}): set the header's geometry anew") from error
-        if not code:
+        if affine is None:
             return None
         placed: NDArray[np.float64] = np.diag([scale, scale, scale, 1.0]) @ affine
     if not np.isfinite(placed).all():
