@@ -20,6 +20,7 @@ from voxring.engine import local_totals, planes_needed
 from voxring.errors import BoundError, ImageError, ModelError, StudyError
 from voxring.evaluate import Counts
 from voxring.features import feature_maps
+from voxring.learn.evaluation import model_of
 from voxring.result import Result
 from voxring.ring.sheet import sheet
 from voxring.session.differencing import brought
@@ -295,7 +296,8 @@ def test_a_model_that_is_missing_is_told_before_anybody_is_waited_for(tmp_path, 
     assert said == []
     with pytest.raises(ModelError, match="no model can be read"):
         party_totals(folder / "a.csv", gone)
-    monkeypatch.setattr("voxring.batch.model_of", lambda study: None)
+    looks = iter([None])  # the batch's own
+    monkeypatch.setattr("voxring.learn.evaluation.model_of", lambda study: next(looks, study) and model_of(study))
     with pytest.raises(ModelError, match="no model can be read"):
         party_batch(folder / "a.csv", gone, bad="skip")  # a worker on another machine lacks it: no row is to blame
     (folder / "gone.toml").write_text(

@@ -15,7 +15,7 @@ import pytest
 
 from sessions import PRIVATE, PUBLIC, TOTALS, TRUTH, a_sealed_study, a_study
 from voxring.errors import PeerError, RemoteProtocolError, StudyError
-from voxring.net import Listener, Network, Relay
+from voxring.net import Listener, Network
 from voxring.net.channel import Word
 from voxring.net.exchange import ASK_SECONDS, OPEN_SECONDS, TAKE_SECONDS, Exchange, Limits
 from voxring.net.mailbox import (
@@ -38,6 +38,7 @@ from voxring.net.mailbox import (
     tokens,
     write,
 )
+from voxring.net.relay import Relay
 from voxring.net.relayed import RelayLink, RelayListener
 from voxring.ring.chunks import ChunkMember
 from voxring.ring.sheet import sheet

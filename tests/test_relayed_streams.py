@@ -13,9 +13,10 @@ from random import Random
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
-from voxring.net import Listener, Relay, exchange, relayed_streams
+from voxring.net import Listener, exchange, relayed_streams
 from voxring.net.exchange import Exchange, Limits
 from voxring.net.mailbox import MAX_FRAME, MAX_MESSAGE, Ask, Gone, Question, Take, name_of, write
+from voxring.net.relay import Relay
 from voxring.net.relayed_streams import AHEAD, RelayIncoming, RelayOutgoing, Requests
 from voxring.net.streams import AesGcm
 from voxring.ring.chunks import CHUNK_BYTES, HEAD_BYTES, ChunkedSum, ChunkMember

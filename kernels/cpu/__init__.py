@@ -1,6 +1,7 @@
 """The processor's backend: numba kernels, one thread each, run side by side over parts of the image.
 
-Which road an image takes never shows in the result: all give the same integers.
+Which road an image takes never shows in the result: all give the same integers. What the usual road does not need is
+imported where it is used: it would be a tenth of what a command takes up to its first voxel.
 """
 
 from __future__ import annotations
@@ -26,10 +27,6 @@ from voxring.kernels.checks import (
 )
 
 from .jit import Array, Shape
-from .labels import class_numbers
-from .maps import floats_into, sums_into
-from .moments import moments_of_classes
-from .streamed import groups_streamed
 from .threads import thread_count
 from .tiles import Plan, adjoint_pays, plan, reduce_class
 
@@ -149,6 +146,8 @@ def mean_map(
     magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     out = checked_out(out, shape, dtype)
     if image.size > 0:
+        from .maps import floats_into
+
         workers = thread_count(threads, image.size)
         floats_into(out, of_common_type(image), window, border, fill, magnitude, workers)
     return out
@@ -178,6 +177,8 @@ def variance_map(
     magnitude = checked_magnitude_squared(image, window, fill if border == "constant" else 0, look=2**53)
     out = checked_out(out, shape, dtype)
     if image.size > 0:
+        from .maps import floats_into
+
         workers = thread_count(threads, image.size)
         floats_into(out, of_common_type(image), window, border, fill, magnitude, workers, variances=True)
     return out
@@ -201,6 +202,8 @@ def by_adjoint(
         if flat.dtype != np.uint8:
             flat = flat.view(np.uint8)
         return [reduce_class(image, flat, value % 256, border, the, workers) for value in classes]
+    from .labels import class_numbers
+
     flat = class_numbers(labels, classes)
     return [reduce_class(image, flat, number + 1, border, the, workers) for number in range(len(classes))]
 
@@ -209,6 +212,10 @@ def by_stream(
     image: Array, labels: Array, classes: Sequence[int], window: Shape, border: str, workers: int
 ) -> list[Reduction]:
     """`reduce`, all classes at once."""
+    from .labels import class_numbers
+    from .moments import moments_of_classes
+    from .streamed import groups_streamed
+
     numbers = class_numbers(labels, classes)
     answers = groups_streamed(image, numbers, len(classes), window, border, workers)
     sums = moments_of_classes(image.reshape(-1), numbers, len(classes), workers)
@@ -246,5 +253,7 @@ def window_sums(
     magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
     out = np.empty(shape, dtype=np.int64)
     if image.size > 0:
+        from .maps import sums_into
+
         sums_into(out, of_common_type(image), window, border, fill, magnitude, thread_count(threads, image.size))
     return out

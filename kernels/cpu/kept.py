@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.runtime.nrt import rtsys
 
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 """What the machine code was made of. A kernel holds the code of those it calls, but numba looks only at the file that
@@ -54,13 +55,20 @@ class Kept(FunctionCache):
 
     def load_overload(self, types: Any, target: Any) -> Any:
         """The code for these types. None if it is to be compiled here, and then no other process compiles it now."""
-        found = super().load_overload(types, target)
+        found = self._look_up(types, target)
         if found is None and self._turn is None:
             self._turn = turn(Path(self.cache_path) / f"{self._impl.filename_base}.lock")
-            found = super().load_overload(types, target)  # what another has compiled meanwhile
+            found = self._look_up(types, target)  # what another has compiled meanwhile
             if found is not None:
                 self._let_others()
         return found
+
+    def _look_up(self, types: Any, target: Any) -> Any:
+        """What numba's own does, without importing first all that it could need to compile, and scipy with it: of
+        0.3 s or more, code that is there needs no more than the counting of references. To compile, numba imports it.
+        """
+        rtsys.initialize(target)
+        return self._load_overload(types, target)
 
     def save_overload(self, types: Any, code: Any) -> None:
         """Keep code that was compiled here."""

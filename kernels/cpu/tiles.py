@@ -23,7 +23,6 @@ from .boxes import Box, cut, evenly
 from .dots import Values
 from .jit import Array, Number, Shape, compiled, jit
 from .rows import count
-from .streamed import groups_streamed
 from .threads import in_threads
 from .vectors import LANES, bytes_of, either, load, no_bytes, same, total
 
@@ -304,6 +303,8 @@ def frame(image: Array, labels: Array, value: int, the: Plan, border: str, worke
 
     Each slab is cut out with as much of the image as its windows reach, its long side last, and streamed.
     """
+    from .streamed import groups_streamed
+
     inner, sizes = the.work.voxels, the.work.window
     for axis in range(3):
         low, high = inner[2 * axis], inner[2 * axis + 1]

@@ -7,6 +7,8 @@ copied while others are computed, and a batch keeps every device busy.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,10 +83,15 @@ def cupy() -> Any:
 
 @cache
 def answers() -> bool:
-    """Whether a GPU is there. Kept: looking for a CuPy that is not installed takes longer than a small image."""
+    """Whether a GPU is there. Kept: looking for a CuPy that is not installed takes longer than a small image.
+
+    Without a driver CuPy is not loaded, if it is not already: that takes longer than a whole image.
+    """
     try:
+        if "cupy" not in sys.modules:
+            ctypes.CDLL("libcuda.so.1")
         return cupy() is not None
-    except DeviceError:
+    except (DeviceError, OSError):
         return False
 
 

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from voxring.errors import DeviceError, ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
-from voxring.learn.evaluation import class_evaluation, model_of
-from voxring.learn.steps import class_step
 from voxring.standardise import (
     OF_ALL_VOXELS,
     Scaled,
@@ -166,9 +164,13 @@ def part_totals(
             image, ground_truth, study, labels=labels, threads=threads, scaled=scaled, neighbours=neighbours
         )
     if isinstance(study, AtWeights):
+        from voxring.learn.steps import class_step
+
         more = class_step(image, ground_truth, study, labels=labels, threads=threads, scaled=scaled)
     if study.evaluate is not None:
-        given = _scaled(image, *scale, model_of(study).study, scalings.model) if scalings.model else None
+        from voxring.learn.evaluation import class_evaluation
+
+        given = _scaled(image, *scale, _studies(study)[1], scalings.model) if scalings.model else None
         counts = class_evaluation(
             image, ground_truth, study, slope=slope, intercept=intercept, labels=labels, threads=threads, scaled=given
         )
@@ -186,7 +188,11 @@ def _scaled(image: Array, slope: Fraction, intercept: Fraction, study: Study, sc
 
 def _studies(study: Study) -> tuple[Study, ...]:
     """A study, and that of the model that it evaluates."""
-    return (study,) if study.evaluate is None else (study, model_of(study).study)
+    if study.evaluate is None:
+        return (study,)
+    from voxring.learn.evaluation import model_of
+
+    return (study, model_of(study).study)
 
 
 def _totals(
@@ -285,8 +291,8 @@ def widest(study: Study, ndim: int) -> tuple[int, int, int]:
     Pairs of neighbours are no windows: they are counted where both voxels have the class.
     """
     features = study.feature if of_images(study) or isinstance(study, AtWeights) else ()
-    if study.evaluate is not None:
-        features += model_of(study).study.feature
+    for of_model in _studies(study)[1:]:
+        features += of_model.feature
     sizes = [study.window.along(ndim)]
     for feature in features:
         sizes.append((3 if ndim == 3 else 1, 3, 3) if feature.kind == "gradient" else feature.along(ndim))

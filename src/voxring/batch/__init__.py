@@ -19,7 +19,6 @@ from voxring.batch.pool import Done, in_processes, in_this_process
 from voxring.batch.row import Task, image_totals
 from voxring.engine import Device
 from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
-from voxring.learn.evaluation import model_of
 from voxring.study import Study
 from voxring.totals import LocalTotals, clipped
 
@@ -176,6 +175,8 @@ def party_batch(
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if study.evaluate is not None:
+        from voxring.learn.evaluation import model_of
+
         model_of(study)
     progress(0, len(rows))
     patients: dict[str, list[LocalTotals]] = {row.patient: [] for row in rows}  # in the order of the manifest

@@ -6,20 +6,21 @@ has cost several is reported as bad, since one that does not fit in memory takes
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxring.batch.manifest import Row
 from voxring.batch.row import Answer, Task, answer, read_ahead
 from voxring.errors import ImageError, VoxringError
 from voxring.images import Room
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 ATTEMPTS = 3
 """Workers that one row may cost."""
@@ -45,6 +46,8 @@ def in_processes(task: Task, rows: Sequence[Row], todo: Sequence[int], workers: 
     VoxringError
         Workers end before they have begun.
     """
+    from multiprocessing.connection import wait
+
     threads = task.threads or max(1, len(os.sched_getaffinity(0)) // workers)
     waiting = deque(todo)
     attempts: dict[int, int] = {}
@@ -106,6 +109,8 @@ class _Worker:
     process: Any = field(init=False, default=None)
 
     def start(self) -> None:
+        import multiprocessing
+
         # spawn: a forked child would have half of the threads that numba and CUDA believe in.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()

@@ -154,9 +154,7 @@ def party(
     import msgspec
 
     from voxring.batch import party_batch, read_manifest
-    from voxring.cli.status import StatusServer
     from voxring.engine import device_name
-    from voxring.learn.evaluation import model_of
     from voxring.net import PrivateKey
     from voxring.privacy import Budget
     from voxring.session import Account, InTwoPasses, Ledger, run_party, state_folder
@@ -168,6 +166,8 @@ def party(
     private = None if key is None else PrivateKey.read(key)
     read_manifest(manifest)
     if checked.evaluate is not None:
+        from voxring.learn.evaluation import model_of
+
         model_of(checked)
     command = ["voxring", "party", "approve", str(study), "--name", name, *(["--state", str(state)] if state else [])]
     folder = state or state_folder()
@@ -186,6 +186,8 @@ def party(
     computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
     with resumable(), Progress(quiet=quiet, as_json=True) as progress, ExitStack() as stack:
         if status is not None:
+            from voxring.cli.status import StatusServer
+
             page = stack.enter_context(StatusServer(status, lambda: progress.snapshot(name)))
             progress(name, f"status at {page.url}")
 

@@ -15,8 +15,7 @@ from voxring.net.link import Link
 from voxring.net.listener import Listener
 from voxring.net.network import Ear, Network
 from voxring.net.presence import Presence
-from voxring.net.relay import Relay
 from voxring.net.sealed import Asking
 from voxring.net.streams import Streams
 
-__all__ = ["Asking", "Ear", "Link", "Listener", "Network", "Presence", "PrivateKey", "Relay", "Streams"]
+__all__ = ["Asking", "Ear", "Link", "Listener", "Network", "Presence", "PrivateKey", "Streams"]
