@@ -199,11 +199,30 @@ def test_tables_with_image_and_mask_list_pairs(tmp_path):
     assert [pair.patient for pair in found.pairs] == ["Doe", "Roe", "Roe"]
     assert [(one.path, one.reason) for one in found.left_out] == [
         ("bad.csv", "cannot be read as a CSV file in UTF-8"),
-        ("cases.csv", "line 6: expected the paths of an image and a mask that exist"),
+        ("cases.csv", "line 6: expected the paths of an image and a mask that exist, in quotes where they hold commas"),
         ("cases.csv", "line 7: the same image and mask as in an earlier line"),
-        ("cases.csv", "line 8: expected the paths of an image and a mask that exist"),
+        ("cases.csv", "line 8: expected the paths of an image and a mask that exist, in quotes where they hold commas"),
         ("loose.nii", "no ground truth found for this image"),
     ]
+
+
+def test_tables_of_other_countries_systems_and_folders_are_read(tmp_path):
+    touch(tmp_path, *(f"data/p, {n}/{what}.nii" for n in range(4) for what in ("image", "mask")))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text("Image;Mask\ndata/p, 0/image.nii;data/p, 0/mask.nii\n")
+    (tmp_path / "b.csv").write_text('Image,Mask\n"data\\p, 1\\image.nii","data\\p, 1\\mask.nii"\n')
+    (tmp_path / "c.csv").write_text("Image\tMask\n./data/p, 2/image.nii\t./data/p, 2/mask.nii\n")
+    (tmp_path / "d.csv").write_text("Image,Mask\ndata/p, 3/image.nii,data/p, 3/mask.nii\n")
+    assert pairs(tmp_path) == [(f"data/p, {n}/image.nii", f"data/p, {n}/mask.nii") for n in range(3)]
+    assert left_out(tmp_path)["d.csv"].endswith("that exist, in quotes where they hold commas")
+
+
+def test_a_bids_ground_truth_in_a_space_without_image_is_told_as_one(tmp_path):
+    touch(tmp_path, "sub-1/anat/sub-1_T1w.nii", "derivatives/x/sub-1/anat/sub-1_space-MNI_dseg.nii")
+    assert set(left_out(tmp_path).values()) == {
+        "no ground truth found for this image",
+        "no image found for this ground truth",
+    }
 
 
 # --- DICOM -----------------------------------------------------------------------------------------------------------

@@ -80,12 +80,14 @@ def scan(folder: Path, out: Path, state: Path | None, image: str, ground_truth: 
     if not found.pairs:
         raise StudyError(f"{folder}: found no image with its ground truth: `voxring scan --help` says what is sought")
     if not as_json:
-        who = f"of {len(patients)} patients" if any(patients) else "each of a patient of its own, since none is named"
+        counted = "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
+        who = f"of {counted}" if any(patients) else "each of a patient of its own, since none is named"
         what = "1 image" if len(found.pairs) == 1 else f"{len(found.pairs)} images"
         click.echo(f"{out}: {what} with ground truth, {who}")
     if "" in patients and len(patients) > 1:
         count = sum(not pair.patient.strip() for pair in found.pairs)
-        click.echo(f"{count} images name no patient: they count as one patient together", err=True)
+        names = "1 image names" if count == 1 else f"{count} images name"
+        click.echo(f"{names} no patient: all such count as one patient together", err=True)
 
 
 def _print_left_out(left_out: Sequence[LeftOut]) -> None:

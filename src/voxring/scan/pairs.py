@@ -10,7 +10,7 @@ from voxring.images import known_ending
 from voxring.scan.found import Found
 
 _TRUTH = re.compile(
-    r"(.+?)[ ._-](?:seg|segmentation|label|labels|labelmap|mask|gt|groundtruth|ground_truth)", re.I | re.S
+    r"(.+?)[ ._-](?:d?seg|segmentation|label|labels|labelmap|mask|gt|groundtruth|ground_truth)", re.I | re.S
 )
 _IMAGE = re.compile(r"(.+?)[ ._-](?:image|img|0000)", re.I | re.S)
 _MODALITY = re.compile(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 
 from voxring.scan.found import Found, Pair
@@ -29,9 +30,10 @@ def take(
             row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
             if not any(row.values()):
                 continue
-            pair = _pair(table, row)
+            pair = _pair((table.parent, found.root), row)
             if pair is None:
-                found.leave(table, f"line {number}: expected the paths of an image and a mask that exist")
+                expected = "the paths of an image and a mask that exist, in quotes where they hold commas"
+                found.leave(table, f"line {number}: expected {expected}")
                 continue
             named |= {path.resolve() for path in pair}
             if not (image(pair[0]) and ground_truth(pair[1])):
@@ -46,16 +48,18 @@ def take(
     return [path for path in rest if path.resolve() not in named and not named & set(path.resolve().parents)]
 
 
-def _pair(table: Path, row: dict[str, str]) -> tuple[Path, Path] | None:
+def _pair(folders: Iterable[Path], row: dict[str, str]) -> tuple[Path, Path] | None:
+    """Return what a row names, seen from the first folder that has both; written by Windows, perhaps."""
     cells = row.get("image", ""), row.get("mask", "")
     if not all(cells) or any("\0" in cell for cell in cells):
         return None
-    paths = table.parent / cells[0], table.parent / cells[1]
-    try:
-        if all(path.exists() for path in paths):
-            return paths
-    except OSError:
-        pass
+    for folder, (image, mask) in product(folders, (cells, tuple(cell.replace("\\", "/") for cell in cells))):
+        pair = folder / image, folder / mask
+        try:
+            if all(path.exists() for path in pair):
+                return pair
+        except OSError:
+            pass
     return None
 
 
@@ -64,7 +68,11 @@ def _lines(table: Path, found: Found) -> list[list[str]]:
         if table.stat().st_size > _LONGEST:
             return []
         with table.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.reader(file))
+            first = file.readline()
+            file.seek(0)
+            # Spreadsheets of some countries write semicolons.
+            delimiter = max(",;\t", key=lambda one: len(next(csv.reader([first], delimiter=one), ())))
+            return list(csv.reader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error):
         found.leave(table, "cannot be read as a CSV file in UTF-8")
         return []
