@@ -210,7 +210,7 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, folder, model):
 
     ridge = trained(classifier="ridge")
     ridge.save(tmp_path / "model.json")
-    with pytest.raises(ModelError, match="labels alone: evaluate lda, qda or gnb"):
+    with pytest.raises(ModelError, match="labels alone: evaluate lda, qda, gnb or logistic"):
         refused(ridge)
     with pytest.raises(ModelError, match=f"digest {model.digest[:12]}.*got {ridge.digest[:12]}"):
         refused(model)

@@ -125,16 +125,18 @@ def test_the_rings_give_the_weights_of_all_voxels_in_one_place_bit_for_bit(names
     assert run.researcher.answer == pooled(everybody(study, names), study)
 
 
-def test_every_step_sums_the_integers_of_the_definition(run):
-    study = run.study
-    integers, labels = voxels_of(study)
+def test_every_step_sums_the_integers_of_the_definition(monkeypatch):
+    few = {name: [(image[:1, :5, :6], truth[:1, :5, :6]) for image, truth in pairs] for name, pairs in IMAGES.items()}
+    monkeypatch.setitem(globals(), "IMAGES", few)
+    run = ended(a_study())
+    integers, labels = voxels_of(run.study)
+    assert len(labels) < 180
     places = [list(CLASSES.values()).index(label) for label in labels]
     heard = run.parties["b"].heard().view.learned
-    for number in (1, 3):
-        flat = heard[f"weights {number}", LOGISTIC]
-        rows = tuple(flat[at : at + 3] for at in range(0, 9, 3))
-        assert list(steps_of(run)[number - 1]) == naive_step(integers.tolist(), places, rows)
     assert heard["weights 1", LOGISTIC] == (0,) * 9
+    flat = heard["weights 3", LOGISTIC]
+    rows = tuple(flat[at : at + 3] for at in range(0, 9, 3))
+    assert list(steps_of(run)[2]) == naive_step(integers.tolist(), places, rows)
 
 
 def test_what_is_learned_is_what_the_sheet_says(run):

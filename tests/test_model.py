@@ -445,12 +445,15 @@ def test_train_refuses_what_is_no_result_of_the_study(files, tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("classifier", CLASSIFIERS)
+@pytest.mark.parametrize("classifier", [*CLASSIFIERS, "logistic"])
 def test_exported_models_predict_the_same(classifier, classes, tmp_path):
     import onnx.reference
     from skops import io
 
-    model = model_of(classifier, classes)
+    weights = [[["-41", "1"], ["1", "2"], ["1", "3"], ["1", "4"]], [["2", "1"], ["-1", "7"], ["1", "9"], ["0", "1"]]]
+    weights += [[["20", "1"], ["1", "4"], ["-1", "1"], ["1", "5"]]]
+    settings = {"weights": weights[: 1 if classes == 2 else 3]} if classifier == "logistic" else {}
+    model = model_of(classifier, classes, **settings)
     table = columns(image((30, 30)))
     scores = model.discriminant.scores(table)
     labels = np.array(model.values)[scores.argmax(axis=1)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import repeat
+from itertools import cycle
 from math import isqrt, prod
 from typing import Any
 
@@ -83,7 +83,7 @@ def layout(study: Study) -> tuple[Block, ...]:
 
 
 def of_one_voxel(block: str, study: Study) -> list[int]:
-    """How much one voxel adds to each number of a block at most; one number for all where that is the same.
+    """How much one voxel adds to each number of a block at most; where numbers repeat, once.
 
     ``glcm`` has one for all numbers together, too: a voxel has so many neighbours, each pair counted both ways.
     """
@@ -91,11 +91,11 @@ def of_one_voxel(block: str, study: Study) -> list[int]:
     if block == "feature_sums":
         return features
     if isinstance(study, AtWeights):
-        scores, sizes = len(study.weights), [1, *features]
+        sizes = [1, *features]
         if block == "gradient":
-            return [one << STEP_BITS for one in sizes] * scores
-        products = [one * other << STEP_BITS - 2 for i, one in enumerate(sizes) for other in sizes[i:]]
-        return products * (scores * (scores + 1) // 2)  # p(1 − p) and p p' are at most a quarter
+            return [one << STEP_BITS for one in sizes]
+        # p(1 − p) and p p' are at most a quarter.
+        return [one * other << STEP_BITS - 2 for i, one in enumerate(sizes) for other in sizes[i:]]
     if block == "gram":
         return [one * other for i, one in enumerate(features) for other in features[i:]]
     if block == "powers":
@@ -180,7 +180,7 @@ def fault(values: Sequence[int], voxels: int, study: Study) -> str | None:
     for name, values_of in parts.items():
         most = of_one_voxel(name, study)
         signed = name in ("feature_sums", "gram", "powers", *STEP)
-        for value, one in zip(values_of, most if len(most) > 1 else repeat(most[0]), strict=False):
+        for value, one in zip(values_of, cycle(most), strict=False):
             if not (-voxels * one if signed else 0) <= value <= voxels * one:
                 return name
     if study.differential_privacy is not None:

@@ -58,7 +58,7 @@ def _loaded(path: str, digest: str) -> Model:
             f"{model.digest[:12]}: fetch the model that came with the study"
         )
     if not model.probabilistic:
-        raise ModelError(f"{path}: {model.classifier} gives labels alone: evaluate lda, qda or gnb")
+        raise ModelError(f"{path}: {model.classifier} gives labels alone: evaluate lda, qda, gnb or logistic")
     return model
 
 

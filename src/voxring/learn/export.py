@@ -28,7 +28,7 @@ def scikit_learn(model: Model) -> Any:
     """
     try:
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
-        from sklearn.linear_model import RidgeClassifier
+        from sklearn.linear_model import LogisticRegression, RidgeClassifier
         from sklearn.naive_bayes import GaussianNB
     except ImportError as error:
         raise ModelError("scikit-learn is needed: pip install 'voxring[export]'") from error
@@ -53,7 +53,7 @@ def scikit_learn(model: Model) -> Any:
         made.means_, made.priors_ = means, priors
         made.scalings_, made.rotations_ = [values for values, _ in found], [vectors for _, vectors in found]
     else:
-        made = LinearDiscriminantAnalysis(solver="lsqr")
+        made = LogisticRegression() if model.classifier == "logistic" else LinearDiscriminantAnalysis(solver="lsqr")
         if model.classifier == "ridge":  # fitted to nothing, so that it knows its labels in the way of its version
             made = RidgeClassifier().fit(np.zeros((len(places), len(means[0]))), model.values)
             made.set_params(**model.settings)

@@ -311,7 +311,7 @@ class Model:
         if any(one.shape != maps[0].shape or one.dtype.kind not in "iu" for one in maps):
             raise ModelError("expected feature maps of one shape, of integers")
         if probabilities and not self.probabilistic:
-            raise ModelError(f"{self.classifier} gives labels alone: use lda, qda or gnb for probabilities")
+            raise ModelError(f"{self.classifier} gives labels alone: use lda, qda, gnb or logistic for probabilities")
         of = self.discriminant
         weights = Weights(of.centres, of.linear, of.constants, of.whiten, of.offsets)
         values = np.array(self.values, np.uint8 if max(self.values) < 256 else np.uint16)
