@@ -17,6 +17,9 @@ Shape = tuple[int, int, int]
 
 IMAGE_TYPES = frozenset(map(np.dtype, ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")))
 
+WINDOWED = ("mean", "variance", "std", "contrast", "skewness")
+"""The kinds of features that have a window."""
+
 
 @cache
 def limits(dtype: np.dtype[np.integer]) -> tuple[int, int]:
@@ -118,3 +121,36 @@ def checked_out(out: Array | None, shape: Shape, dtype: str) -> Array:
     if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out: expected a C-contiguous, writeable array of shape {shape}, got {out.shape}")
     return out
+
+
+def check_width(window: Shape, kinds: Sequence[str], magnitude: int, a: int, b: int, unit: int) -> None:
+    """Refuse features of a window that are wider than is exact (cpu/features.py says why).
+
+    Raises
+    ------
+    OverflowError
+        Says which feature, and how many bits there are.
+    """
+    size = window[0] * window[1] * window[2]
+    largest = abs(a) * magnitude + abs(b)
+    where = f"features over {size} voxels of up to {magnitude.bit_length()} bits"
+    if size * largest >= 1 << 61:
+        raise OverflowError(f"{where}: sums of standardised values could need more than 61 bits")
+    if set(kinds) != {"mean"} and (size * magnitude**2 >= 1 << 63 or "skewness" in kinds) and magnitude >= 1 << 31:
+        raise OverflowError(f"{where}: these are exact for values of at most 31 bits")
+    if "variance" in kinds and largest**2 >= unit << 61:
+        raise OverflowError(f"{where}: variances could need more than 61 bits")
+    if "skewness" in kinds and size * magnitude >= 1 << 41:
+        raise OverflowError(f"{where}: the skewness is exact for window sums of at most 41 bits")
+
+
+def check_gradient_width(magnitude: int, a: int) -> None:
+    """Refuse a gradient that is wider than is exact.
+
+    Raises
+    ------
+    OverflowError
+        Says how many bits there may be.
+    """
+    if magnitude >= 1 << 58 or abs(a) * magnitude >= 1 << 58:
+        raise OverflowError("gradient: exact for values of at most 58 bits")

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import naive
+import naive_features
 from cuda_tools import standin
-from voxring import DeviceError, Study, local_mean, local_totals, local_variance
-from voxring.engine import device_name
+from voxring import DeviceError, ImageError, Study, local_mean, local_totals, local_variance
+from voxring.devices import device_name
+from voxring.features import feature_maps
 from voxring.kernels import BORDERS, Reduction, cpu, cuda
 from voxring.kernels.cuda import device
 
@@ -259,6 +261,69 @@ def test_both_backends_refuse_the_same(machine, backend):
             call()
     with pytest.raises(DeviceError, match="8 to 32 bits"):
         cuda.reduce(image.astype(np.int64), image, [1], (1, 1, 1), "clip")
+
+
+FEATURES = [
+    {"kind": "intensity"},
+    *({"kind": kind, "window": [1, 3, 4]} for kind in ("skewness", "mean", "std")),
+    {"kind": "gradient"},
+]
+
+
+def feature_study(border, features=FEATURES, **standardise):
+    return Study.of(
+        name="test",
+        classes={"a": 1},
+        feature=features,
+        window={"size": 3, "border": border, "fill": 2.0 if border == "constant" else 0.0},
+        standardise={"fraction_bits": 4} | standardise,
+    )
+
+
+@pytest.mark.parametrize("border", ["constant", "mirror"])
+def test_features_equal_the_definition_and_the_processor(machine, border):
+    study, shape = feature_study(border), (3, 4, 7)
+    image = image_of(shape, "int16")
+    x = {q: int(image[q]) << 4 for q in naive.indices(shape)}
+    made = feature_maps(image, study, device="cuda")
+    for feature, one in zip(study.feature, made, strict=True):
+        expected = naive_features.feature_map(feature.kind, x, shape, feature.along(3), border, 32, 16)
+        assert {q: int(one[q]) for q in expected} == expected, feature.label
+    for planes in ((0, 1), (1, 3)):
+        some = feature_maps(image, study, device="auto", planes=planes)
+        assert all(np.array_equal(one, all_of[slice(*planes)]) for one, all_of in zip(some, made, strict=True))
+    assert any(event.what == "feature_skewness" for event in machine.log)
+
+
+def test_parts_of_features_make_the_whole():
+    study, image = feature_study("clip"), image_of((6, 17, 30), "int16")
+    with standin.install() as machine:
+        whole = feature_maps(image, study, device="cuda")
+        assert parts_fetched(machine) == 5
+    with standin.install(memory=150 << 10) as machine:
+        parts = feature_maps(image, study, device="cuda")
+        assert parts_fetched(machine) >= 15
+    assert all(map(np.array_equal, parts, whole))
+    wide = image_of((2, 3, 4000), "int16")
+    with standin.install(memory=200 << 10), pytest.raises(DeviceError, match=r"a row of 4000 voxels.*fewer features"):
+        feature_maps(wide, study, device="cuda")
+
+
+def test_features_beyond_32_bits_are_the_processors(machine):
+    study = feature_study("reflect", FEATURES[:1], fraction_bits=29)
+    image = np.full((2, 3), 5.0)
+    assert feature_maps(image, study, device="auto")[0].tolist() == [[5 << 29] * 3] * 2
+    with pytest.raises(DeviceError, match="8 to 32 bits, got int64"):
+        feature_maps(image, study, device="cuda")
+    assert not any(event.what.startswith("feature") for event in machine.log)
+    assert feature_maps(image / 4, study, device="cuda")[0].tolist() == [[5 << 27] * 3] * 2
+
+
+def test_features_that_are_too_wide_are_refused_as_by_the_processor(machine):
+    study = feature_study("reflect", [{"kind": "skewness", "window": [33, 34]}], fraction_bits=0)
+    for where in ("cpu", "cuda"):
+        with pytest.raises(ImageError, match=r"skewness is exact for window sums.*fewer fraction_bits"):
+            feature_maps(np.full((2, 3), 2.0**31 - 1), study, device=where)
 
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": (3, 4), "border": "clip"})

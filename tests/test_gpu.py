@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from voxring import Study, local_mean, local_totals
+from voxring.features import feature_maps
 from voxring.kernels import BORDERS, cpu, cuda
+from voxring.kernels.checks import WINDOWED
 from voxring.kernels.cuda import device
 
 pytestmark = pytest.mark.gpu
@@ -122,3 +124,33 @@ def test_totals_and_maps_of_the_package():
     image, labels = image_of((300, 400), "int16"), labels_of((1, 300, 400))[0]
     assert local_totals(image, labels, study, device="cuda") == local_totals(image, labels, study)
     assert np.array_equal(local_mean(image, 5, device="cuda"), local_mean(image, 5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(1, 3, 4), (3, 3, 3), (5, 7, 6), (1, 31, 31), (2, 2, 40)], ids=str)
+def test_features_are_the_processors(window, dtype):
+    features = [{"kind": kind, "window": list(window)} for kind in WINDOWED]
+    broad = dtype.endswith("32")
+    most = 2**30 if broad else np.iinfo(dtype).max
+    least = 0 if dtype.startswith("u") else -most
+    image = np.random.default_rng(3).integers(least, most, (9, 40, 70), dtype)
+    for border in BORDERS:
+        study = Study.of(
+            name="gpu",
+            classes={"a": 1},
+            feature=[{"kind": "intensity"}, {"kind": "gradient"}, *features],
+            window={"size": 3, "border": border, "fill": 2.0 if border == "constant" else 0.0},
+            standardise={"fraction_bits": 0 if broad else 8},
+            bounds={"intensity": 2**31},
+        )
+        gpu, processor = (feature_maps(image, study, device=one) for one in ("cuda", "cpu"))
+        assert all(map(np.array_equal, gpu, processor))
+
+
+def test_parts_of_features_make_the_whole(monkeypatch):
+    features = [{"kind": kind, "window": 5} for kind in WINDOWED]
+    study = Study.of(name="gpu", classes={"a": 1}, feature=[*features, {"kind": "gradient"}])
+    image = image_of((20, 100, 120), "int16")
+    expected = feature_maps(image, study)
+    monkeypatch.setattr(device, "memory", lambda: 4 << 20)
+    assert all(map(np.array_equal, feature_maps(image, study, device="cuda"), expected))

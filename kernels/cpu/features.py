@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from voxring.kernels.axes import axis_inside, axis_map
+from voxring.kernels.checks import WINDOWED, check_gradient_width, check_width
 
 from .bare import bare
 from .boxes import evenly
@@ -38,7 +39,6 @@ DOUBT = 2.0**-48
 UNUSED = Lane(*(np.empty(0, np.int64),) * 3)
 MEAN, VARIANCE, STD, CONTRAST, SKEWNESS = range(5)
 RATIO, ROOT, SKEW = range(3)
-WINDOWED = ("mean", "variance", "std", "contrast", "skewness")
 NOTHING = np.empty(0, np.int64)
 
 
@@ -406,27 +406,6 @@ def signed(number: int) -> int:
     return number - (1 << 64) if number >> 63 else number
 
 
-def check_width(window: Shape, kinds: Sequence[str], magnitude: int, a: int, b: int, unit: int) -> None:
-    """Refuse what is wider than the head of this file allows.
-
-    Raises
-    ------
-    OverflowError
-        Says which feature, and how many bits there are.
-    """
-    size = window[0] * window[1] * window[2]
-    largest = abs(a) * magnitude + abs(b)
-    where = f"features over {size} voxels of up to {magnitude.bit_length()} bits"
-    if size * largest >= 1 << 61:
-        raise OverflowError(f"{where}: sums of standardised values could need more than 61 bits")
-    if set(kinds) != {"mean"} and (size * magnitude**2 >= 1 << 63 or "skewness" in kinds) and magnitude >= 1 << 31:
-        raise OverflowError(f"{where}: these are exact for values of at most 31 bits")
-    if "variance" in kinds and largest**2 >= unit << 61:
-        raise OverflowError(f"{where}: variances could need more than 61 bits")
-    if "skewness" in kinds and size * magnitude >= 1 << 41:
-        raise OverflowError(f"{where}: the skewness is exact for window sums of at most 41 bits")
-
-
 def layers_of(image: Array, window: Shape, kinds: Sequence[str], magnitude: int) -> Layers:
     """The images that are summed beside x and x², flat, each empty where it is not needed."""
     size = window[0] * window[1] * window[2]
@@ -550,8 +529,7 @@ def gradient_map(
     OverflowError
         The numbers could be wider than is exact.
     """
-    if magnitude >= 1 << 58 or abs(a) * magnitude >= 1 << 58:
-        raise OverflowError("gradient: exact for values of at most 58 bits")
+    check_gradient_width(magnitude, a)
     length, rows, columns = image.shape
     z_map, first, _ = read_by(planes, length, 3, border)
     lead = planes[0] - first

@@ -15,19 +15,35 @@ from voxring.errors import DeviceError
 from voxring.kernels import Reduction
 from voxring.kernels.axes import inside_counts
 from voxring.kernels.checks import (
+    WINDOWED,
     as_native,
+    check_gradient_width,
     check_kind,
     check_labels,
+    check_width,
     checked_magnitude,
     checked_magnitude_squared,
     checked_out,
     holdable,
 )
 
+from . import stacks
 from .device import Combine, Job, answers, cupy, maps, name, reduce_many
+from .features import Asked, Scale
 from .plans import Array, Plan, Shape, What
 
-__all__ = ["answers", "inside_counts", "mean_map", "name", "reduce", "variance_map", "window_sums"]
+__all__ = [
+    "Asked",
+    "Scale",
+    "answers",
+    "feature_maps",
+    "inside_counts",
+    "mean_map",
+    "name",
+    "reduce",
+    "variance_map",
+    "window_sums",
+]
 
 
 def reduce(
@@ -122,6 +138,35 @@ def variance_map(
         return ((count * squares - total * total) / (count * count)).astype(out.dtype)
 
     return into(out, image, window, border, ("sums", "squares"), combine)
+
+
+def feature_maps(
+    image: Array, asked: Sequence[Asked], border: str, scale: Scale, planes: tuple[int, int]
+) -> list[Array]:
+    """The feature maps of some planes, int64, in the order asked for; see `voxring.kernels.cpu.features`.
+
+    Raises
+    ------
+    DeviceError
+        No GPU answers, the image has voxels of 64 bits, or the GPU has no memory for a row of it.
+    OverflowError
+        The numbers could be wider than is exact.
+    """
+    cupy()
+    image = checked_stack(image, asked, border, scale)
+    return stacks.feature_maps(image, asked, border, scale, planes)
+
+
+def checked_stack(image: Array, asked: Sequence[Asked], border: str, scale: Scale) -> Array:
+    """The image in native order, when no feature is wider than is exact."""
+    image = checked(image, (1, 1, 1), border)
+    for window in dict.fromkeys(one.window for one in asked):
+        kinds = [one.kind for one in asked if one.window == window and one.kind in WINDOWED]
+        if kinds:
+            check_width(window, kinds, scale.magnitude, scale.a, scale.b, 1 << scale.fraction_bits)
+    if any(one.kind == "gradient" for one in asked):
+        check_gradient_width(scale.magnitude, scale.a)
+    return image
 
 
 def checked(image: Array, window: Shape, border: str) -> Array:

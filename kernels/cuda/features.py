@@ -21,6 +21,9 @@ THREADS = 128
 MOST_LINES = 65535
 """Blocks along the second and the third axis of a grid."""
 
+PLAIN = ("gradient", "intensity")
+"""The kinds of features that have no window."""
+
 POWERS: tuple[What, ...] = ("sums", "squares", "cubes", "squares_high", "cubes_high")
 
 
@@ -32,6 +35,30 @@ class Scale(NamedTuple):
     fraction_bits: int
     fill: int  # what `constant` reads outside, a stored integer; else 0
     magnitude: int  # no x that is read, inside or outside, is larger in size
+
+
+class Asked(NamedTuple):
+    """A feature; of the gradient and the intensity, the window is of one voxel."""
+
+    kind: str
+    window: Shape
+
+
+def plans_of(
+    shape: Shape, dtype: np.dtype[Any], asked: Sequence[Asked], border: str, scale: Scale, box: Box
+) -> list[Plan]:
+    """The plans that make the features of a box: one for each window, and each of those without."""
+    kinds: dict[Shape, list[str]] = {}
+    for one in dict.fromkeys(one for one in asked if one.kind not in PLAIN):
+        kinds.setdefault(one.window, []).append(one.kind)
+    windowed = [window_plan(shape, dtype, window, border, some, scale, box) for window, some in kinds.items()]
+    others = dict.fromkeys(one.kind for one in asked if one.kind in PLAIN)
+    return windowed + [plain_plan(shape, dtype, border, kind, scale, box) for kind in others]
+
+
+def makes(plan: Plan, one: Asked) -> bool:
+    """Whether a plan is the one that makes a feature."""
+    return one.kind in plan.buffers and plan.window == one.window
 
 
 def window_plan(
@@ -95,7 +122,7 @@ def plain_plan(shape: Shape, dtype: np.dtype[Any], border: str, kind: str, scale
     numbers = staged.pitch, staged.shape[1], z0 - z.first, y0 - y.first
     launch = pointwise(kind, macros, box, shape[2], arguments, numbers)
     every = buffers | made([kind], box, shape[2])
-    return Plan(box, dtype.name, window, staged, shape[2], every, (launch,), np.array([1]), 0)
+    return Plan(box, dtype.name, (1, 1, 1), staged, shape[2], every, (launch,), np.array([1]), 0)
 
 
 def pointwise(

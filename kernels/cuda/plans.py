@@ -11,7 +11,7 @@ border.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -470,7 +470,18 @@ def reductions(the: Plan, table: Array) -> list[Reduction]:
 def boxes(
     image: Array, window: Shape, border: str, memory: int, what: Sequence[What], classes: int = 1
 ) -> Iterator[list[Plan]]:
-    """Plans of parts of an image, one for each of ``what``, together of at most ``memory`` bytes.
+    """Plans of parts of an image, one for each of ``what``, together of at most ``memory`` bytes; see `cut`."""
+
+    def plans_of(box: Box) -> list[Plan]:
+        return [plan_for(image.shape, image.dtype, window, border, one, classes=classes, box=box) for one in what]
+
+    yield from cut((0, image.shape[0], 0, image.shape[1]), image.shape[2], plans_of, memory)
+
+
+def cut(
+    whole: Box, columns: int, plans_of: Callable[[Box], list[Plan]], memory: int, more: int = 0
+) -> Iterator[list[Plan]]:
+    """Plans of parts of a box, those of each part together of at most ``memory`` bytes, with ``more`` of each voxel.
 
     Cut between planes first, then between rows.
 
@@ -479,12 +490,12 @@ def boxes(
     MemoryError
         A single row needs more.
     """
-    pending: list[Box] = [(0, image.shape[0], 0, image.shape[1])]
+    pending = [whole]
     while pending:
         z0, z1, y0, y1 = box = pending.pop()
-        plans = [plan_for(image.shape, image.dtype, window, border, one, classes=classes, box=box) for one in what]
-        needed = sum(plan.bytes for plan in plans)
-        if needed <= memory and prod(plans[0].staged.shape[1:]) < 2**31:
+        plans = plans_of(box)
+        needed = sum(plan.bytes for plan in plans) + more * (z1 - z0) * (y1 - y0) * columns
+        if needed <= memory and all(prod(plan.staged.shape[1:]) < 2**31 for plan in plans):
             yield plans
         elif z1 - z0 > 1:
             middle = (z0 + z1) // 2
@@ -493,4 +504,4 @@ def boxes(
             middle = (y0 + y1) // 2
             pending += [(z0, z1, middle, y1), (z0, z1, y0, middle)]
         else:
-            raise MemoryError(f"a row of {image.shape[2]} voxels needs {needed} bytes of the device, {memory} are free")
+            raise MemoryError(f"a row of {columns} voxels needs {needed} bytes of the device, {memory} are free")

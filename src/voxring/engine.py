@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from math import prod
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from voxring.errors import DeviceError, ImageError
+from voxring.devices import Device, takes_gpu
+from voxring.errors import ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
 from voxring.standardise import (
@@ -35,7 +36,6 @@ from voxring.statistics import layout, of_images
 from voxring.study import AtWeights, Border, Study
 from voxring.totals import ClassTotals, LocalTotals
 
-Device = Literal["auto", "cpu", "cuda"]
 Array = npt.NDArray[Any]
 
 
@@ -161,7 +161,14 @@ def part_totals(
     more: dict[str, tuple[int, ...]] = dict.fromkeys(labels, ())
     if of_images(study):
         more = class_statistics(
-            image, ground_truth, study, labels=labels, threads=threads, scaled=scaled, neighbours=neighbours
+            image,
+            ground_truth,
+            study,
+            labels=labels,
+            device=device,
+            threads=threads,
+            scaled=scaled,
+            neighbours=neighbours,
         )
     if isinstance(study, AtWeights):
         from voxring.learn.steps import class_step
@@ -172,7 +179,15 @@ def part_totals(
 
         given = _scaled(image, *scale, _studies(study)[1], scalings.model) if scalings.model else None
         counts = class_evaluation(
-            image, ground_truth, study, slope=slope, intercept=intercept, labels=labels, threads=threads, scaled=given
+            image,
+            ground_truth,
+            study,
+            slope=slope,
+            intercept=intercept,
+            labels=labels,
+            device=device,
+            threads=threads,
+            scaled=given,
         )
         more = {name: more[name] + counts[name] for name in labels}
     return LocalTotals(
@@ -329,33 +344,6 @@ def depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, s
     if study.standardise.method == "none":
         return not fits(np.dtype(np.uint8) if dtype.kind == "b" else dtype, slope, intercept, study)
     return study.standardise.method in OF_ALL_VOXELS
-
-
-def takes_gpu(device: Device) -> bool:
-    """Whether ``device`` means a GPU, here and now.
-
-    Raises
-    ------
-    DeviceError
-        ``device`` is "cuda" and no GPU answers, or is none of the three.
-    """
-    if device not in get_args(Device):
-        raise DeviceError(f'expected device "cpu", "cuda" or "auto", got {device!r}')
-    if device == "cpu":
-        return False
-    from voxring.kernels import cuda
-
-    if device == "cuda":
-        cuda.name()  # or says why not
-        return True
-    return cuda.answers()
-
-
-def device_name(device: Device) -> str:
-    """What computes, in words, such as "CPU" or the name of the GPU that ``auto`` took."""
-    from voxring.kernels import cuda
-
-    return f"GPU ({cuda.name()})" if takes_gpu(device) else "CPU"
 
 
 def _reduce(

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxring.devices import Device, takes_gpu
 from voxring.errors import ImageError
 from voxring.standardise import Scaled, check_shapes, label_values, standardised, volume
 from voxring.statistics import of_images
@@ -45,6 +46,7 @@ def feature_maps(
     *,
     slope: float | Fraction = 1.0,
     intercept: float | Fraction = 0.0,
+    device: Device = "cpu",
     threads: int | None = None,
     planes: tuple[int, int] | None = None,
 ) -> list[npt.NDArray[np.int64]]:
@@ -58,6 +60,8 @@ def feature_maps(
         Features, border, standardisation and bounds.
     slope, intercept : float or Fraction
         The intensity that a stored v stands for is slope·v + intercept.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute; every device gives the same maps. "auto" is the CPU for integers beyond 32 bits.
     threads : int, optional
         Threads of this call. The maps do not depend on it.
     planes : (int, int), optional
@@ -76,6 +80,8 @@ def feature_maps(
         exact.
     StudyError
         A window names axes that the image lacks.
+    DeviceError
+        ``device="cuda"`` and no GPU answers, or the standardised integers have more than 32 bits.
 
     Examples
     --------
@@ -89,7 +95,8 @@ def feature_maps(
     >>> mean, gradient
     (array([[1, 4, 5, 6]]), array([[0, 4, 1, 2]]))
     """
-    return FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads).maps(planes)
+    stack = FeatureStack(image, study, slope=slope, intercept=intercept, device=device, threads=threads)
+    return stack.maps(planes)
 
 
 class FeatureStack:
@@ -105,9 +112,11 @@ class FeatureStack:
         *,
         slope: float | Fraction = 1.0,
         intercept: float | Fraction = 0.0,
+        device: Device = "cpu",
         threads: int | None = None,
         scaled: Scaled | None = None,
     ) -> None:
+        on_gpu = takes_gpu(device)
         check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
         self.study, self._shape = study, image.shape
         self._windows = [feature.along(image.ndim) for feature in study.feature]
@@ -123,21 +132,29 @@ class FeatureStack:
         outside = abs(fill) if study.window.border == "constant" else 0
         narrow = voxels.dtype.itemsize == 1 or voxels.dtype == np.int16
         self._magnitude = max(magnitude_of(voxels.dtype), outside) if narrow else magnitude_in(voxels, outside)
-        # Kernels for two types: compiling them takes longer than narrowing or widening images of the others.
-        self._voxels = volume(voxels.astype("int16" if self._magnitude <= 1 << 15 else "int64", copy=False))
+        if on_gpu and voxels.dtype.itemsize == 8 and self._magnitude < 1 << 31:
+            voxels = voxels.astype(np.int32)
+        self.on_gpu = on_gpu and (device == "cuda" or voxels.dtype.itemsize < 8)
+        self._voxels = volume(voxels)
+        if not self.on_gpu:
+            self._voxels = self._of_cpu((0, len(self._voxels)))
         self._a, self._b = a, b
         self._fill = fill if study.window.border == "constant" else 0
         self.workers = thread_count(threads, image.size)
 
     def maps(self, planes: tuple[int, int] | None = None) -> list[npt.NDArray[np.int64]]:
         """Compute the maps of some planes, or of all."""
-        from voxring.kernels.cpu import features as kernels
-
         count = len(self._voxels)
         first, stop = planes if planes is not None else (0, count)
         if not 0 <= first < stop <= count:
             raise ImageError(f"planes: expected a first plane and a stop within the {count} of the image, got {planes}")
         features, border = self.study.feature, self.study.window.border
+        shape = (stop - first, *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        if self.on_gpu:
+            return [one.reshape(shape) for one in self._on_gpu((first, stop))]
+        from voxring.kernels.checks import WINDOWED
+        from voxring.kernels.cpu import features as kernels
+
         common: dict[str, Any] = {
             "a": self._a,
             "fill": self._fill,
@@ -149,7 +166,7 @@ class FeatureStack:
         try:
             for window in dict.fromkeys(self._windows):
                 alike = [f.kind for f, own in zip(features, self._windows, strict=True) if own == window]
-                kinds = tuple(kind for kind in kernels.WINDOWED if kind in alike)
+                kinds = tuple(kind for kind in WINDOWED if kind in alike)
                 if kinds:
                     some = kernels.window_features(
                         self._voxels, window, border, kinds, b=self._b, unit=self.study.unit, **common
@@ -162,15 +179,29 @@ class FeatureStack:
                     else self.intensity((first, stop))
                 )
         except OverflowError as error:
-            raise ImageError(f"{error}: use a smaller window, fewer fraction_bits or another standardisation") from None
-        shape = (stop - first, *self._shape[1:]) if len(self._shape) == 3 else self._shape
+            raise too_wide(error) from None
         return [made[f.kind, window].reshape(shape) for f, window in zip(features, self._windows, strict=True)]
+
+    def _on_gpu(self, planes: tuple[int, int]) -> list[Array]:
+        from voxring.kernels import cuda
+
+        fraction_bits = self.study.standardise.fraction_bits
+        scale = cuda.Scale(self._a, self._b, fraction_bits, self._fill, self._magnitude)
+        asked = [cuda.Asked(f.kind, window) for f, window in zip(self.study.feature, self._windows, strict=True)]
+        try:
+            return cuda.feature_maps(self._voxels, asked, self.study.window.border, scale, planes)
+        except OverflowError as error:
+            raise too_wide(error) from None
 
     def intensity(self, planes: tuple[int, int]) -> npt.NDArray[np.int64]:
         """The standardised integers of some planes."""
         from voxring.kernels.cpu import features as kernels
 
-        return kernels.scaled(self._voxels[slice(*planes)], self._a, self._b)
+        return kernels.scaled(self._of_cpu(planes), self._a, self._b)
+
+    def _of_cpu(self, planes: tuple[int, int]) -> Array:
+        """Stored integers, of one of two types: to compile for others takes longer than to narrow or to widen."""
+        return self._voxels[slice(*planes)].astype("int16" if self._magnitude <= 1 << 15 else "int64", copy=False)
 
     def pairs(
         self, numbers: Array, others: Array, classes: int, starts: tuple[int, ...], steps: list[tuple[int, int, int]]
@@ -178,7 +209,13 @@ class FeatureStack:
         """Co-occurrence counts of each class, as `voxring.kernels.cpu.additive.pairs`."""
         from voxring.kernels.cpu import additive
 
-        return additive.pairs(self._voxels, numbers, others, classes, self._a, self._b, starts, steps, self.workers)
+        voxels = self._of_cpu((0, len(self._voxels)))
+        return additive.pairs(voxels, numbers, others, classes, self._a, self._b, starts, steps, self.workers)
+
+
+def too_wide(error: OverflowError) -> ImageError:
+    """What to do about numbers that could be wider than is exact."""
+    return ImageError(f"{error}: use a smaller window, fewer fraction_bits or another standardisation")
 
 
 def class_statistics(
@@ -189,6 +226,7 @@ def class_statistics(
     slope: float | Fraction = 1.0,
     intercept: float | Fraction = 0.0,
     labels: Mapping[str, int] | None = None,
+    device: Device = "cpu",
     threads: int | None = None,
     scaled: Scaled | None = None,
     neighbours: Array | None = None,
@@ -207,6 +245,8 @@ def class_statistics(
         Features, statistics, border, standardisation and bounds.
     labels : mapping of class name to label value, optional
         The classes that this label map holds, when not those of the study file.
+    device : {"cpu", "cuda", "auto"}
+        Where to make the feature maps, as for `feature_maps`; the sums do not depend on it.
     threads : int, optional
         Threads of this call. The sums do not depend on it.
     scaled : optional
@@ -241,7 +281,7 @@ def class_statistics(
     """
     check_shapes(image, ground_truth)
     named = labels if labels is not None else label_values(study)
-    stack = FeatureStack(image, study, slope=slope, intercept=intercept, threads=threads, scaled=scaled)
+    stack = FeatureStack(image, study, slope=slope, intercept=intercept, device=device, threads=threads, scaled=scaled)
     others = ground_truth if neighbours is None else neighbours
     sums = _Sums(stack, ground_truth, others, tuple(dict.fromkeys(named.values())))
     return {name: sums.of(label) for name, label in named.items()}

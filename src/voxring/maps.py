@@ -10,7 +10,8 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import Device, reach, takes_gpu
+from voxring.devices import Device, takes_gpu
+from voxring.engine import reach
 from voxring.errors import ImageError
 from voxring.images import ImageFile, Rectangle, Span, rectangles
 from voxring.standardise import check_shapes, on_grid, volume

@@ -17,7 +17,7 @@ from voxring.batch.journal import Journal
 from voxring.batch.manifest import Row, read_manifest
 from voxring.batch.pool import Done, in_processes, in_this_process
 from voxring.batch.row import Task, image_totals
-from voxring.engine import Device
+from voxring.devices import Device
 from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
 from voxring.study import Study
 from voxring.totals import LocalTotals, clipped

@@ -20,7 +20,8 @@ from typing import Any
 import numpy.typing as npt
 
 from voxring.batch.boxes import Box, Reaches, labelled, of_one_image, totals_in_boxes
-from voxring.engine import Device, Scalings, scalings_of
+from voxring.devices import Device
+from voxring.engine import Scalings, scalings_of
 from voxring.errors import ImageError
 from voxring.features import SLAB
 from voxring.images import GroundTruthFile, ImageFile, Rectangle, Source, Span, rectangles, together

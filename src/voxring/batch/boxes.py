@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxring.engine import Device, Scalings, part_totals, reach, widest
+from voxring.devices import Device
+from voxring.engine import Scalings, part_totals, reach, widest
 from voxring.images import Span
 from voxring.study import Study
 from voxring.totals import LocalTotals

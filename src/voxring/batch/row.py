@@ -16,7 +16,8 @@ import numpy as np
 from voxring.batch import blocks, boxes
 from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
-from voxring.engine import Device, local_totals, part_totals, planes_needed, scalings_of, widest
+from voxring.devices import Device
+from voxring.engine import local_totals, part_totals, planes_needed, scalings_of, widest
 from voxring.errors import DeviceError, ImageError, VoxringError
 from voxring.images import (
     GroundTruth,

@@ -368,7 +368,7 @@ def _approval(plan: Plan, approve: str) -> Iterator[Finding]:
 
 
 def _device(plan: Plan) -> Iterator[Finding]:
-    from voxring.engine import device_name
+    from voxring.devices import device_name
 
     yield Finding("device", "ok", f"computes on {device_name(plan.device)}")  # type: ignore[arg-type]  # click checks it
 

@@ -154,7 +154,7 @@ def party(
     import msgspec
 
     from voxring.batch import party_batch, read_manifest
-    from voxring.engine import device_name
+    from voxring.devices import device_name
     from voxring.net import PrivateKey
     from voxring.privacy import Budget
     from voxring.session import Account, InTwoPasses, Ledger, run_party, state_folder

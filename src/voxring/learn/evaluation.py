@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxring.devices import Device
 from voxring.errors import ModelError
 from voxring.evaluate import Counts
 from voxring.features import FeatureStack
@@ -70,6 +71,7 @@ def class_evaluation(
     slope: float | Fraction = 1.0,
     intercept: float | Fraction = 0.0,
     labels: Mapping[str, int],
+    device: Device = "cpu",
     threads: int | None = None,
     scaled: Scaled | None = None,
 ) -> dict[str, tuple[int, ...]]:
@@ -87,6 +89,8 @@ def class_evaluation(
         The intensity that a stored v stands for is slope·v + intercept.
     labels : mapping of class name to label value
         The classes of the study that this label map holds.
+    device : {"cpu", "cuda", "auto"}
+        Where to make the feature maps. The counts do not depend on it.
     threads : int, optional
         Threads of this call. The counts do not depend on it.
     scaled : optional
@@ -115,7 +119,9 @@ def class_evaluation(
         truth[ground_truth == label] = names.index(name) + 1
     counts = Counts.none(names, bins)
     if truth.any():
-        stack = FeatureStack(image, model.study, slope=slope, intercept=intercept, threads=threads, scaled=scaled)
+        stack = FeatureStack(
+            image, model.study, slope=slope, intercept=intercept, device=device, threads=threads, scaled=scaled
+        )
         for first, stop in slabs(truth):
             here = truth[first:stop] if truth.ndim == 3 else truth
             places = np.flatnonzero(here)

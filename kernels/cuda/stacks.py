@@ -1,0 +1,77 @@
+"""Stacks of feature maps of an image, a part after the other; whoever asks says what becomes of each part's maps.
+
+Those of a part are on the device together, so that what is classified or summed over them need not leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from voxring.errors import DeviceError
+
+from .device import MOST_BYTES, Lane, fetch, lanes, memory, start
+from .features import Asked, Scale, makes, plans_of
+from .plans import Array, Box, Plan, cut
+
+Finish = Callable[[Lane, Box, list[Any]], None]
+"""Told a lane, a box, and its features as flat int64 arrays on the lane's device, in the order they were asked for, it
+does what else there is to do, and fetches what is wanted."""
+
+
+def stacked(
+    image: Array,
+    asked: Sequence[Asked],
+    border: str,
+    scale: Scale,
+    planes: tuple[int, int],
+    finish: Finish,
+    more: int = 0,
+) -> None:
+    """Have the features of some planes made, and finished, part by part.
+
+    Parameters
+    ----------
+    more : int
+        Bytes of a voxel that ``finish`` takes beside the plans.
+
+    Raises
+    ------
+    DeviceError
+        No GPU answers, or it has no memory for a row.
+    """
+    rows, columns = image.shape[1:]
+
+    def plans(box: Box) -> list[Plan]:
+        return plans_of(image.shape, image.dtype, asked, border, scale, box)
+
+    middle = sum(planes) // 2
+    row = plans((middle, middle + 1, rows // 2, rows // 2 + 1))  # the windows of a row in the middle read the most
+    most = min(memory(), max(MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
+    try:
+        for some, lane in zip(cut((*planes, 0, rows), columns, plans, most, more), cycle(lanes()), strict=False):
+            running = [start(plan, lane, image, None, ()) for plan in some]
+            maps = [next(ran.buffers[one.kind] for ran in running if makes(ran.plan, one)) for one in asked]
+            finish(lane, some[0].box, maps)
+    except MemoryError as error:
+        raise DeviceError(f'{error}: free some, use fewer features, or device="cpu"') from None
+
+
+def feature_maps(
+    image: Array, asked: Sequence[Asked], border: str, scale: Scale, planes: tuple[int, int]
+) -> list[Array]:
+    """The features of some planes, as int64 arrays."""
+    first, stop = planes
+    made = [np.empty((stop - first, *image.shape[1:]), np.int64) for _ in asked]
+
+    def finish(lane: Lane, box: Box, maps: list[Any]) -> None:
+        z0, z1, y0, y1 = box
+        for out, one in zip(made, maps, strict=True):
+            part = out[z0 - first : z1 - first, y0:y1]
+            part[...] = fetch(lane, one).reshape(part.shape)
+
+    stacked(image, asked, border, scale, planes, finish)
+    return made
