@@ -299,10 +299,10 @@ def test_parts_of_features_make_the_whole():
     study, image = feature_study("clip"), image_of((6, 17, 30), "int16")
     with standin.install() as machine:
         whole = feature_maps(image, study, device="cuda")
-        assert parts_fetched(machine) == 5
+        assert parts_fetched(machine) == 1
     with standin.install(memory=150 << 10) as machine:
         parts = feature_maps(image, study, device="cuda")
-        assert parts_fetched(machine) >= 15
+        assert parts_fetched(machine) >= 3
     assert all(map(np.array_equal, parts, whole))
     wide = image_of((2, 3, 4000), "int16")
     with standin.install(memory=200 << 10), pytest.raises(DeviceError, match=r"a row of 4000 voxels.*fewer features"):

@@ -283,8 +283,8 @@ FAULTS = [
     Fault(
         "a pitch of another type",
         "HALVES",
-        "int columns, int pitch) {",
-        "int columns, u64 pitch) {",
+        "int pitch) {",
+        "u64 pitch) {",
         "arguments",
         "pitch",
     ),

@@ -112,7 +112,7 @@ def test_features_of_all_types_and_windows(dtype, window):
 
 # The machine code
 
-REGISTERS = {"mean": 40, "variance": 64, "std": 64, "contrast": 72, "skewness": 128, "gradient": 64, "intensity": 32}
+REGISTERS = {"mean": 40, "variance": 64, "std": 64, "contrast": 72, "skewness": 128, "gradient": 64, "intensity": 40}
 """Most registers a thread, of the broadest numbers; 128 threads a block: 64 are 8 blocks an SM, 128 are 4."""
 
 FLOATING = re.compile(r"(F(?!LO)|D(?!EPBAR)|H|I2F|F2|MUFU|[HID]MMA)[A-Z0-9]*(\.|$)")

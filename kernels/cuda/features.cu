@@ -302,14 +302,15 @@ INLINE s64 skewness_of(const Window &w) {
   return ((s64)t.word[THIRD - 1] < 0) != (w.scale[A] < 0) ? -made : made;
 }
 
-// Rows of the sums' maps are ``pitch`` apart, those of what is made ``columns``. ``inside``: how many places of a window
-// lie inside the image, along its columns, then rows, then planes.
+// A map stands in ``stack`` from ``first`` on, its rows ``columns`` apart; those of the sums' maps are ``pitch`` apart.
+// ``inside``: how many places of a window lie inside the image, along its columns, then rows, then planes.
 #define KERNEL(name)                                                                                          \
   extern "C" __global__ void __launch_bounds__(128)                                                                    \
   feature_##name(const x_map *__restrict__ x_sums, const power_map *__restrict__ squares, const power_map *__restrict__ cubes,   \
        const power_map *__restrict__ squares_high, const power_map *__restrict__ cubes_high,                           \
        const int *__restrict__ inside,                                                                                 \
-       const s64 *__restrict__ scale, s64 *__restrict__ out, int planes, int rows, int columns, int pitch) {           \
+       const s64 *__restrict__ scale, s64 *__restrict__ stack, u64 first, int planes, int rows, int columns,           \
+       int pitch) {                                                                                                    \
     const int x = blockIdx.x * blockDim.x + threadIdx.x;                                                               \
     if (x >= columns) return;                                                                                          \
     Window w = {x_sums, squares, cubes, squares_high, cubes_high, scale, 0, 0};                                        \
@@ -318,7 +319,7 @@ INLINE s64 skewness_of(const Window &w) {
         const u64 row = (u64)z * rows + y;                                                                             \
         w.at = row * pitch + x;                                                                                        \
         w.outside = scale[SIZE] - (s64)inside[x] * inside[columns + y] * inside[columns + rows + z];                   \
-        out[row * columns + x] = name##_of(w);                                                                         \
+        stack[first + row * columns + x] = name##_of(w);                                                               \
       }                                                                                                                \
   }
 KERNEL(mean)
@@ -341,8 +342,8 @@ INLINE s64 derivative(const voxel *image, u64 own, s64 before, s64 after, s64 fi
 // |a d| <= 2^60, so a² Σ d² fits two words.
 extern "C" __global__ void __launch_bounds__(128)
 feature_gradient(const voxel *__restrict__ image, const int *__restrict__ x_at, const int *__restrict__ y_at,
-         const int *__restrict__ z_at, const s64 *__restrict__ scale, s64 *__restrict__ out, int planes, int rows,
-         int columns, int pitch, int plane_rows, int first_plane, int first_row) {
+                 const int *__restrict__ z_at, const s64 *__restrict__ scale, s64 *__restrict__ stack, u64 first,
+                 int planes, int rows, int columns, int pitch, int plane_rows, int first_plane, int first_row) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;
   if (x >= columns) return;
   const s64 plane_size = (s64)plane_rows * pitch;
@@ -364,19 +365,19 @@ feature_gradient(const voxel *__restrict__ image, const int *__restrict__ x_at, 
         all = sum(all, product<2>(size, size));
       }
       const u64 twice = root_of(all);
-      out[((u64)z * rows + y) * columns + x] = half_even(twice, zero(all));
+      stack[first + ((u64)z * rows + y) * columns + x] = half_even(twice, zero(all));
     }
 }
 
 // a · x + b
 extern "C" __global__ void __launch_bounds__(128)
-feature_intensity(const voxel *__restrict__ image, const s64 *__restrict__ scale, s64 *__restrict__ out, int planes, int rows,
-          int columns, int pitch, int plane_rows, int first_plane, int first_row) {
+feature_intensity(const voxel *__restrict__ image, const s64 *__restrict__ scale, s64 *__restrict__ stack, u64 first,
+                  int planes, int rows, int columns, int pitch, int plane_rows, int first_plane, int first_row) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x;
   if (x >= columns) return;
   for (int z = blockIdx.z; z < planes; z += gridDim.z)
     for (int y = blockIdx.y; y < rows; y += gridDim.y) {
       const u64 from = ((u64)(first_plane + z) * plane_rows + first_row + y) * pitch + x;
-      out[((u64)z * rows + y) * columns + x] = scale[A] * stored(image[from]) + scale[B];
+      stack[first + ((u64)z * rows + y) * columns + x] = scale[A] * stored(image[from]) + scale[B];
     }
 }

@@ -1,8 +1,7 @@
 """Plans of feature maps: sums of powers by the kernels of windows, then each feature by one of features.cu.
 
 A part of an image takes a plan for each window, and one each for the gradient and the intensity, which want nothing
-laid out beside the image. What a plan makes stands in its buffers by the name of the feature: int64 (planes, rows,
-columns) of its box.
+laid out beside the image. All maps of a part stand one after the other in one stack.
 """
 
 from __future__ import annotations
@@ -47,26 +46,45 @@ class Asked(NamedTuple):
 def plans_of(
     shape: Shape, dtype: np.dtype[Any], asked: Sequence[Asked], border: str, scale: Scale, box: Box
 ) -> list[Plan]:
-    """The plans that make the features of a box: one for each window, and each of those without."""
-    kinds: dict[Shape, list[str]] = {}
-    for one in dict.fromkeys(one for one in asked if one.kind not in PLAIN):
-        kinds.setdefault(one.window, []).append(one.kind)
-    windowed = [window_plan(shape, dtype, window, border, some, scale, box) for window, some in kinds.items()]
-    others = dict.fromkeys(one.kind for one in asked if one.kind in PLAIN)
-    return windowed + [plain_plan(shape, dtype, border, kind, scale, box) for kind in others]
+    """The plans that make the features of a box: one for each window, and each of those without.
+
+    The first has the buffer ``stack``, in which all put their maps: int64 (features, planes, rows, columns).
+    """
+    alike: dict[Shape, list[tuple[int, str]]] = {}
+    plans = []
+    for place, one in enumerate(asked):
+        if one.kind in PLAIN:
+            plans.append(plain_plan(shape, dtype, border, one.kind, scale, box, place))
+        else:
+            alike.setdefault(one.window, []).append((place, one.kind))
+    plans += [window_plan(shape, dtype, window, border, some, scale, box) for window, some in alike.items()]
+    first, *others = plans
+    return [first._replace(buffers=first.buffers | stack(len(asked), box, shape[2])), *others]
 
 
-def makes(plan: Plan, one: Asked) -> bool:
-    """Whether a plan is the one that makes a feature."""
-    return one.kind in plan.buffers and plan.window == one.window
+def stack(features: int, box: Box, columns: int) -> dict[str, Buffer]:
+    """The buffer of the maps of a box."""
+    return {"stack": Buffer("int64", features * cells(box, columns))}
+
+
+def cells(box: Box, columns: int) -> int:
+    """Voxels of a box."""
+    return (box[1] - box[0]) * (box[3] - box[2]) * columns
 
 
 def window_plan(
-    shape: Shape, dtype: np.dtype[Any], window: Shape, border: str, kinds: Sequence[str], scale: Scale, box: Box
+    shape: Shape,
+    dtype: np.dtype[Any],
+    window: Shape,
+    border: str,
+    placed: Sequence[tuple[int, str]],
+    scale: Scale,
+    box: Box,
 ) -> Plan:
-    """The plan of features of one window, which `checks.check_width` has let through."""
+    """The plan of features of one window, each with its place in the stack; `checks.check_width` let them through."""
+    kinds = {kind for _, kind in placed}
     size, most = prod(window), scale.magnitude
-    spreads, skewness = set(kinds) != {"mean"}, "skewness" in kinds
+    spreads, skewness = kinds != {"mean"}, "skewness" in kinds
     shift = floor_shift(size)
     shifts = [shift if size * most**k >= 1 << 63 else 0 for k in (2, 3)]
     wanted = True, spreads, skewness, spreads and shifts[0] > 0, skewness and shifts[1] > 0
@@ -99,13 +117,13 @@ def window_plan(
     )
     maps = tuple(what if what in parts else "nothing" for what in POWERS)
     pitch = shape[2] if dense else first.label_pitch
-    for kind in kinds:
-        launches.append(pointwise(kind, macros, box, shape[2], (*maps, "inside", "scale", kind), (pitch,)))
-    return first._replace(buffers=buffers | made(kinds, box, shape[2]), launches=tuple(launches), bias=0)
+    for place, kind in placed:
+        launches.append(pointwise(kind, macros, box, shape[2], (*maps, "inside", "scale"), place, (pitch,)))
+    return first._replace(buffers=buffers, launches=tuple(launches), bias=0)
 
 
-def plain_plan(shape: Shape, dtype: np.dtype[Any], border: str, kind: str, scale: Scale, box: Box) -> Plan:
-    """The plan of the gradient or the intensity, which `checks.check_gradient` has let through."""
+def plain_plan(shape: Shape, dtype: np.dtype[Any], border: str, kind: str, scale: Scale, box: Box, place: int) -> Plan:
+    """The plan of the gradient, which `checks.check_gradient_width` has let through, or of the intensity."""
     z0, z1, y0, y1 = box
     window = (3, 3, 3) if kind == "gradient" else (1, 1, 1)
     z, y = axis_of(shape[0], window[0], border, z0, z1), axis_of(shape[1], window[1], border, y0, y1)
@@ -118,11 +136,10 @@ def plain_plan(shape: Shape, dtype: np.dtype[Any], border: str, kind: str, scale
     if kind == "gradient":
         buffers |= {name: Buffer("int32", len(at), at.astype(np.int32)) for name, at in places.items()}
     macros = (*of_voxels(dtype), ("WIDE", 1), ("DENSE", 0), ("SPREAD", 1), ("THIRD", 1))
-    arguments = ("image", *(places if kind == "gradient" else ()), "scale", kind)
+    arguments = ("image", *(places if kind == "gradient" else ()), "scale")
     numbers = staged.pitch, staged.shape[1], z0 - z.first, y0 - y.first
-    launch = pointwise(kind, macros, box, shape[2], arguments, numbers)
-    every = buffers | made([kind], box, shape[2])
-    return Plan(box, dtype.name, (1, 1, 1), staged, shape[2], every, (launch,), np.array([1]), 0)
+    launch = pointwise(kind, macros, box, shape[2], arguments, place, numbers)
+    return Plan(box, dtype.name, window, staged, shape[2], buffers, (launch,), np.array([1]), 0)
 
 
 def pointwise(
@@ -131,19 +148,15 @@ def pointwise(
     box: Box,
     columns: int,
     arguments: tuple[str, ...],
+    place: int,
     numbers: tuple[int, ...],
 ) -> Launch:
-    """A feature by a kernel of features.cu over a box: a thread a voxel."""
+    """A feature, by a kernel of features.cu, over a box: a thread a voxel."""
     z0, z1, y0, y1 = box
     grid = -(-columns // THREADS), min(y1 - y0, MOST_LINES), min(z1 - z0, MOST_LINES)
-    every: tuple[str | np.generic, ...] = (*arguments, *map(np.int32, (z1 - z0, y1 - y0, columns, *numbers)))
+    numbered = map(np.int32, (z1 - z0, y1 - y0, columns, *numbers))
+    every: tuple[str | np.generic, ...] = (*arguments, "stack", np.uint64(place * cells(box, columns)), *numbered)
     return Launch("features.cu", f"feature_{kind}", macros, grid, (THREADS, 1, 1), 0, every)
-
-
-def made(kinds: Sequence[str], box: Box, columns: int) -> dict[str, Buffer]:
-    """The buffers of maps of a box."""
-    z0, z1, y0, y1 = box
-    return {kind: Buffer("int64", (z1 - z0) * (y1 - y0) * columns) for kind in kinds}
 
 
 def of_voxels(dtype: np.dtype[Any]) -> tuple[tuple[str, int], ...]:

@@ -14,12 +14,12 @@ import numpy as np
 from voxring.errors import DeviceError
 
 from .device import MOST_BYTES, Lane, fetch, lanes, memory, start
-from .features import Asked, Scale, makes, plans_of
+from .features import Asked, Scale, plans_of
 from .plans import Array, Box, Plan, cut
 
-Finish = Callable[[Lane, Box, list[Any]], None]
-"""Told a lane, a box, and its features as flat int64 arrays on the lane's device, in the order they were asked for, it
-does what else there is to do, and fetches what is wanted."""
+Finish = Callable[[Lane, Box, Any], None]
+"""Told a lane, a box, and its features, in the order they were asked for, as one flat int64 array on the lane's device,
+it does what else there is to do, and fetches what is wanted."""
 
 
 def stacked(
@@ -53,9 +53,10 @@ def stacked(
     most = min(memory(), max(MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
     try:
         for some, lane in zip(cut((*planes, 0, rows), columns, plans, most, more), cycle(lanes()), strict=False):
-            running = [start(plan, lane, image, None, ()) for plan in some]
-            maps = [next(ran.buffers[one.kind] for ran in running if makes(ran.plan, one)) for one in asked]
-            finish(lane, some[0].box, maps)
+            there: dict[str, Any] = {}
+            for plan in some:
+                there["stack"] = start(plan, lane, image, None, (), there).buffers["stack"]
+            finish(lane, some[0].box, there["stack"])
     except MemoryError as error:
         raise DeviceError(f'{error}: free some, use fewer features, or device="cpu"') from None
 
@@ -65,13 +66,12 @@ def feature_maps(
 ) -> list[Array]:
     """The features of some planes, as int64 arrays."""
     first, stop = planes
-    made = [np.empty((stop - first, *image.shape[1:]), np.int64) for _ in asked]
+    made = np.empty((len(asked), stop - first, *image.shape[1:]), np.int64)
 
-    def finish(lane: Lane, box: Box, maps: list[Any]) -> None:
+    def finish(lane: Lane, box: Box, stack: Any) -> None:
         z0, z1, y0, y1 = box
-        for out, one in zip(made, maps, strict=True):
-            part = out[z0 - first : z1 - first, y0:y1]
-            part[...] = fetch(lane, one).reshape(part.shape)
+        part = made[:, z0 - first : z1 - first, y0:y1]
+        part[...] = fetch(lane, stack).reshape(part.shape)
 
     stacked(image, asked, border, scale, planes, finish)
-    return made
+    return list(made)

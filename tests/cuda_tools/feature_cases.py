@@ -32,11 +32,9 @@ class FeatureCase(NamedTuple):
     def whole_plan(self) -> Plan:
         """The plan, with the launches that make the sums."""
         box = self.box or (0, self.image.shape[0], 0, self.image.shape[1])
-        if self.kinds[0] in ("gradient", "intensity"):
-            return features.plain_plan(self.image.shape, self.image.dtype, self.border, self.kinds[0], self.scale, box)
-        return features.window_plan(
-            self.image.shape, self.image.dtype, self.window, self.border, self.kinds, self.scale, box
-        )
+        asked = [features.Asked(kind, self.window) for kind in self.kinds]
+        (made,) = features.plans_of(self.image.shape, self.image.dtype, asked, self.border, self.scale, box)
+        return made
 
     @property
     def plan(self) -> Plan:
@@ -64,7 +62,8 @@ class FeatureCase(NamedTuple):
     def answer(self, plan: Plan, buffers: dict[str, np.ndarray]) -> Any:
         """The maps, by their kind."""
         z0, z1, y0, y1 = plan.box
-        return {kind: buffers[kind].reshape(z1 - z0, y1 - y0, -1).tolist() for kind in self.kinds}
+        maps = buffers["stack"].reshape(len(self.kinds), z1 - z0, y1 - y0, -1)
+        return dict(zip(self.kinds, maps.tolist(), strict=True))
 
     def run(self, plan: Plan, **how: Any) -> Any:
         """The kernels' answer: of `plan` from exact sums, of `whole_plan` from theirs."""
