@@ -16,11 +16,16 @@ import pytest
 import naive
 import naive_features
 from cuda_tools import standin
+from test_cuda_classify import naive as scored
+from test_images import nifti_bytes
 from voxring import DeviceError, ImageError, Study, local_mean, local_totals, local_variance
+from voxring.classify import slabs
 from voxring.devices import device_name
 from voxring.features import feature_maps
+from voxring.images import open_image
 from voxring.kernels import BORDERS, Reduction, cpu, cuda
 from voxring.kernels.cuda import device
+from voxring.learn import Model, Moments
 
 FLAT, DEEP, WIDE = (1, 3, 4), (3, 2, 3), (2, 1, 33)
 KINDS = [("uint8", FLAT), ("int16", FLAT), ("uint16", DEEP), ("int32", DEEP), ("int8", WIDE), ("uint32", WIDE)]
@@ -270,10 +275,10 @@ FEATURES = [
 ]
 
 
-def feature_study(border, features=FEATURES, **standardise):
+def feature_study(border, features=FEATURES, classes=("a",), **standardise):
     return Study.of(
         name="test",
-        classes={"a": 1},
+        classes={name: value for value, name in enumerate(classes, 1)},
         feature=features,
         window={"size": 3, "border": border, "fill": 2.0 if border == "constant" else 0.0},
         standardise={"fraction_bits": 4} | standardise,
@@ -324,6 +329,32 @@ def test_features_that_are_too_wide_are_refused_as_by_the_processor(machine):
     for where in ("cpu", "cuda"):
         with pytest.raises(ImageError, match=r"skewness is exact for window sums.*fewer fraction_bits"):
             feature_maps(np.full((2, 3), 2.0**31 - 1), study, device=where)
+
+
+@pytest.mark.parametrize("classifier", ["qda", "lda"])
+def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp_path, monkeypatch, classifier):
+    study = feature_study("mirror", FEATURES[:3], "abc")
+    rng, shape = np.random.default_rng(2), (4, 5, 7)
+    labels, names = np.arange(300) % 3, [feature.label for feature in study.feature]
+    table = rng.normal(0, [9000, 1, 5000], (300, 3)) + labels[:, None] * [5000, 0.5, 2000]
+    model = Model.of(study, Moments.of_arrays(table, labels + 1, names=names), classifier)
+    of = model.discriminant
+    voxels = image_of(shape, "int16")
+    stack = np.stack(feature_maps(voxels, study, device="cuda"), -1).reshape(-1, 3)
+    weights = of.centres, of.linear, of.constants, of.whiten, of.offsets
+    places, chances = zip(*(scored(x, study.unit, *weights) for x in stack), strict=True)
+    expected = np.array(places).reshape(shape) + 1
+    assert set(expected.flat) == {1, 2, 3}
+    path = tmp_path / "image.nii"
+    path.write_bytes(nifti_bytes(voxels))
+    for wanted, most, memory in ((True, 1 << 20, 1 << 20), (False, 70, 1 << 20), (True, 1 << 20, 8 << 10)):
+        monkeypatch.setattr(device, "memory", lambda memory=memory: memory)
+        made = list(slabs(open_image(path), model, probabilities=wanted, device="auto", voxels=most))
+        assert len(made) == (1 if wanted else 2)
+        assert np.array_equal(np.concatenate([one.labels for one in made]), expected)
+        found = np.concatenate([one.probabilities for one in made], 1)
+        assert found.tobytes() == (np.array(chances, np.float32).T.tobytes() if wanted else b"")
+    assert len([event for event in machine.log if event.what == "classify" and event.when == "ran"]) > 4
 
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": (3, 4), "border": "clip"})

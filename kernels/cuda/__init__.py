@@ -28,14 +28,17 @@ from voxring.kernels.checks import (
 )
 
 from . import stacks
+from .classifying import Classifier
 from .device import Combine, Job, answers, cupy, maps, name, reduce_many
 from .features import Asked, Scale
 from .plans import Array, Plan, Shape, What
 
 __all__ = [
     "Asked",
+    "Classifier",
     "Scale",
     "answers",
+    "classified",
     "feature_maps",
     "inside_counts",
     "mean_map",
@@ -155,6 +158,23 @@ def feature_maps(
     cupy()
     image = checked_stack(image, asked, border, scale)
     return stacks.feature_maps(image, asked, border, scale, planes)
+
+
+def classified(
+    image: Array, asked: Sequence[Asked], border: str, scale: Scale, planes: tuple[int, int], of: Classifier
+) -> tuple[Array, Array]:
+    """Labels and probabilities of some planes, the same bits as `voxring.kernels.cpu.classify` has; see `stacks`.
+
+    Raises
+    ------
+    DeviceError
+        As for `feature_maps`.
+    OverflowError
+        As for `feature_maps`, or there are too many features and classes.
+    """
+    cupy()
+    image = checked_stack(image, asked, border, scale)
+    return stacks.classified(image, asked, border, scale, planes, of)
 
 
 def checked_stack(image: Array, asked: Sequence[Asked], border: str, scale: Scale) -> Array:

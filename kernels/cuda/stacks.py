@@ -13,6 +13,7 @@ import numpy as np
 
 from voxring.errors import DeviceError
 
+from .classifying import Classifier, classify_plan
 from .device import MOST_BYTES, Lane, fetch, lanes, memory, start
 from .features import Asked, Scale, plans_of
 from .plans import Array, Box, Plan, cut
@@ -75,3 +76,27 @@ def feature_maps(
 
     stacked(image, asked, border, scale, planes, finish)
     return list(made)
+
+
+def classified(
+    image: Array, asked: Sequence[Asked], border: str, scale: Scale, planes: tuple[int, int], of: Classifier
+) -> tuple[Array, Array]:
+    """Labels of some planes, and float32 probabilities (classes, planes, rows, columns); empty if not wanted."""
+    first, stop = planes
+    shape = stop - first, *image.shape[1:]
+    labels = np.empty(shape if of.labels else 0, of.values.dtype)
+    chances = np.empty((of.classes, *shape) if of.probabilities else 0, np.float32)
+
+    def finish(lane: Lane, box: Box, stack: Any) -> None:
+        z0, z1, y0, y1 = box
+        voxels = (z1 - z0) * (y1 - y0) * image.shape[2]
+        made = start(classify_plan(of, box, voxels), lane, image, None, (), {"stack": stack}).buffers
+        at = np.s_[z0 - first : z1 - first, y0:y1]
+        if of.labels:
+            labels[at] = fetch(lane, made["labels"]).reshape(labels[at].shape)
+        if of.probabilities:
+            chances[:, *at] = fetch(lane, made["chances"]).reshape(chances[:, *at].shape)
+
+    more = labels.itemsize * of.labels + chances.itemsize * of.classes * of.probabilities
+    stacked(image, asked, border, scale, planes, finish, more)
+    return labels, chances

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from voxring.devices import Device
 from voxring.errors import ImageError, StudyError
 from voxring.evaluate import BINS, Counts
 from voxring.features import FeatureStack
@@ -40,7 +41,13 @@ class Slab:
 
 
 def slabs(
-    image: ImageFile, model: Model, *, probabilities: bool, threads: int | None = None, voxels: int = SLAB
+    image: ImageFile,
+    model: Model,
+    *,
+    probabilities: bool,
+    device: Device = "cpu",
+    threads: int | None = None,
+    voxels: int = SLAB,
 ) -> Iterator[Slab]:
     """Classify an image, some planes at a time; the maps do not depend on how many.
 
@@ -52,6 +59,8 @@ def slabs(
         Its study says how the image is standardised and which features it has.
     probabilities : bool
         Whether to compute those.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute; every device gives the same maps. "auto" is the CPU for integers beyond 32 bits.
     threads : int, optional
         Threads of this call. The maps do not depend on it.
     voxels : int
@@ -65,23 +74,25 @@ def slabs(
         A window of the study names axes that the image lacks.
     ModelError
         Probabilities are asked for and the classifier has none.
+    DeviceError
+        ``device="cuda"`` and no GPU answers, or the standardised integers have more than 32 bits.
     """
     name = Path(image.name).name
     try:
         stack = FeatureStack(
-            image.read().voxels, model.study, slope=image.slope, intercept=image.intercept, threads=threads
+            image.read().voxels,
+            model.study,
+            slope=image.slope,
+            intercept=image.intercept,
+            device=device,
+            threads=threads,
         )
         planes = _planes(image.grid.shape)
         step = max(1, voxels // (prod(image.grid.shape) // planes))
         for first in range(0, planes, step):
             stop = min(first + step, planes)
-            maps = stack.maps((first, stop))
-            if probabilities:
-                labels, chances = model.classify(maps, threads=threads)
-                yield Slab(first, stop, labels, chances)
-            else:
-                labels = model.labels(maps, threads=threads)
-                yield Slab(first, stop, labels, np.empty((0, *labels.shape), np.float32))
+            labels, chances = model.classify_planes(stack, (first, stop), probabilities=probabilities, threads=threads)
+            yield Slab(first, stop, labels, chances if probabilities else np.empty((0, *labels.shape), np.float32))
     except ImageError as error:
         raise error if name in str(error) else ImageError(f"{name}: {error}") from error
 
@@ -92,6 +103,7 @@ def classify_image(
     out: str | Path,
     *,
     probabilities: bool = False,
+    device: Device = "cpu",
     threads: int | None = None,
     force: bool = False,
 ) -> list[Path]:
@@ -108,6 +120,8 @@ def classify_image(
         ``_p`` with its label value and name.
     probabilities : bool
         Also write a map of each class's probability.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute, as for `slabs`.
     threads : int, optional
         Threads of this call.
     force : bool
@@ -120,7 +134,7 @@ def classify_image(
 
     Raises
     ------
-    ImageError, StudyError, ModelError
+    ImageError, StudyError, ModelError, DeviceError
         As for `slabs`, or a map cannot be written. Then none of the maps appears, unless what failed was to give the
         last of them their names.
     """
@@ -137,7 +151,7 @@ def classify_image(
     with ExitStack() as stack:
         outs = [stack.enter_context(map_writer(one, path, image.grid, float32, force=force)) for one in chances]
         labels = stack.enter_context(map_writer(label_stem, path, image.grid, dtype, segments=segments, force=force))
-        for slab in slabs(image, model, probabilities=probabilities, threads=threads):
+        for slab in slabs(image, model, probabilities=probabilities, device=device, threads=threads):
             labels.write(slab.labels)
             for number, one in enumerate(outs):
                 one.write(slab.probabilities[number])
@@ -165,6 +179,7 @@ def evaluate_image(
     model: Model,
     *,
     classes: Mapping[str, int | str] | None = None,
+    device: Device = "cpu",
     threads: int | None = None,
     bins: int = BINS,
 ) -> Counts:
@@ -180,6 +195,8 @@ def evaluate_image(
         A classifier.
     classes : mapping of class name to label value or segment name, optional
         How this ground truth marks the classes of the model's study, when not as that study does.
+    device : {"cpu", "cuda", "auto"}
+        Where to compute, as for `slabs`.
     threads : int, optional
         Threads of this call.
     bins : int
@@ -202,7 +219,7 @@ def evaluate_image(
     of_value = np.zeros(max(model.values) + 1, np.intp)
     of_value[list(model.values)] = range(1, len(model.values) + 1)
     counts = Counts.none(names, bins)
-    for slab in slabs(image, model, probabilities=True, threads=threads):
+    for slab in slabs(image, model, probabilities=True, device=device, threads=threads):
         here = indices[slab.first : slab.stop] if indices.ndim == 3 else indices
         never = np.zeros(here.shape, np.float32)
         chances = dict(zip(model.classes, slab.probabilities, strict=True))

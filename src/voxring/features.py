@@ -21,9 +21,9 @@ has one neighbour, and d is twice the difference to it: the gradient of `numpy.g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from voxring.errors import ImageError
 from voxring.standardise import Scaled, check_shapes, label_values, standardised, volume
 from voxring.statistics import of_images
 from voxring.study import Study
+
+if TYPE_CHECKING:
+    from voxring.kernels.cuda import Asked, Scale
 
 Array = npt.NDArray[Any]
 
@@ -185,13 +188,49 @@ class FeatureStack:
     def _on_gpu(self, planes: tuple[int, int]) -> list[Array]:
         from voxring.kernels import cuda
 
+        try:
+            return cuda.feature_maps(*self._asked(), planes)
+        except OverflowError as error:
+            raise too_wide(error) from None
+
+    def _asked(self) -> tuple[Array, list[Asked], str, Scale]:
+        """What the GPU is asked for: the image, features, border and scale."""
+        from voxring.kernels import cuda
+
         fraction_bits = self.study.standardise.fraction_bits
         scale = cuda.Scale(self._a, self._b, fraction_bits, self._fill, self._magnitude)
         asked = [cuda.Asked(f.kind, window) for f, window in zip(self.study.feature, self._windows, strict=True)]
+        return self._voxels, asked, self.study.window.border, scale
+
+    def classified(
+        self, planes: tuple[int, int], weights: Sequence[Array], values: Array, *, labels: bool, probabilities: bool
+    ) -> tuple[Array, Array]:
+        """Labels and probabilities of some planes, on the GPU, which `on_gpu` says.
+
+        Parameters
+        ----------
+        weights, values
+            As for `voxring.kernels.cpu.classify.classify`.
+        """
+        from voxring.kernels import cuda
+
+        _, _, constants, whiten, _ = weights
+        of = cuda.Classifier(
+            np.concatenate([one.reshape(-1) for one in weights]),
+            len(self._windows),
+            len(constants),
+            whiten.shape[1],
+            values,
+            self.study.unit,
+            labels,
+            probabilities,
+        )
         try:
-            return cuda.feature_maps(self._voxels, asked, self.study.window.border, scale, planes)
+            given, chances = cuda.classified(*self._asked(), planes, of)
         except OverflowError as error:
             raise too_wide(error) from None
+        shape = (planes[1] - planes[0], *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        return given.reshape(shape if labels else 0), chances.reshape((-1, *shape) if probabilities else 0)
 
     def intensity(self, planes: tuple[int, int]) -> npt.NDArray[np.int64]:
         """The standardised integers of some planes."""

@@ -820,6 +820,23 @@ EMULATION_LOADS(__ldca)
 EMULATION_LOADS(__ldcs)
 EMULATION_LOADS(__ldlu)
 
+// IEEE arithmetic, rounded to nearest, never fused: this file is compiled without contraction.
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __ll2double_rn(long long a) { return double(a); }
+inline float __double2float_rn(double a) { return float(a); }
+inline long long __double_as_longlong(double a) {
+    long long bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+inline double __longlong_as_double(long long bits) {
+    double a;
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
+
 inline void __trap(EMULATION_PLACE) { emulation::fail("__trap at " + emulation::describe(EMULATION_HERE)); }
 // A promise to the compiler is one that the emulation checks.
 #define __builtin_assume(promise)                                                                                      \

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from voxring.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from voxring.devices import Device
 
 
 @click.command()
@@ -19,11 +23,25 @@ from voxring.cli.progress import Progress
     help="Folder for the maps; made if missing.",
 )
 @click.option("--probabilities", is_flag=True, help="Also write a map of each class's probability.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; every device gives the same maps.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")
 @click.option("--force", is_flag=True, help="Take the place of maps that are there.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def classify(
-    model: Path, images: tuple[Path, ...], out: Path, probabilities: bool, threads: int | None, force: bool, quiet: bool
+    model: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    probabilities: bool,
+    device: Device,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Give every voxel of new images a class, with the MODEL that voxring train wrote.
 
@@ -32,6 +50,7 @@ def classify(
     Standardisation and features are those of the study that the model was trained in.
     """
     from voxring.classify import classify_image, image_stem
+    from voxring.devices import device_name
     from voxring.errors import StudyError
     from voxring.learn import Model
 
@@ -44,9 +63,12 @@ def classify(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"{out}: the folder cannot be made: {error.strerror}") from None
+    computes_on = device_name(device)
     with Progress(quiet=quiet) as progress:
         for number, path in enumerate(images, 1):
-            progress("classify", f"image {number} of {len(images)}")
-            written = classify_image(path, read, out, probabilities=probabilities, threads=threads, force=force)
+            progress("classify", f"image {number} of {len(images)}, on {computes_on}")
+            written = classify_image(
+                path, read, out, probabilities=probabilities, device=device, threads=threads, force=force
+            )
             for one in written:
                 click.echo(one)

@@ -12,6 +12,7 @@ from voxring.cli.report import check_writable, print_scores
 from voxring.result import write_whole
 
 if TYPE_CHECKING:
+    from voxring.devices import Device
     from voxring.evaluate import Region
 
 
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Also write a page for a browser, with ROC curves, calibration and the confusion matrix.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; every device gives the same counts.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -42,6 +50,7 @@ def evaluate(
     study: Path | None,
     everywhere: bool,
     report: Path | None,
+    device: Device,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -57,6 +66,7 @@ def evaluate(
 
     from voxring.batch import read_manifest
     from voxring.classify import class_names, evaluate_image
+    from voxring.devices import device_name
     from voxring.evaluate import Counts, document
     from voxring.learn import Model
     from voxring.report import evaluation_report
@@ -67,10 +77,11 @@ def evaluate(
     for path in filter(None, (out, report)):
         check_writable(path)
     counts = Counts.none(class_names(read))
+    computes_on = device_name(device)
     with Progress(quiet=quiet) as progress:
         for number, row in enumerate(rows, 1):
-            progress("evaluate", f"image {number} of {len(rows)}")
-            counts += evaluate_image(row.image, row.ground_truth, read, classes=classes, threads=threads)
+            progress("evaluate", f"image {number} of {len(rows)}, on {computes_on}")
+            counts += evaluate_image(row.image, row.ground_truth, read, classes=classes, device=device, threads=threads)
     region: Region = "everywhere" if everywhere else "labelled"
     made = {"model": read.digest, "classifier": read.classifier, "images": len(rows), **document(counts, region)}
     content = msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"

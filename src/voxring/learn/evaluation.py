@@ -125,8 +125,12 @@ def class_evaluation(
         for first, stop in slabs(truth):
             here = truth[first:stop] if truth.ndim == 3 else truth
             places = np.flatnonzero(here)
-            maps = [one.reshape(-1)[places] for one in stack.maps((first, stop))]
-            given, chances = model.classify(maps, threads=threads)
+            if stack.on_gpu:
+                given, chances = model.classify_planes(stack, (first, stop), probabilities=True)
+                given, chances = given.reshape(-1)[places], chances.reshape(len(chances), -1)[:, places]
+            else:
+                maps = [one.reshape(-1)[places] for one in stack.maps((first, stop))]
+                given, chances = model.classify(maps, threads=threads)
             of = dict(zip(model.classes, chances, strict=True))
             never = np.zeros(len(places), np.float32)
             counts += Counts.of(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -24,6 +24,9 @@ from voxring.learn.discriminant import Discriminant
 from voxring.learn.moments import Moments, check_class, fraction_of, pair_of, predicted_labels
 from voxring.study import Study
 from voxring.tables import html_table
+
+if TYPE_CHECKING:
+    from voxring.features import FeatureStack
 
 FORMAT = "voxring-model"
 VERSION = 1
@@ -301,6 +304,25 @@ class Model:
         """Return the label map and the probability maps, scored once."""
         return self._classify(maps, threads, labels=True, probabilities=True)
 
+    def classify_planes(
+        self, stack: FeatureStack, planes: tuple[int, int], *, probabilities: bool, threads: int | None = None
+    ) -> tuple[Array, Array]:
+        """Return the labels and, if wanted, the probabilities of some planes, made where the stack's features are."""
+        if not stack.on_gpu:
+            labels, chances = self._classify(stack.maps(planes), threads, labels=True, probabilities=probabilities)
+            return labels, chances if probabilities else np.empty(0, np.float32)
+        self._check_probabilistic(probabilities)
+        of = self.discriminant
+        weights = of.centres, of.linear, of.constants, of.whiten, of.offsets
+        return stack.classified(planes, weights, self._label_values(), labels=True, probabilities=probabilities)
+
+    def _check_probabilistic(self, wanted: bool) -> None:
+        if wanted and not self.probabilistic:
+            raise ModelError(f"{self.classifier} gives labels alone: use lda, qda, gnb or logistic for probabilities")
+
+    def _label_values(self) -> Array:
+        return np.array(self.values, np.uint8 if max(self.values) < 256 else np.uint16)
+
     def _classify(
         self, maps: Sequence[Array], threads: int | None, *, labels: bool, probabilities: bool
     ) -> tuple[Any, Any]:
@@ -310,11 +332,10 @@ class Model:
             raise ModelError(f"expected a map of each of {len(self.moments.features)} features, got {len(maps)}")
         if any(one.shape != maps[0].shape or one.dtype.kind not in "iu" for one in maps):
             raise ModelError("expected feature maps of one shape, of integers")
-        if probabilities and not self.probabilistic:
-            raise ModelError(f"{self.classifier} gives labels alone: use lda, qda, gnb or logistic for probabilities")
+        self._check_probabilistic(probabilities)
         of = self.discriminant
         weights = Weights(of.centres, of.linear, of.constants, of.whiten, of.offsets)
-        values = np.array(self.values, np.uint8 if max(self.values) < 256 else np.uint16)
+        values = self._label_values()
         return classify(
             maps, self.study.unit, weights, values, labels=labels, probabilities=probabilities, threads=threads
         )
