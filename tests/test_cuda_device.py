@@ -347,7 +347,7 @@ def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp
     assert set(expected.flat) == {1, 2, 3}
     path = tmp_path / "image.nii"
     path.write_bytes(nifti_bytes(voxels))
-    for wanted, most, memory in ((True, 1 << 20, 1 << 20), (False, 70, 1 << 20), (True, 1 << 20, 8 << 10)):
+    for wanted, most, memory in ((True, 1 << 20, 1 << 20), (False, 70, 1 << 20), (True, 1 << 20, 5 << 10)):
         monkeypatch.setattr(device, "memory", lambda memory=memory: memory)
         made = list(slabs(open_image(path), model, probabilities=wanted, device="auto", voxels=most))
         assert len(made) == (1 if wanted else 2)

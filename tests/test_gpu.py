@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from voxring import Study, local_mean, local_totals
-from voxring.features import feature_maps
+from voxring.features import FeatureStack, feature_maps
 from voxring.kernels import BORDERS, cpu, cuda
 from voxring.kernels.checks import WINDOWED
 from voxring.kernels.cuda import device
+from voxring.learn import Model, Moments
 
 pytestmark = pytest.mark.gpu
 
@@ -154,3 +155,18 @@ def test_parts_of_features_make_the_whole(monkeypatch):
     expected = feature_maps(image, study)
     monkeypatch.setattr(device, "memory", lambda: 4 << 20)
     assert all(map(np.array_equal, feature_maps(image, study, device="cuda"), expected))
+
+
+@pytest.mark.parametrize("classifier", ["qda", "lda", "ridge"])
+def test_labels_and_probabilities_are_the_processors_to_the_bit(classifier):
+    features = [{"kind": "intensity"}, {"kind": "mean", "window": 3}, {"kind": "std", "window": 5}]
+    study = Study.of(name="gpu", classes={"a": 1, "b": 2, "c": 3}, feature=features)
+    image, labels = image_of((9, 90, 120), "int16"), labels_of((9, 90, 120), values=(1, 2, 3))
+    table = np.stack([one.reshape(-1) for one in feature_maps(image, study)], -1) / study.unit
+    table += 2000.0 * labels.reshape(-1, 1)
+    names = [feature.label for feature in study.feature]
+    model = Model.of(study, Moments.of_arrays(table[::50], labels.reshape(-1)[::50], names=names), classifier)
+    wanted = classifier != "ridge"
+    stacks = (FeatureStack(image, study, device=one) for one in ("cuda", "cpu"))
+    gpu, processor = (model.classify_planes(one, (1, 8), probabilities=wanted) for one in stacks)
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(gpu, processor, strict=True))

@@ -13,8 +13,9 @@ import numpy as np
 
 from voxring.errors import DeviceError
 
+from . import device
 from .classifying import Classifier, classify_plan
-from .device import MOST_BYTES, Lane, fetch, lanes, memory, start
+from .device import Lane, fetch, start
 from .features import Asked, Scale, plans_of
 from .plans import Array, Box, Plan, cut
 
@@ -51,9 +52,9 @@ def stacked(
 
     middle = sum(planes) // 2
     row = plans((middle, middle + 1, rows // 2, rows // 2 + 1))  # the windows of a row in the middle read the most
-    most = min(memory(), max(MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
+    most = min(device.memory(), max(device.MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
     try:
-        for some, lane in zip(cut((*planes, 0, rows), columns, plans, most, more), cycle(lanes()), strict=False):
+        for some, lane in zip(cut((*planes, 0, rows), columns, plans, most, more), cycle(device.lanes()), strict=False):
             there: dict[str, Any] = {}
             for plan in some:
                 there["stack"] = start(plan, lane, image, None, (), there).buffers["stack"]
