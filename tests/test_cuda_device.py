@@ -21,11 +21,13 @@ from test_images import nifti_bytes
 from voxring import DeviceError, ImageError, Study, local_mean, local_totals, local_variance
 from voxring.classify import slabs
 from voxring.devices import device_name
-from voxring.features import feature_maps
+from voxring.evaluate import Counts
+from voxring.features import class_statistics, feature_maps
 from voxring.images import open_image
 from voxring.kernels import BORDERS, Reduction, cpu, cuda
 from voxring.kernels.cuda import device
 from voxring.learn import Model, Moments
+from voxring.learn.evaluation import class_evaluation
 
 FLAT, DEEP, WIDE = (1, 3, 4), (3, 2, 3), (2, 1, 33)
 KINDS = [("uint8", FLAT), ("int16", FLAT), ("uint16", DEEP), ("int32", DEEP), ("int8", WIDE), ("uint32", WIDE)]
@@ -275,13 +277,14 @@ FEATURES = [
 ]
 
 
-def feature_study(border, features=FEATURES, classes=("a",), **standardise):
+def feature_study(border, features=FEATURES, classes=("a",), statistics=None, **standardise):
     return Study.of(
         name="test",
         classes={name: value for value, name in enumerate(classes, 1)},
         feature=features,
         window={"size": 3, "border": border, "fill": 2.0 if border == "constant" else 0.0},
         standardise={"fraction_bits": 4} | standardise,
+        **({"statistics": statistics} if statistics else {}),
     )
 
 
@@ -355,6 +358,41 @@ def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp
         found = np.concatenate([one.probabilities for one in made], 1)
         assert found.tobytes() == (np.array(chances, np.float32).T.tobytes() if wanted else b"")
     assert len([event for event in machine.log if event.what == "classify" and event.when == "ran"]) > 4
+    model.save(tmp_path / "model.json")
+    asked = {"model": str(tmp_path / "model.json"), "digest": model.digest, "bins": 16}
+    evaluating = Study.of(name="test", classes=dict(study.classes), evaluate=asked)
+    truth = labels_of(shape)
+    there = truth > 0
+    counts = Counts.of(tuple("abc"), truth[there], expected[there], np.array(chances, np.float32).T[:, there.flat], 16)
+    counted = class_evaluation(voxels, truth, evaluating, labels=study.classes, device="cuda")
+    assert counted == {name: counts.of_class(name) for name in "abc"}
+
+
+ASKED = [
+    {"gram": True, "moments": 2, "histogram": {"bins": 5, "range": [-30000, 9000]}},
+    {"moments": 4, "glcm": {"levels": 3, "range": [-9000, 9000]}},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=["gram", "moments"])
+def test_statistics_of_classes_equal_the_definition(machine, monkeypatch, asked):
+    study, shape = feature_study("clip", FEATURES[1:3], "ab", asked), (5, 6, 7)
+    image, truth = image_of(shape, "int16"), labels_of(shape, most=3)
+    x = {q: int(image[q]) << 4 for q in naive.indices(shape)}
+    maps = [naive_features.feature_map(f.kind, x, shape, f.along(3), "clip", 0, 16) for f in study.feature]
+    how = dict(asked)
+    if "histogram" in asked:
+        how["histogram"] = 5, -30000, 9000
+    if "glcm" in asked:
+        how["glcm"] = 3, -9000, 9000, 1, False
+    expected = {
+        name: naive_features.statistics(maps, x, truth, label, shape, 16, **how)
+        for name, label in study.classes.items()
+    }
+    for memory in (1 << 20, 9 << 10):
+        monkeypatch.setattr(device, "memory", lambda memory=memory: memory)
+        assert class_statistics(image, truth, study, device="cuda") == expected
+    assert any(event.what == "sum_products" for event in machine.log)
 
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": (3, 4), "border": "clip"})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from voxring import Study, local_mean, local_totals
-from voxring.features import FeatureStack, feature_maps
+from voxring.features import FeatureStack, class_statistics, feature_maps
 from voxring.kernels import BORDERS, cpu, cuda
 from voxring.kernels.checks import WINDOWED
 from voxring.kernels.cuda import device
@@ -170,3 +170,20 @@ def test_labels_and_probabilities_are_the_processors_to_the_bit(classifier):
     stacks = (FeatureStack(image, study, device=one) for one in ("cuda", "cpu"))
     gpu, processor = (model.classify_planes(one, (1, 8), probabilities=wanted) for one in stacks)
     assert all(one.tobytes() == other.tobytes() for one, other in zip(gpu, processor, strict=True))
+
+
+@pytest.mark.parametrize("border", ["clip", "mirror"])
+def test_statistics_of_classes_are_the_processors(border, monkeypatch):
+    features = [{"kind": "intensity"}, {"kind": "variance", "window": 3}, {"kind": "skewness", "window": 5}]
+    study = Study.of(
+        name="gpu",
+        classes={"a": 1, "b": 2, "c": 9},
+        feature=features,
+        window={"size": 3, "border": border},
+        statistics={"gram": True, "moments": 4, "histogram": {"bins": 50, "range": [-20000, 20000]}},
+    )
+    image, labels = image_of((20, 150, 170), "int16"), labels_of((20, 150, 170))
+    expected = class_statistics(image, labels, study)
+    assert class_statistics(image, labels, study, device="cuda") == expected
+    monkeypatch.setattr(device, "memory", lambda: 6 << 20)
+    assert class_statistics(image, labels, study, device="cuda") == expected

@@ -31,12 +31,15 @@ from . import stacks
 from .classifying import Classifier
 from .device import Combine, Job, answers, cupy, maps, name, reduce_many
 from .features import Asked, Scale
-from .plans import Array, Plan, Shape, What
+from .plans import MOST_CLASSES, Array, Plan, Shape, What
+from .summing import Sums
 
 __all__ = [
+    "MOST_CLASSES",
     "Asked",
     "Classifier",
     "Scale",
+    "Sums",
     "answers",
     "classified",
     "feature_maps",
@@ -44,6 +47,7 @@ __all__ = [
     "mean_map",
     "name",
     "reduce",
+    "summed",
     "variance_map",
     "window_sums",
 ]
@@ -175,6 +179,27 @@ def classified(
     cupy()
     image = checked_stack(image, asked, border, scale)
     return stacks.classified(image, asked, border, scale, planes, of)
+
+
+def summed(
+    image: Array,
+    asked: Sequence[Asked],
+    border: str,
+    scale: Scale,
+    planes: tuple[int, int],
+    of: Sums,
+    numbers: Array,
+) -> tuple[list[list[int]], Array]:
+    """Sums over the voxels of each class, and counts of bins: Python's integers, and int64; see `stacks`.
+
+    Raises
+    ------
+    DeviceError, OverflowError
+        As for `feature_maps`.
+    """
+    cupy()
+    image = checked_stack(image, asked, border, scale)
+    return stacks.summed(image, asked, border, scale, planes, of, numbers)
 
 
 def checked_stack(image: Array, asked: Sequence[Asked], border: str, scale: Scale) -> Array:

@@ -18,6 +18,7 @@ from .classifying import Classifier, classify_plan
 from .device import Lane, fetch, start
 from .features import Asked, Scale, plans_of
 from .plans import Array, Box, Plan, cut
+from .summing import Sums, read_sums, sums_plan
 
 Finish = Callable[[Lane, Box, Any], None]
 """Told a lane, a box, and its features, in the order they were asked for, as one flat int64 array on the lane's device,
@@ -101,3 +102,31 @@ def classified(
     more = labels.itemsize * of.labels + chances.itemsize * of.classes * of.probabilities
     stacked(image, asked, border, scale, planes, finish, more)
     return labels, chances
+
+
+def summed(
+    image: Array,
+    asked: Sequence[Asked],
+    border: str,
+    scale: Scale,
+    planes: tuple[int, int],
+    of: Sums,
+    numbers: Array,
+) -> tuple[list[list[int]], Array]:
+    """Sums over the classes of some planes, and counts (classes, bins); ``numbers`` are the planes' class numbers."""
+    first, _ = planes
+    sums = [[0] * len(of.products) for _ in range(of.classes)]
+    counts = np.zeros((of.classes, len(of.edges) + 1), np.int64)
+
+    def finish(lane: Lane, box: Box, stack: Any) -> None:
+        z0, z1, y0, y1 = box
+        plan = sums_plan(of, box, numbers[z0 - first : z1 - first, y0:y1])
+        made = start(plan, lane, image, None, (), {"stack": stack}).buffers
+        if of.products:
+            for mine, more in zip(sums, read_sums(of, fetch(lane, made["sums"])), strict=True):
+                mine[:] = [one + other for one, other in zip(mine, more, strict=True)]
+        if of.edges:
+            counts[...] += fetch(lane, made["counts"]).view(np.int64).reshape(counts.shape)
+
+    stacked(image, asked, border, scale, planes, finish, 1)
+    return sums, counts

@@ -35,7 +35,7 @@ from voxring.statistics import of_images
 from voxring.study import Study
 
 if TYPE_CHECKING:
-    from voxring.kernels.cuda import Asked, Scale
+    from voxring.kernels.cuda import Asked, Scale, Sums
 
 Array = npt.NDArray[Any]
 
@@ -232,6 +232,20 @@ class FeatureStack:
         shape = (planes[1] - planes[0], *self._shape[1:]) if len(self._shape) == 3 else self._shape
         return given.reshape(shape if labels else 0), chances.reshape((-1, *shape) if probabilities else 0)
 
+    def summed(self, planes: tuple[int, int], of: Sums, numbers: Array) -> tuple[list[list[int]], Array]:
+        """Sums over the classes of some planes, on the GPU.
+
+        Over the features, if ``of`` has products of them, and, in the next place, over the intensity.
+        """
+        from voxring.kernels import cuda
+
+        image, asked, border, scale = self._asked()
+        asked = [*asked, cuda.Asked("intensity", (1, 1, 1))][-1 if not self.study.statistics.gram else 0 :]
+        try:
+            return cuda.summed(image, asked, border, scale, planes, of, numbers)
+        except OverflowError as error:
+            raise too_wide(error) from None
+
     def intensity(self, planes: tuple[int, int]) -> npt.NDArray[np.int64]:
         """The standardised integers of some planes."""
         from voxring.kernels.cpu import features as kernels
@@ -285,7 +299,7 @@ def class_statistics(
     labels : mapping of class name to label value, optional
         The classes that this label map holds, when not those of the study file.
     device : {"cpu", "cuda", "auto"}
-        Where to make the feature maps, as for `feature_maps`; the sums do not depend on it.
+        Where to compute, as for `feature_maps`; the sums do not depend on it. Co-occurrence is the processor's.
     threads : int, optional
         Threads of this call. The sums do not depend on it.
     scaled : optional
@@ -357,6 +371,8 @@ class _Sums:
         asked, workers = self._study.statistics, self._stack.workers
         if not (asked.gram or asked.moments or asked.histogram):
             return
+        if self._stack.on_gpu and self._add_on_gpu():
+            return
         for first, stop in self._slabs():
             numbers = self._numbers[first:stop].reshape(-1)
             maps = self._stack.maps((first, stop)) if asked.gram else []
@@ -375,6 +391,31 @@ class _Sums:
                     _add(mine["powers"], additive.powers(x, workers)[: asked.moments])
                 if asked.histogram is not None:
                     _add(mine["histogram"], additive.bin_counts(x, asked.histogram.starts(self._study.unit)))
+
+    def _add_on_gpu(self) -> bool:
+        """Sum the voxels up where their features are made, and say whether there are few enough classes for that."""
+        from voxring.kernels import cuda
+
+        asked, maps = self._study.statistics, len(self._study.feature)
+        if len(self._present) > cuda.MOST_CLASSES:
+            return False
+        features = [(place,) for place in range(maps)] * asked.gram
+        pairs = [(place, other) for place in range(maps) for other in range(place, maps)] * asked.gram
+        powers = [(maps * asked.gram,) * order for order in range(1, asked.moments + 1)]
+        edges = () if asked.histogram is None else tuple(asked.histogram.starts(self._study.unit))
+        words = 4 if asked.moments == 4 else 3
+        of = cuda.Sums(len(self._present), [*features, *pairs, *powers], words, maps * asked.gram, edges)
+        for first, stop in self._slabs():
+            sums, counts = self._stack.summed((first, stop), of, self._numbers[first:stop])
+            for mine, some, bins in zip(self._sums, sums, counts.tolist(), strict=True):
+                if asked.gram:
+                    _add(mine["feature_sums"], some[:maps])
+                    _add(mine["gram"], some[maps : maps + len(pairs)])
+                if asked.moments:
+                    _add(mine["powers"], some[len(some) - asked.moments :])
+                if edges:
+                    _add(mine["histogram"], bins)
+        return True
 
     def _slabs(self) -> Iterator[tuple[int, int]]:
         """Runs of planes that hold a class, cut into slabs."""
