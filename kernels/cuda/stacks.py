@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,9 +20,11 @@ from .features import Asked, Scale, plans_of
 from .plans import Array, Box, Plan, cut
 from .summing import Sums, read_sums, sums_plan
 
-Finish = Callable[[Lane, Box, Any], None]
+T = TypeVar("T")
+
+Finish = Callable[[Lane, Box, Any], T]
 """Told a lane, a box, and its features, in the order they were asked for, as one flat int64 array on the lane's device,
-it does what else there is to do, and fetches what is wanted."""
+it does what else there is to do, and fetches what is wanted. Several may be under way at a time."""
 
 
 def stacked(
@@ -31,10 +33,10 @@ def stacked(
     border: str,
     scale: Scale,
     planes: tuple[int, int],
-    finish: Finish,
+    finish: Finish[T],
     more: int = 0,
-) -> None:
-    """Have the features of some planes made, and finished, part by part.
+) -> list[T]:
+    """Have the features of some planes made, and finished, part by part; what came of each part.
 
     Parameters
     ----------
@@ -51,15 +53,18 @@ def stacked(
     def plans(box: Box) -> list[Plan]:
         return plans_of(image.shape, image.dtype, asked, border, scale, box)
 
+    def part(some: list[Plan], lane: Lane) -> T:
+        there: dict[str, Any] = {}
+        for plan in some:
+            there["stack"] = start(plan, lane, image, None, (), there).buffers["stack"]
+        return finish(lane, some[0].box, there["stack"])
+
     middle = sum(planes) // 2
     row = plans((middle, middle + 1, rows // 2, rows // 2 + 1))  # the windows of a row in the middle read the most
     most = min(device.memory(), max(device.MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
     try:
-        for some, lane in zip(cut((*planes, 0, rows), columns, plans, most, more), cycle(device.lanes()), strict=False):
-            there: dict[str, Any] = {}
-            for plan in some:
-                there["stack"] = start(plan, lane, image, None, (), there).buffers["stack"]
-            finish(lane, some[0].box, there["stack"])
+        parts = cut((*planes, 0, rows), columns, plans, most, more)
+        return [part(some, lane) for some, lane in zip(parts, cycle(device.lanes()), strict=False)]
     except MemoryError as error:
         raise DeviceError(f'{error}: free some, use fewer features, or device="cpu"') from None
 
@@ -118,15 +123,15 @@ def summed(
     sums = [[0] * len(of.products) for _ in range(of.classes)]
     counts = np.zeros((of.classes, len(of.edges) + 1), np.int64)
 
-    def finish(lane: Lane, box: Box, stack: Any) -> None:
+    def finish(lane: Lane, box: Box, stack: Any) -> tuple[list[list[int]], Array]:
         z0, z1, y0, y1 = box
         plan = sums_plan(of, box, numbers[z0 - first : z1 - first, y0:y1])
         made = start(plan, lane, image, None, (), {"stack": stack}).buffers
-        if of.products:
-            for mine, more in zip(sums, read_sums(of, fetch(lane, made["sums"])), strict=True):
-                mine[:] = [one + other for one, other in zip(mine, more, strict=True)]
-        if of.edges:
-            counts[...] += fetch(lane, made["counts"]).view(np.int64).reshape(counts.shape)
+        found = read_sums(of, fetch(lane, made["sums"])) if of.products else sums
+        bins = fetch(lane, made["counts"]).astype(np.int64).reshape(counts.shape) if of.edges else counts
+        return found, bins
 
-    stacked(image, asked, border, scale, planes, finish, 1)
+    for found, bins in stacked(image, asked, border, scale, planes, finish, 1):
+        sums = [[one + other for one, other in zip(*rows, strict=True)] for rows in zip(sums, found, strict=True)]
+        counts = counts + bins
     return sums, counts
