@@ -39,7 +39,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "the first block's bounds again": ("residues", "limit = times * bound[start : start + _BLOCK]", "limit = times * bound[: len(block)]"),
     "only the first block": ("residues", "for start in range(0, len(values), _BLOCK):", "for start in range(0, min(len(values), 1), _BLOCK):"),
     "the caller's values are changed": ("chunks", "self._vector = None if values is None else agreed.lifted(values)", "self._vector = None if values is None else agreed.residues.add(*[agreed.lifted(values)] * 2)"),
-    "what came back replaces the total": ("residues", "self.add(to[:, slots], self.subtract(self._planes(body), self._planes(minus)))", "to[:, slots] = self.subtract(self._planes(body), self._planes(minus))"),
+    "what came back replaces the total": ("residues", "self.add(to[:, slots], self._planes(body))", "to[:, slots] = self._planes(body)"),
     # keystream
     "chunks overlap": ("keystream", 'number.to_bytes(8, "big") + bytes(8)', '(number).to_bytes(16, "big")'),
     "every chunk has the same stream": ("keystream", 'number.to_bytes(8, "big") + bytes(8)', "bytes(16)"),
@@ -47,8 +47,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     # chunks
     "one stream for all rings": ("chunks", "self._blinds = [Keystream(random) for _ in rings]", "self._blinds = [Keystream(random)] * len(rings)"),
     "shares and blinds from one stream": ("chunks", "self._blinds = [Keystream(random) for _ in rings]", "self._blinds = [*self._shares._uniform, Keystream(random)]"),
-    "no blind": ("chunks", "self._plan.residues(chunk).fill(body, self._blinds[ring].chunk(chunk))", "body[:] = bytes(len(body))"),
-    "the blind of another chunk is taken off": ("chunks", "residues.fill(blind, self._blinds[ring].chunk(chunk))", "residues.fill(blind, self._blinds[ring].chunk(chunk ^ 1))"),
+    "no blind": ("chunks", "residues.fill(body, self._blinds[ring].chunk(chunk))", "body[:] = bytes(len(body))"),
+    "the blind of another chunk is taken off": ("chunks", "residues.subtract_at(self._total, self._plan.slots(chunk), body)", "residues.subtract_at(self._total, slice(0, residues.slots), body)"),
     "the value is not split": ("chunks", "residues.add_within(body, mine, others)", "residues.add_within(body, mine)"),
     "a share too few": ("chunks", "if ring < len(self._uniform):", "if ring < len(self._uniform) - 1:"),
     "the first chunk's slots again": ("chunks", "residues.part(self._vector, self._plan.slots(chunk))", "residues.part(self._vector, slice(0, residues.slots))"),
@@ -66,7 +66,8 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "chunks are not counted": ("chunks", "self._checks[ring][chunk] = check", "pass"),
     "the check of the answer is noted": ("chunks", "self._came.note(ring, chunk, check)\n        if not again:", "self._came.note(ring, chunk, *_CHECK.unpack_from(frame, _HEAD.size))\n        if not again:"),
     "the head is not written": ("chunks", "self._plan.stamp(frame, ring, self._me, chunk)\n        self._came", "self._came"),
-    "chunks that were not sent are taken": ("chunks", "if not self._sent[ring, chunk]:", "if False:"),
+    "chunks that were not sent are taken": ("chunks", "if not self._sent[ring, chunk]:\n            raise", "if False:\n            raise"),
+    "a blind that is put on again is taken off again": ("chunks", "if not self._sent[ring, chunk]:\n            residues", "if True:\n            residues"),
     "a total beyond all bounds is told": ("protocol", "if not within(total, self.bound, self.parties):", "if False:"),
 }  # fmt: skip
 
@@ -112,6 +113,8 @@ class Battery:
         master, members = self.chunks.ChunkMaster(plan, secrets.token_bytes), self.members(plan, values)
         for ring, chunk in product(range(len(plan.agreed.rings)), reversed(range(plan.count))):
             frame = self.frame(plan, master, ring, chunk)
+            if twice:
+                assert self.frame(plan, master, ring, chunk) == frame
             for name in plan.agreed.rings[ring].members[1:]:
                 before = bytes(frame)
                 members[name].receive(memoryview(frame))

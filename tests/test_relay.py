@@ -683,10 +683,10 @@ def test_only_sealed_studies_use_a_relay(relay: str) -> None:
     classes = {f"a class with a long name, number {i}": i for i in range(9000)}
     large = Study.of(**msgspec.to_builtins(a_sealed_study()) | {"classes": classes})
     with pytest.raises(
-        StudyError, match=r"may have \d+ bytes, a relay carries 528384: let the members connect directly"
+        StudyError, match=r"may have \d+ bytes, a relay carries 1052672: let the members connect directly"
     ):
         run_party(large, "a", dict, state=None, relay=relay, key=PRIVATE["a"])
-    with pytest.raises(StudyError, match="a relay carries 528384"):
+    with pytest.raises(StudyError, match="a relay carries 1052672"):
         run_researcher(large, relay=relay, key=PRIVATE["researcher"])
     for table, error in (({"relay": relay}, "only sealed links"), ({"relay": "x"}, "relay: expected tcp://HOST:PORT")):
         with pytest.raises(StudyError, match=error):

@@ -46,9 +46,7 @@ def outgoing(relay: str, timeout: float = 5, key: bytes = KEY) -> RelayOutgoing:
 
 
 def put(to: RelayOutgoing, frame: bytes) -> None:
-    message = to.message(len(frame))
-    message.frame[:] = frame
-    to.send(message)
+    to.send(memoryview(frame))
 
 
 def put_many(to: RelayOutgoing, number: int) -> None:
@@ -65,14 +63,18 @@ def send_all(relay: str, frames: list[bytes], between: Callable = lambda number:
         to.finish()
 
 
+def take(of: RelayIncoming, size: int) -> bytes:
+    frame = bytearray(size)
+    of.receive(memoryview(frame))
+    return bytes(frame)
+
+
 def take_all(relay: str, sizes: list[int], between: Callable = lambda number: None, timeout: float = 5) -> list[bytes]:
     came = []
     with closing(incoming(relay, timeout)) as of:
         for number, size in enumerate(sizes):
             between(number)
-            message = of.receive(size)
-            came.append(bytes(message.frame))
-            message.free()
+            came.append(take(of, size))
         of.finish()
     return came
 
@@ -109,7 +111,7 @@ def test_no_more_frames_are_under_way_than_the_receiver_has_room_for(relay: Rela
         with pytest.raises(PeerError, match=r"receiver did not take part in a stream through the relay within 0\.5 s"):
             put(to, bytes(size))
         assert relay._exchange._held.total() <= (AHEAD + 1) * (size + 100)
-        of.receive(size).free()
+        take(of, size)
         put(to, bytes(size))  # there is room again
         with pytest.raises(PeerError, match=r"receiver moved nothing of its stream for 0\.5 s"):
             put(to, bytes(size))
@@ -151,7 +153,7 @@ def test_what_a_new_connection_brought_before_the_loss_of_the_old_was_noticed_is
         while of._requests._lost.is_set() and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(0.05)
-        of.receive(1).free()
+        take(of, 1)
         start = time.monotonic()
         to.finish()
         assert time.monotonic() - start < exchange.ASK_SECONDS / 2  # not when the relay gave the frame back
@@ -180,7 +182,7 @@ def test_a_peer_that_leaves_is_named_in_time(relay: Relay, end: str) -> None:
     with closing(outgoing(relay.address, 30)) as to, closing(incoming(relay.address, 30)) as of:
         of._grace = to._grace = 0.3
         put(to, b"x")
-        of.receive(1).free()
+        take(of, 1)
         until = time.monotonic() + 5
         while to._unused and time.monotonic() < until:
             time.sleep(0.01)
@@ -188,7 +190,7 @@ def test_a_peer_that_leaves_is_named_in_time(relay: Relay, end: str) -> None:
         if end == "sender":
             to.close()
             with pytest.raises(PeerError, match="sender went away before the sum was done"):
-                of.receive(1)
+                take(of, 1)
         else:
             of.close()
             with pytest.raises(PeerError, match="receiver went away before the sum was done"):
@@ -198,7 +200,7 @@ def test_a_peer_that_leaves_is_named_in_time(relay: Relay, end: str) -> None:
 
 def test_who_never_comes_is_named_and_stopping_wakes(relay: Relay) -> None:
     with closing(incoming(relay.address, 0.3)) as of, pytest.raises(PeerError, match="sender did not take part"):
-        of.receive(1)
+        take(of, 1)
     for address in (relay.address, "tcp://127.0.0.1:1"):
         with closing(incoming(address, 30)) as of, closing(outgoing(address, 30)) as to:
             for end, wait in ((of, partial(of.receive, 1)), (to, to.finish)):
@@ -217,7 +219,7 @@ def test_the_sender_ends_when_the_last_frame_was_used_and_the_receiver_when_it_h
         sent = pool.submit(to.finish)
         time.sleep(0.3)
         assert not sent.done()
-        of.receive(4).free()
+        take(of, 4)
         start = time.monotonic()
         of.finish()
         sent.result(2)
@@ -275,7 +277,7 @@ def test_a_forged_frame_is_refused(relay: Relay, frame: bytes, error: str) -> No
             time.sleep(0.01)
         asker.send(Ask(name_of(TOKEN), frame))
         with pytest.raises(RemoteProtocolError, match=error):
-            of.receive(1)
+            take(of, 1)
 
 
 def test_frames_that_come_again_or_too_early_are_used_once_and_in_order(relay: Relay) -> None:
@@ -293,14 +295,12 @@ def test_frames_that_come_again_or_too_early_are_used_once_and_in_order(relay: R
             while number not in of._here:
                 asker.send(Ask(name_of(TOKEN), sealed[number]))
                 asker.receive()
-            message = of.receive(1)
-            assert bytes(message.frame) == bytes([number])
-            message.free()
+            assert take(of, 1) == bytes([number])
 
 
 def test_something_else_at_the_address_is_told(relay: Relay) -> None:
     with Listener(ANYWHERE, lambda frame, pipe: b"hello", lambda pipe: None, max_frame=MAX_MESSAGE) as other:
-        waits = partial(RelayIncoming.receive, size=1), partial(put_many, number=1)
+        waits = partial(take, size=1), partial(put_many, number=1)
         for end, wait in zip((incoming(other.address), outgoing(other.address)), waits, strict=True):
             with closing(end), pytest.raises(RemoteProtocolError, match="expected a relay of this release"):
                 wait(end)
@@ -316,7 +316,7 @@ def test_all_that_the_relay_sees_of_a_stream_is_random_but_for_numbers(relay: Re
             with closing(ends[0]) as of, closing(ends[1]) as to:
                 for _ in range(10):
                     put(to, frame)
-                    of.receive(len(frame)).free()
+                    take(of, len(frame))
             seen.append(b"".join(tap.seen))
     for stream in seen:
         assert NAME not in stream

@@ -7,7 +7,6 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -41,7 +40,7 @@ from voxring.errors import (
     VoxringError,
 )
 from voxring.net.address import beside
-from voxring.net.streams import End, dialler
+from voxring.net.streams import Dialler
 from voxring.ring import chunks
 from voxring.ring.chunks import ChunkedSum, ChunkMember
 from voxring.ring.message import Message, decode, encode
@@ -299,12 +298,12 @@ class Way:
         self._lock = threading.Lock()
         self.proxies: list[Proxy] = []
 
-    def __call__(self, address: str) -> Callable[[], End]:
+    def __call__(self, address: str) -> Dialler:
         with self._lock:
             self._dialled += 1
             proxy = Proxy(address, **self._fault if self._dialled == self._number else {})
             self.proxies.append(proxy)
-        return dialler(proxy.address)
+        return Dialler(proxy.address)
 
 
 KINDS = ("cut", "flip", "drop", "repeat", "half-close", "refuse", "stall", "drip")
@@ -319,7 +318,7 @@ def test_a_fault_on_a_stream_ends_right_or_starts_over_or_is_named(
     # 4 streams a sum: in the first sum something may start over, in the second nothing may.
     for number in (2, 6):
         way = Way(number, kind=kind, at=90)
-        monkeypatch.setattr(chunked, "dialler", way)
+        monkeypatch.setattr(chunked, "Dialler", way)
         run = Run(sealed=sealed, timeout=1, retries=1)
         answer, ended, took = run.go()
         assert took < 15
@@ -338,7 +337,7 @@ def test_a_fault_on_a_stream_ends_right_or_starts_over_or_is_named(
 
 def test_who_waits_for_a_stream_hears_that_the_session_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     way = Way(6, kind="stall", at=90)
-    monkeypatch.setattr(chunked, "dialler", way)
+    monkeypatch.setattr(chunked, "Dialler", way)
     run = Run(timeout=1)
     run.options = {name: {"timeout": 30} for name in run.names}
     answer, ended, took = run.go()

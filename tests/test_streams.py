@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from random import Random
 
 import numpy as np
-import pynng
 import pytest
 
 from voxring.errors import PeerError, RemoteProtocolError
 from voxring.net import streams as streams_module
+from voxring.net.streams import _DONE as DONE
 from voxring.net.streams import _HELLO as HELLO
 from voxring.net.streams import _WELCOME as WELCOME
-from voxring.net.streams import KEY_BYTES, MAX_FRAME, AesGcm, Incoming, Message, Outgoing, Seal, Streams, dialler
+from voxring.net.streams import KEY_BYTES, AesGcm, Connection, Dialler, Incoming, Outgoing, Seal, Streams
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.order import rings_of
 from voxring.ring.protocol import SecureSum
@@ -25,6 +26,7 @@ from voxring.ring.residues import Limbs
 from voxring.session.chunked import in_the_clear, lead, pass_on
 
 ANYWHERE = "tcp://127.0.0.1:0"
+FOUR = memoryview(b"four")
 KEY = b"k" * KEY_BYTES
 SECRET = bytes(range(32))
 
@@ -99,19 +101,21 @@ def between(streams: Streams) -> Iterator[Between]:
 def send_all(outgoing: Outgoing, frames: list[bytes]) -> None:
     with outgoing:
         for frame in frames:
-            message = outgoing.message(len(frame))
-            message.frame[:] = frame
-            outgoing.send(message)
+            outgoing.send(memoryview(frame))
         outgoing.finish()
+
+
+def receive(incoming: Incoming, size: int) -> bytes:
+    frame = bytearray(size)
+    incoming.receive(memoryview(frame))
+    return bytes(frame)
 
 
 def receive_all(incoming: Incoming, sizes: list[int]) -> list[bytes]:
     came = []
     with incoming:
         for size in sizes:
-            message = incoming.receive(size)
-            came.append(bytes(message.frame))
-            message.free()
+            came.append(receive(incoming, size))
         incoming.finish()
     return came
 
@@ -127,7 +131,7 @@ def carry(
     sizes: list[int] | None = None,
 ) -> list[bytes]:
     """Send frames from the one who dials to the one who listens, or the other way."""
-    listening, dialling = streams.door(0), dialler(address)
+    listening, dialling = streams.doors[0], Dialler(address)
     to, away = (dialling, listening) if back else (listening, dialling)
     incoming = Incoming("sender", to, KEY, timeout, seals[1])
     outgoing = Outgoing("receiver", away, KEY, timeout, seals[0])
@@ -152,52 +156,36 @@ def test_frames_arrive_in_order_and_whole_and_a_door_serves_again(streams: Strea
         assert carry(streams, streams.addresses[0], frames, seals, back=back) == frames
 
 
+def pair(streams: Streams, timeout: float = 5, seals: tuple = (None, None)) -> tuple[Incoming, Outgoing]:
+    """Return two ends that do not know each other yet, the sender the one who dials."""
+    incoming = Incoming("sender", streams.doors[0], KEY, timeout, seals[1])
+    return incoming, Outgoing("receiver", Dialler(streams.addresses[0]), KEY, timeout, seals[0])
+
+
 def test_memory_is_bounded_while_the_receiver_takes_nothing(streams: Streams) -> None:
-    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
-    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 1, None)
-    size = MAX_FRAME
+    incoming, outgoing = pair(streams, timeout=1)
+    frame = memoryview(bytes(1 << 20))
     with incoming, outgoing, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(incoming.receive, size)
+        first = pool.submit(receive, incoming, len(frame))
         sent = []
 
         def send_on() -> None:
             while True:
-                outgoing.send(outgoing.message(size))
-                sent.append(size)
+                outgoing.send(frame)
+                sent.append(frame)
 
         with pytest.raises(PeerError, match="receiver moved nothing of its stream for 1 s"):
             send_on()
-        first.result().free()
-    assert len(sent) <= 64  # MiB: what the two ends hold, and what the buffers of the system do, which grow
+        first.result()
+    assert len(sent) <= 64  # MiB: what the buffers of the system hold, which grow
 
 
-def test_a_frame_of_another_length_is_refused_and_a_longer_one_than_a_door_allows_takes_no_memory(
-    streams: Streams,
-) -> None:
-    with pytest.raises(RemoteProtocolError, match="expected 99 bytes from sender, got 100"):
-        carry(streams, streams.addresses[0], [bytes(100)], sizes=[99])
-    with pytest.raises(PeerError, match="sender went away"):
-        carry(streams, streams.addresses[0], [bytes(MAX_FRAME + 1)])
-
-
-def test_a_frame_that_is_refused_takes_no_memory(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[Message] = []
-    free, made = Message.free, Message.__init__
-
-    def make(message: Message, handle: object) -> None:
-        held.append(message)
-        made(message, handle)
-
-    def let_go(message: Message) -> None:
-        held.remove(message)
-        free(message)
-
-    monkeypatch.setattr(Message, "__init__", make)
-    monkeypatch.setattr(Message, "free", let_go)
-    with pytest.raises(RemoteProtocolError, match="expected 99 bytes from sender, got 100"):
-        carry(streams, streams.addresses[0], [bytes(100)], sizes=[99])
-    assert {len(message.body) for message in held} <= {31, 100}  # words, and the frame that the sender gave to nng
-    assert sum(len(message.body) == 100 for message in held) == 1
+@pytest.mark.parametrize(("sent", "expected"), [(100, 99), (99, 100), (100, 0), (2**24, 100), (0, 1)])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_frame_of_another_length_is_refused(streams: Streams, sent: int, expected: int, sealed: bool) -> None:
+    seals, more = ((AesGcm(SECRET), AesGcm(SECRET)), 16) if sealed else ((None, None), 0)
+    with pytest.raises(RemoteProtocolError, match=f"expected {expected + more} bytes from sender, got {sent + more}"):
+        carry(streams, streams.addresses[0], [bytes(sent)], seals, sizes=[expected])
 
 
 # Seals.
@@ -248,12 +236,12 @@ def test_each_frame_has_a_number_of_its_own_under_the_seal(streams: Streams) -> 
 
 @pytest.mark.parametrize("back", [False, True])
 def test_the_receiver_ends_when_the_sender_has_heard_that_it_is_done(streams: Streams, back: bool) -> None:
-    listening, dialling = streams.door(0), dialler(streams.addresses[0])
+    listening, dialling = streams.doors[0], Dialler(streams.addresses[0])
     incoming = Incoming("sender", dialling if back else listening, KEY, 5, None)
     outgoing = Outgoing("receiver", listening if back else dialling, KEY, 5, None)
     with incoming, outgoing, ThreadPoolExecutor(1) as pool:
         received = pool.submit(receive_one, incoming)
-        outgoing.send(outgoing.message(4))
+        outgoing.send(FOUR)
         time.sleep(0.3)
         assert not received.done()
         outgoing.finish()
@@ -261,79 +249,62 @@ def test_the_receiver_ends_when_the_sender_has_heard_that_it_is_done(streams: St
 
 
 def receive_one(incoming: Incoming) -> None:
-    incoming.receive(4).free()
+    receive(incoming, 4)
     incoming.finish()
 
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_whoever_says_something_else_than_that_it_is_done_is_refused(streams: Streams, sealed: bool) -> None:
-    seals = (AesGcm(SECRET), AesGcm(SECRET)) if sealed else (None, None)
-    incoming = Incoming("sender", streams.door(0), KEY, 5, seals[0])
-    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, seals[1])
+    incoming, outgoing = pair(streams, seals=(AesGcm(SECRET), AesGcm(SECRET)) if sealed else (None, None))
     with incoming, outgoing, ThreadPoolExecutor(1) as pool:
-        received = pool.submit(incoming.receive, 4)
-        outgoing.send(outgoing.message(4))
-        received.result(5).free()
-        incoming._push(incoming._word(WELCOME))
+        received = pool.submit(receive, incoming, 4)
+        outgoing.send(FOUR)
+        received.result(5)
+        says(incoming._connection, incoming, WELCOME)
         with pytest.raises(RemoteProtocolError, match="expected receiver to say that it is done, got something else"):
             outgoing.finish()
 
 
-def test_a_hello_that_was_kept_from_an_earlier_attempt_is_passed_over(streams: Streams) -> None:
-    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
-    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
-    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
-        for _ in range(2):
-            received = pool.submit(incoming.receive, 4)
-            outgoing.send(outgoing.message(4))
-            received.result(5).free()
-            outgoing._push(outgoing._word(HELLO))
+def says(connection: Connection, end: Incoming | Outgoing, number: int) -> None:
+    connection.send(end._word(number), time.monotonic() + 5)
+
+
+def dialled(streams: Streams) -> socket.socket:
+    """Connect to a door as whoever finds it may."""
+    return socket.create_connection(("127.0.0.1", int(streams.addresses[0].rpartition(":")[2])))
+
+
+def word(number: int) -> bytes:
+    return (12 + KEY_BYTES).to_bytes(4, "big") + number.to_bytes(12, "big") + KEY
 
 
 def test_what_waits_for_a_receiver_that_went_away_goes_to_nobody_else(streams: Streams) -> None:
-    incoming = Incoming("sender", dialler(streams.addresses[0]), KEY, 5, None)
-    outgoing = Outgoing("receiver", streams.door(0), KEY, 1, None)
-    size = 500_000
+    incoming = Incoming("sender", Dialler(streams.addresses[0]), KEY, 5, None)
+    outgoing = Outgoing("receiver", streams.doors[0], KEY, 1, None)
+    frame = memoryview(bytes(500_000))
     with outgoing, ThreadPoolExecutor(1) as pool:
         with incoming:
-            received = pool.submit(incoming.receive, size)
-            outgoing.send(outgoing.message(size))
-            received.result(5).free()
+            received = pool.submit(receive, incoming, len(frame))
+            outgoing.send(frame)
+            received.result(5)
             with suppress(PeerError):
                 while True:  # until there is no room
-                    outgoing.send(outgoing.message(size))
-        with pynng.Pair0(recv_timeout=700, recv_max_size=MAX_FRAME) as stranger:
-            stranger.dial(streams.addresses[0], block=False)
-            with pytest.raises(pynng.Timeout):
-                stranger.recv()
-        broken = outgoing._end
-    assert streams.door(0)() is not broken  # nor to the next stream
+                    outgoing.send(frame)
+        with pytest.raises(PeerError, match="receiver went away"):
+            outgoing.send(frame)
+        with dialled(streams) as stranger:
+            stranger.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                stranger.recv(1)
     assert carry(streams, streams.addresses[0], [b"next"], back=True) == [b"next"]
 
 
-def test_a_door_in_which_a_word_may_be_left_is_not_used_again(streams: Streams) -> None:
-    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
-    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
-    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
-        received = pool.submit(receive_one, incoming)
-        outgoing.send(outgoing.message(4))
-        while incoming._count == 0:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        incoming.stop()  # the sender has not hung up
-        with suppress(PeerError):
-            received.result(5)
-        assert not incoming._end.empty
-
-
-def test_who_hung_up_before_the_door_was_opened_takes_nobodys_place(streams: Streams) -> None:
-    early = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
-    with early:
-        while not early._end.pipes:
-            time.sleep(0.01)
-        assert early._offered(HELLO)
-        time.sleep(0.2)
-    time.sleep(0.1)
+@pytest.mark.parametrize("words", [[], [HELLO], [HELLO, WELCOME], [HELLO, DONE]])
+def test_who_is_gone_when_the_door_is_opened_takes_nobodys_place(streams: Streams, words: list[int]) -> None:
+    """As a peer that dialled, waited in vain and dialled again."""
+    for _ in range(3):
+        with dialled(streams) as early:
+            early.sendall(b"".join(map(word, words)))
     assert carry(streams, streams.addresses[0], [b"true"]) == [b"true"]
 
 
@@ -348,11 +319,11 @@ def test_who_has_another_key_or_none_does_not_get_in(streams: Streams, other: Se
 
 def test_a_peer_that_does_not_come_is_named(streams: Streams) -> None:
     absent = pytest.raises(PeerError, match=r"st-mary did not take part in a stream within 0\.4 s")
-    with Incoming("st-mary", streams.door(0), KEY, 0.4, None) as incoming, absent:
-        incoming.receive(1)
-    absent = pytest.raises(PeerError, match=r"st-mary did not take part in a stream within 0\.4 s")
-    with Outgoing("st-mary", dialler("tcp://127.0.0.1:1"), KEY, 0.4, None) as outgoing, absent:
-        outgoing.send(outgoing.message(1))
+    with Incoming("st-mary", streams.doors[0], KEY, 0.4, None) as incoming, absent:
+        receive(incoming, 1)
+    absent = pytest.raises(PeerError, match=r"st-mary did not take part .* take connections at tcp://127\.0\.0\.1:1\?$")
+    with Outgoing("st-mary", Dialler("tcp://127.0.0.1:1"), KEY, 0.4, None) as outgoing, absent:
+        outgoing.send(FOUR)
 
 
 @pytest.mark.parametrize("back", [False, True])
@@ -366,56 +337,70 @@ def test_a_peer_that_vanishes_or_stalls_is_named_in_time(streams: Streams, betwe
 
 
 def test_stopping_wakes_whoever_waits(streams: Streams) -> None:
-    for opened in (streams.door(0), dialler("tcp://127.0.0.1:1")):
-        with Incoming("st-mary", opened, KEY, 30, None) as incoming:
+    for way in (streams.doors[0], Dialler("tcp://127.0.0.1:1")):
+        with Incoming("st-mary", way, KEY, 30, None) as incoming:
             threading.Timer(0.2, incoming.stop).start()
-            start = time.monotonic()
-            with pytest.raises(PeerError, match="the stream of st-mary was ended here"):
-                incoming.receive(1)
-            assert time.monotonic() - start < 3
+            check_stopped(partial(receive, incoming, 1))
+    for waits in ("receives", "sends", "finishes"):
+        incoming, outgoing = pair(streams, timeout=30)
+        with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+            received = pool.submit(receive, incoming, 4)
+            outgoing.send(FOUR)
+            received.result(5)
+            end = incoming if waits == "receives" else outgoing
+            end.peer = "st-mary"
+            threading.Timer(0.2, end.stop).start()
+            check_stopped(
+                {
+                    "receives": partial(receive, incoming, 4),
+                    "sends": partial(send_on, outgoing),
+                    "finishes": outgoing.finish,
+                }[waits]
+            )
+    incoming.stop()  # after it was closed
+
+
+def send_on(outgoing: Outgoing) -> None:
+    while True:
+        outgoing.send(memoryview(bytes(1 << 20)))
+
+
+def check_stopped(waits: Callable[[], object]) -> None:
+    start = time.monotonic()
+    with pytest.raises(PeerError, match="the stream of st-mary was ended here"):
+        waits()
+    assert time.monotonic() - start < 3
 
 
 @pytest.mark.parametrize("back", [False, True])
-@pytest.mark.parametrize("says", [None, b"hello", bytes(12) + KEY, bytes(MAX_FRAME)])
-def test_a_stranger_who_comes_first_changes_nothing(streams: Streams, back: bool, says: bytes | None) -> None:
+@pytest.mark.parametrize("says", [b"", b"hello", word(WELCOME), word(HELLO)[:-1] + b"x", b"\xff" * 100, bytes(1 << 20)])
+def test_a_stranger_who_comes_first_changes_nothing(streams: Streams, back: bool, says: bytes) -> None:
     frames = [bytes([i]) * 1000 for i in range(20)]
-    taken = threading.Event()
-    door = streams.door
-
-    def door_with_a_stranger(number: int) -> Callable:
-        stranger.dial(streams.addresses[0], block=True)
-        if says:
-            stranger.send(says)
-        taken.set()
-        return door(number)
-
-    streams.door = door_with_a_stranger
-    with pynng.Pair0(
-        send_timeout=1000, recv_timeout=100, reconnect_time_min=60_000, reconnect_time_max=60_000
-    ) as stranger:
+    with dialled(streams) as stranger, suppress(ConnectionError):
+        threading.Thread(target=lambda: suppressed(stranger.sendall, says), daemon=True).start()
+        time.sleep(0.05)
         assert carry(streams, streams.addresses[0], frames, back=back) == frames
-        assert taken.is_set()
-        with pytest.raises(pynng.Timeout):
-            stranger.recv()
+        assert stranger.recv(1) == b""
 
 
-def test_strangers_who_come_later_are_closed(streams: Streams) -> None:
-    incoming = Incoming("sender", streams.door(0), KEY, 5, None)
-    outgoing = Outgoing("receiver", dialler(streams.addresses[0]), KEY, 5, None)
+def suppressed(work: Callable[[bytes], object], with_: bytes) -> None:
+    with suppress(OSError):
+        work(with_)
+
+
+def test_a_stranger_who_comes_later_hears_nothing_and_is_turned_away(streams: Streams) -> None:
+    incoming, outgoing = pair(streams)
     with incoming, outgoing, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(incoming.receive, 4)
-        outgoing.send(outgoing.message(4))
-        first.result().free()
-        with pynng.Pair0(send_timeout=500) as stranger:
-            stranger.dial(streams.addresses[0], block=False)
-            time.sleep(0.3)
-            assert len(incoming._end.pipes) == 1
-            message = outgoing.message(4)
-            message.frame[:] = b"true"
-            outgoing.send(message)
-            got = incoming.receive(4)
-            assert got.frame == b"true"
-            got.free()
+        first = pool.submit(receive, incoming, 4)
+        outgoing.send(FOUR)
+        first.result()
+        with dialled(streams) as stranger:
+            stranger.sendall(word(HELLO) + word(DONE))
+            outgoing.send(FOUR)
+            assert receive(incoming, 4) == b"four"
+            stranger.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                stranger.recv(1)
 
 
 def test_an_address_in_use_is_a_peer_error(streams: Streams) -> None:

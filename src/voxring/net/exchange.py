@@ -50,7 +50,7 @@ class Limits:
     """Requests that wait for their reply, in all."""
     mailboxes: int = 512
     """Open mailboxes, in all."""
-    held: int = 512 * MAX_FRAME
+    held: int = 256 * MAX_FRAME
     """Bytes of questions and answers, waiting or on their way, in all."""
     questions: int = 8
     """Questions in one mailbox."""

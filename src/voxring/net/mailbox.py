@@ -17,7 +17,7 @@ from voxring.errors import RemoteProtocolError
 
 NAME = 16
 """Bytes of a name, of a token and of a ticket."""
-MAX_FRAME = (1 << 19) + (1 << 12)
+MAX_FRAME = (1 << 20) + (1 << 12)
 """Bytes of the largest frame that a relay carries: of the longest chunk of a vector, and what is around it."""
 MAX_MESSAGE = MAX_FRAME + 256
 """Bytes of the largest request or reply."""

@@ -44,7 +44,7 @@ from voxring.net.mailbox import (
     read_reply,
     write,
 )
-from voxring.net.streams import Message, Seal
+from voxring.net.streams import Seal
 
 AHEAD = 4
 """Frames of a stream that are on their way or wait to be used."""
@@ -246,13 +246,8 @@ class RelayOutgoing(_RelayStream):
     def meet(self) -> None:
         """Do nothing: a mailbox takes frames whether the other end is there or not."""
 
-    @staticmethod
-    def message(size: int) -> Message:
-        """Return a new message for a frame of so many bytes."""
-        return Message.of(size)
-
-    def send(self, message: Message) -> None:
-        """Send a frame, in a message from here or from `RelayIncoming.receive`; it is the caller's no more.
+    def send(self, frame: memoryview) -> None:
+        """Send a frame; its memory is the caller's again when this returns.
 
         Raises
         ------
@@ -261,12 +256,9 @@ class RelayOutgoing(_RelayStream):
         RemoteProtocolError
             The peer, or the relay, said what does not fit.
         """
-        try:
-            sealed = bytearray(_NUMBER + len(message.frame) + self._seal.overhead)
-            sealed[:_NUMBER] = self._count.to_bytes(_NUMBER, "big")
-            self._seal.close(self._count, message.frame, memoryview(sealed)[_NUMBER:])
-        finally:
-            message.free()
+        sealed = bytearray(_NUMBER + len(frame) + self._seal.overhead)
+        sealed[:_NUMBER] = self._count.to_bytes(_NUMBER, "big")
+        self._seal.close(self._count, frame, memoryview(sealed)[_NUMBER:])
         with self._changed:
             self._wait(lambda: len(self._unused) < AHEAD, time.monotonic() + self._timeout)
             self._unused[self._count] = bytes(sealed)
@@ -338,36 +330,28 @@ class RelayIncoming(_RelayStream):
         self._asker: int | None = None
         super().__init__(peer, relay, token, name, timeout, seal)
 
-    def receive(self, size: int) -> Message:
-        """Receive the next frame, of so many bytes.
+    def receive(self, frame: memoryview) -> None:
+        """Receive the next frame, as long as the memory it goes to.
 
         Raises
         ------
         PeerError
             It did not come in time, the peer went away, or `stop` was called.
         RemoteProtocolError
-            It is of another size, or its seal is broken.
+            It is of another length, or its seal is broken.
         """
         with self._changed:
             self._wait(lambda: self._count in self._here, time.monotonic() + self._timeout)
-            sealed = memoryview(self._here[self._count])[_NUMBER:]
-        if len(sealed) != size + self._seal.overhead:
-            raise RemoteProtocolError(
-                f"stream: expected {size + self._seal.overhead} bytes from {self.peer}, got {len(sealed)}"
-            )
-        message = Message.of(size)
-        try:
-            self._seal.open(self._count, sealed, message.frame)
-        except RemoteProtocolError:
-            message.free()
-            raise
+            sealed, expected = memoryview(self._here[self._count])[_NUMBER:], len(frame) + self._seal.overhead
+        if len(sealed) != expected:
+            raise RemoteProtocolError(f"stream: expected {expected} bytes from {self.peer}, got {len(sealed)}")
+        self._seal.open(self._count, sealed, frame)
         with self._changed:
             del self._here[self._count]
             if self._count in self._tickets:
                 self._answer(self._tickets.pop(self._count), self._count)
             self._count += 1
             self._catch_up()
-        return message
 
     def finish(self) -> None:
         """Wait a moment until the peer has heard that the last frame was used."""

@@ -1,17 +1,20 @@
-"""Long vectors over nng: frames one way between two members, changed where they lie.
+"""Long vectors over nng: frames one way between two members.
 
 Theory of operation
 -------------------
-A stream is one connection of two Pair0 sockets. One end listens, the other dials: the receiver listens, except that the
-researcher, who has no door, dials the one that it receives from. Who dialled says which stream it means, and is told
-back that it is right; sealed, if frames are. Until then a connection has two seconds; one that says anything else is
-closed. From then on the stream is that connection's alone and any other is closed before it exists. Frames follow in
-order; after the last, the receiver says so, and the sender hangs up.
+A stream is one connection, a byte stream of nng's. One end listens, the other dials: the receiver listens, except that
+the researcher, who has no door, dials the one that it receives from. Three words say which stream it means: the one who
+dialled says hello, is welcomed, and says that it is there; each word is sealed, if frames are. Who says anything else,
+or nothing for two seconds, is closed, and the next one is taken. Once the two ends know each other, nobody else is
+taken until the stream has ended. Frames follow in order; after the last, the receiver says so, and the sender hangs up.
 
-nng loses messages when a connection breaks, so a stream whose connection is gone has ended, with an error that names
-the peer; nothing is sent twice. It queues `QUEUE` frames at each end, then whoever sends waits, so memory is bounded;
-longer frames than a door allows are refused by nng before they take memory. A frame is the body of an nng message:
-received, changed in place and sent on without a copy.
+Words and frames go with their length before them, in 4 bytes. Both ends know every length, and the bytes go between the
+system and memory that the caller has for them: whatever a stranger says, it takes no memory. Nothing waits here either:
+who sends waits until the system has taken the frame, and that takes no more than its buffers hold while the receiver is
+slow. These are not nng's sockets, since those take memory for each message, clear it, and hand it through a queue and
+three threads: that alone is twice the work of a plain socket, and this a quarter more.
+
+A stream whose connection is gone has ended, with an error that names the peer; nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import hmac
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -28,19 +32,17 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from voxring.errors import PeerError, RemoteProtocolError
-from voxring.net.link import LOOK, RECONNECT_MS
-from voxring.net.listener import bound_port
+from voxring.net.link import RECONNECT_MS
 
 KEY_BYTES = 19
 """Bytes of the name of a stream."""
-MAX_FRAME = 1 << 20
-"""Longest frame, in bytes, with its seal."""
-QUEUE = 4
-"""Frames that wait at each end of a connection, at most."""
 
-_HELLO, _WELCOME, _DONE = 1 << 90, (1 << 90) + 1, (1 << 90) + 2  # numbers that no frame has
+_HELLO, _WELCOME, _HERE, _DONE = range(1 << 90, (1 << 90) + 4)  # numbers that no frame has
 _GREETING_SECONDS = 2.0
-_SOON = 5, 8  # NNG_ETIMEDOUT, NNG_EAGAIN
+_LENGTH = 4
+_AT_ONCE = b"tcp-nodelay", True  # else the system keeps a short word back for 40 ms
+_PAUSE = RECONNECT_MS[0] / 1000
+_TIMED_OUT = 5  # NNG_ETIMEDOUT
 
 
 class Seal(Protocol):
@@ -89,8 +91,8 @@ class Receiving(Protocol):
     def peer(self) -> str:
         """The other side."""
 
-    def receive(self, size: int) -> Message:
-        """Receive the next frame, of so many bytes."""
+    def receive(self, frame: memoryview) -> None:
+        """Receive the next frame, as long as the memory it goes to."""
 
     def finish(self) -> None:
         """Say that the last frame is here, and wait a moment until the peer has heard it."""
@@ -112,11 +114,8 @@ class Sending(Protocol):
     def meet(self) -> None:
         """Wait until the two ends know each other; another thread may send meanwhile, and waits for that."""
 
-    def message(self, size: int) -> Message:
-        """Return a new message for a frame of so many bytes."""
-
-    def send(self, message: Message) -> None:
-        """Send a frame; the message is the caller's no more."""
+    def send(self, frame: memoryview) -> None:
+        """Send a frame; its memory is the caller's again when this returns."""
 
     def finish(self) -> None:
         """Wait until the receiver has the last frame, and hang up."""
@@ -128,96 +127,174 @@ class Sending(Protocol):
         """Close the stream; no thread may be in it."""
 
 
-class Message:
-    """An nng message and a view of its bytes; it is freed, or sent on, once."""
+class _EndedError(Exception):
+    """Nothing moved: time is up, or the connection is gone."""
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-        self.body = memoryview(pynng.ffi.buffer(pynng.lib.nng_msg_body(handle), pynng.lib.nng_msg_len(handle)))
-        self.frame = self.body
-        """The frame in the clear; somewhere else if the body is sealed."""
-
-    @classmethod
-    def of(cls, size: int) -> Message:
-        """Return a new one of that many bytes."""
-        handle = pynng.ffi.new("nng_msg **")
-        pynng.check_err(pynng.lib.nng_msg_alloc(handle, size))
-        return cls(handle[0])
-
-    def free(self) -> None:
-        """Give its memory back; the views must not be used any more."""
-        self.frame = self.body = memoryview(b"")
-        pynng.lib.nng_msg_free(self.handle)
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.late = code == _TIMED_OUT
 
 
-class End:
-    """A Pair0 socket at one end, which takes a single connection once `bound` is set."""
+class Operation:
+    """What nng is asked to do, one thing after the other, each waited for."""
 
-    def __init__(self, address: str, *, listens: bool) -> None:
-        self.address, self.listens = address, listens
-        self.bound: int | None = None
-        self.empty = True
-        """Whether nothing is left in it of a stream before."""
-        self.pipes: dict[int, tuple[pynng.Pipe, float]] = {}
-        """Connections that are open, and since when."""
-        self._message = pynng.ffi.new("nng_msg **")
-        self._socket = pynng.Pair0(
-            recv_max_size=MAX_FRAME,
-            recv_buffer_size=QUEUE,
-            send_buffer_size=QUEUE,
-            recv_timeout=round(LOOK * 1000),
-            send_timeout=round(LOOK * 1000),
-            reconnect_time_min=RECONNECT_MS[0],
-            reconnect_time_max=RECONNECT_MS[1],
-        )
-        self._socket.add_pre_pipe_connect_cb(self._came)
-        self._socket.add_post_pipe_remove_cb(self._went)
-        try:
-            if listens:
-                listener = self._socket.listen(address)
-                self.address = f"{address.rpartition(':')[0]}:{bound_port(listener, address)}"
-            else:
-                self._socket.dial(address, block=False)
-        except pynng.NNGException as error:
-            self._socket.close()
-            what = "cannot listen at" if listens else "cannot dial"
-            raise PeerError(f"{what} {address}: {error}: choose another address") from None
+    def __init__(self) -> None:
+        made = pynng.ffi.new("nng_aio **")
+        pynng.check_err(pynng.lib.nng_aio_alloc(made, pynng.ffi.NULL, pynng.ffi.NULL))
+        self._aio = made[0]
+        self._parts = pynng.ffi.new("nng_iov[2]")
 
-    # Both run in a thread of nng, where coverage does not look.
+    def run(self, begin: Callable[[Any, Any], None], what: Any, until: float) -> int:
+        """Have nng do something with ``what``, until some time; return its code of how that ended."""
+        left = round((until - time.monotonic()) * 1000)
+        if left <= 0:
+            return _TIMED_OUT
+        pynng.lib.nng_aio_set_timeout(self._aio, left)
+        begin(what, self._aio)
+        pynng.lib.nng_aio_wait(self._aio)
+        return int(pynng.lib.nng_aio_result(self._aio))
 
-    def _came(self, pipe: pynng.Pipe) -> None:  # pragma: no cover
-        if self.bound is not None:
-            pipe.close()
-        else:
-            self.pipes[pipe.id] = pipe, time.monotonic()
-
-    def _went(self, pipe: pynng.Pipe) -> None:  # pragma: no cover
-        self.pipes.pop(pipe.id, None)
-
-    def hang_up(self, pipe: int) -> None:
-        """Close a connection."""
-        known = self.pipes.pop(pipe, None)
-        if known is not None:
-            pynng.lib.nng_pipe_close(known[0].pipe)
-
-    def receive(self) -> tuple[Message, int] | None:
-        """Return the next message and its connection, or None if there is none for a moment."""
-        code = pynng.lib.nng_recvmsg(self._socket.socket, self._message, 0)
-        if code in _SOON:
+    def connect(self, begin: Callable[[Any, Any], None], what: Any, until: float) -> Connection | None:
+        """Have nng make a connection; return it, or None if there is none."""
+        if self.run(begin, what, until):
             return None
-        pynng.check_err(code)
-        return Message(self._message[0]), pynng.lib.nng_msg_get_pipe(self._message[0]).id
+        return Connection(pynng.ffi.cast("nng_stream *", pynng.lib.nng_aio_get_output(self._aio, 0)))
 
-    def send(self, message: Message) -> bool:
-        """Send a message and forget it; False if there is no room for a moment: then it is still the caller's."""
-        code = pynng.lib.nng_sendmsg(self._socket.socket, message.handle, 0)
-        if code not in _SOON:
-            pynng.check_err(code)
-        return bool(code == 0)
+    def move(self, begin: Callable[[Any, Any], None], stream: Any, pieces: list[memoryview], until: float) -> int:
+        """Have nng move the first bytes of two pieces, or one; return how many.
+
+        Raises
+        ------
+        _EndedError
+            The connection is gone, or time is up.
+        """
+        held = [pynng.ffi.from_buffer(piece) for piece in pieces]
+        for part, piece in zip(self._parts, held, strict=False):
+            part.iov_buf, part.iov_len = piece, len(piece)
+        pynng.lib.nng_aio_set_iov(self._aio, len(held), self._parts)
+        if code := self.run(begin, stream, until):
+            raise _EndedError(code)
+        return int(pynng.lib.nng_aio_count(self._aio))
+
+    def cancel(self) -> None:
+        """End what is waited for now."""
+        pynng.lib.nng_aio_cancel(self._aio)
 
     def close(self) -> None:
-        """Close the socket; no thread may be in it."""
-        self._socket.close()
+        """Forget it; nobody may wait for it. What it was done with must still be there: nng may be cancelling it."""
+        pynng.lib.nng_aio_free(self._aio)
+
+
+class Connection:
+    """A byte stream of nng's, for one thread at a time. What is sent goes with its length before it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._operation = stream, Operation()
+
+    def send(self, content: memoryview, until: float) -> None:
+        """Send some bytes; raises as `Operation.move`."""
+        left = [memoryview(len(content).to_bytes(_LENGTH, "big")), content]
+        while left:
+            left = _after(left, self._operation.move(pynng.lib.nng_stream_send, self._stream, left, until))
+
+    def receive(self, into: memoryview, until: float) -> int:
+        """Receive as many bytes as there is room for; if another number was sent, return that, and receive no more.
+
+        Raises as `Operation.move`.
+        """
+        length, said = memoryview(bytearray(_LENGTH)), len(into)
+        left = [length, into]
+        while left and said == len(into):
+            left = _after(left, self._operation.move(pynng.lib.nng_stream_recv, self._stream, left, until))
+            if len(left) < 2:
+                said = int.from_bytes(length, "big")
+        return said
+
+    def shut(self) -> None:
+        """End it for both sides; whoever waits for it, now or later, gets an error."""
+        pynng.lib.nng_stream_close(self._stream)
+
+    def close(self) -> None:
+        """Shut it and forget it; nobody may wait for it."""
+        self._operation.close()
+        pynng.lib.nng_stream_free(self._stream)
+
+
+def _after(pieces: list[memoryview], moved: int) -> list[memoryview]:
+    """Return what is left of pieces after so many bytes."""
+    first, *others = pieces
+    if moved < len(first):
+        return [first[moved:], *others]
+    return _after(others, moved - len(first)) if others else []
+
+
+class Door:
+    """Where a member takes connections, one after the other; they wait in the system until they are taken.
+
+    Raises
+    ------
+    PeerError
+        The address cannot be listened at.
+    """
+
+    listens = True
+
+    def __init__(self, address: str) -> None:
+        made, port = pynng.ffi.new("nng_stream_listener **"), pynng.ffi.new("int *")
+        try:
+            pynng.check_err(pynng.lib.nng_stream_listener_alloc(made, address.encode()))
+            self._listener = made[0]
+            try:
+                pynng.check_err(pynng.lib.nng_stream_listener_set_bool(self._listener, *_AT_ONCE))
+                pynng.check_err(pynng.lib.nng_stream_listener_listen(self._listener))
+                pynng.check_err(pynng.lib.nng_stream_listener_get_int(self._listener, b"tcp-bound-port", port))
+            except pynng.NNGException:
+                self.close()
+                raise
+        except pynng.NNGException as error:
+            raise PeerError(f"cannot listen at {address}: {error}: choose another address") from None
+        self.address = f"{address.rpartition(':')[0]}:{port[0]}"
+
+    def connect(self, operation: Operation, until: float) -> Connection | None:
+        """Take a connection; None if there is none."""
+        return operation.connect(pynng.lib.nng_stream_listener_accept, self._listener, until)
+
+    def leave(self) -> None:
+        """Do nothing: the next stream may come."""
+
+    def close(self) -> None:
+        """Take no more."""
+        pynng.lib.nng_stream_listener_free(self._listener)
+
+
+class Dialler:
+    """The way of one stream to another member's door.
+
+    Raises
+    ------
+    PeerError
+        The address cannot be dialled.
+    """
+
+    listens = False
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        made = pynng.ffi.new("nng_stream_dialer **")
+        try:
+            pynng.check_err(pynng.lib.nng_stream_dialer_alloc(made, address.encode()))
+        except pynng.NNGException as error:
+            raise PeerError(f"cannot dial {address}: {error}: choose another address") from None
+        self._dialer = made[0]
+        pynng.check_err(pynng.lib.nng_stream_dialer_set_bool(self._dialer, *_AT_ONCE))
+
+    def connect(self, operation: Operation, until: float) -> Connection | None:
+        """Dial once; None if nobody takes it."""
+        return operation.connect(pynng.lib.nng_stream_dialer_dial, self._dialer, until)
+
+    def leave(self) -> None:
+        """Forget it: its stream has ended."""
+        pynng.lib.nng_stream_dialer_free(self._dialer)
 
 
 class Streams:
@@ -238,40 +315,25 @@ class Streams:
 
     def __init__(self, address: str, rings: int = 1) -> None:
         host, port = address.rpartition(":")[0], urlsplit(address).port or 0
-        self._ends: list[End] = []
+        self.doors: list[Door] = []
         try:
             for door in range(rings + 1):
-                self._ends.append(End(f"{host}:{port and port + door}", listens=True))
+                self.doors.append(Door(f"{host}:{port and port + door}"))
         except PeerError:
             self.close()
             raise
-        self.addresses = tuple(end.address for end in self._ends)
-
-    def door(self, number: int) -> Callable[[], End]:
-        """Return what opens a door for one stream: as it is, or anew if an earlier stream broke off in it."""
-
-        def opened() -> End:
-            if not self._ends[number].empty:
-                self._ends[number] = End(self.addresses[number], listens=True)
-            return self._ends[number]
-
-        return opened
+        self.addresses = tuple(door.address for door in self.doors)
 
     def close(self) -> None:
         """Stop listening; no stream may be open."""
-        for end in self._ends:
-            end.close()
+        for door in self.doors:
+            door.close()
 
     def __enter__(self) -> Streams:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def dialler(address: str) -> Callable[[], End]:
-    """Return what opens a stream by dialling, again and again until the other side takes it."""
-    return lambda: End(address, listens=False)
 
 
 class _Stream:
@@ -281,8 +343,8 @@ class _Stream:
     ----------
     peer : str
         The other side, for errors.
-    opened : callable
-        From `Streams.door`, or `dialler`.
+    way : Door or Dialler
+        How it gets its connection.
     key : bytes
         What both sides call the stream; of `KEY_BYTES`.
     timeout : float
@@ -291,26 +353,34 @@ class _Stream:
         Without one, frames are in the clear. All streams of a sum are sealed, or none.
     """
 
-    def __init__(self, peer: str, opened: Callable[[], End], key: bytes, timeout: float, seal: Seal | None) -> None:
-        self.peer, self._key, self._timeout, self._seal = peer, key, timeout, seal
+    def __init__(self, peer: str, way: Door | Dialler, key: bytes, timeout: float, seal: Seal | None) -> None:
+        self.peer, self._way, self._key, self._timeout, self._seal = peer, way, key, timeout, seal
         self._overhead = seal.overhead if seal is not None else 0
         self._work = memoryview(b"")
         self._count = 0
-        self._stopped = False
+        self._stopped = self._closed = False
         self._refused = ""
-        self._meeting = threading.Lock()
-        self._end = opened()
+        self._meeting, self._ending = threading.Lock(), threading.Lock()
+        self._operation = Operation()
+        self._connection: Connection | None = None
 
     def stop(self) -> None:
         """Make whoever waits here get a PeerError soon."""
-        self._stopped = True
+        with self._ending:
+            self._stopped = True
+            if not self._closed:
+                self._operation.cancel()
+                if self._connection is not None:
+                    self._connection.shut()
 
     def close(self) -> None:
         """Close the stream; no thread may be in it."""
-        if self._end.listens and self._end.empty:
-            self._end.bound = None  # the next stream may have it
-        else:
-            self._end.close()
+        with self._ending:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+            self._operation.close()
+            self._way.leave()
 
     def __enter__(self) -> _Stream:
         return self
@@ -323,23 +393,20 @@ class _Stream:
             self._work = memoryview(bytearray(size))
         return self._work[:size]
 
-    def _word(self, number: int) -> Message:
-        """Return one of the messages around the frames: which it is, and of which stream."""
-        word = number.to_bytes(12, "big") + self._key
-        message = Message.of(len(word) + self._overhead)
+    def _word(self, number: int) -> memoryview:
+        """Return what goes before or after the frames: which word it is, and of which stream."""
+        word = memoryview(number.to_bytes(12, "big") + self._key)
         if self._seal is None:
-            message.body[:] = word
-        else:
-            self._seal.close(number, memoryview(word), message.body)
-        return message
+            return word
+        sealed = memoryview(bytearray(len(word) + self._overhead))
+        self._seal.close(number, word, sealed)
+        return sealed
 
-    def _is_word(self, number: int, message: Message) -> bool:
-        if len(message.body) != 12 + KEY_BYTES + self._overhead:
-            return False
+    def _hears(self, connection: Connection, number: int, until: float) -> bool:
+        """Whether the next word is this one."""
         expected = self._word(number)  # a seal gives the same bytes for the same word
-        same = hmac.compare_digest(expected.body, message.body)
-        expected.free()
-        return same
+        came = memoryview(bytearray(len(expected)))
+        return connection.receive(came, until) == len(came) and hmac.compare_digest(came, expected)
 
     def meet(self) -> None:
         """Wait until the two ends know each other; another thread may send meanwhile, and waits for that.
@@ -349,108 +416,87 @@ class _Stream:
         PeerError
             The peer did not come in time, or `stop` was called.
         """
+        self._met()
+
+    def _met(self) -> Connection:
         with self._meeting:
-            if self._end.bound is None:
-                self._meet()
+            until = time.monotonic() + self._timeout
+            while self._connection is None:
+                self._look(until)
+                soon = min(until, time.monotonic() + _GREETING_SECONDS)
+                connection = self._way.connect(self._operation, soon)
+                if connection is None:
+                    time.sleep(_PAUSE)
+                    continue
+                with self._ending:
+                    self._connection = connection
+                    if self._stopped:
+                        connection.shut()
+                if not self._greets(connection, soon):
+                    with self._ending:
+                        self._connection = None
+                        connection.close()
+            return self._connection
 
-    def _meet(self) -> None:
-        until, greeted, awaits = time.monotonic() + self._timeout, 0, _HELLO if self._end.listens else _WELCOME
-        while True:
-            for pipe, (_, since) in list(self._end.pipes.items()):
-                if not self._end.listens and pipe != greeted:
-                    greeted = pipe if self._offered(_HELLO) else greeted
-                elif time.monotonic() > since + _GREETING_SECONDS:
-                    self._end.hang_up(pipe)  # so that another one can come
-            where = "" if self._end.listens else f", and does it take connections at {self._end.address}"
-            self._look(until, f"did not take part in a stream within {self._timeout:g} s: is it running{where}?")
-            if not self._end.listens and greeted not in self._end.pipes:
-                time.sleep(0.002)  # nothing comes before the hello is sent
-                continue
-            if (came := self._end.receive()) is None:
-                continue
-            message, pipe = came
-            fits = self._is_word(awaits, message)
-            message.free()
-            if fits and pipe not in self._end.pipes:
-                continue  # it dialled again meanwhile
-            if fits:
-                self._end.bound, self._end.empty = pipe, False
-                if self._end.listens:
-                    self._push(self._word(_WELCOME))
-                return
-            self._refused = "; somebody else, or a member of another sum, was turned away"
-            self._end.hang_up(pipe)
-
-    def _offered(self, number: int) -> bool:
-        word = self._word(number)
-        sent = self._end.send(word)
-        if not sent:
-            word.free()
-        return sent
-
-    def _look(self, until: float, late: str = "") -> None:
-        """Raise when there is no use in waiting on."""
-        if self._stopped:
-            raise PeerError(f"the stream of {self.peer} was ended here")
-        if self._gone:
-            raise PeerError(f"{self.peer} went away before the sum was done")
-        if time.monotonic() >= until:
-            late = late or f"moved nothing of its stream for {self._timeout:g} s"
-            raise PeerError(f"{self.peer} {late}{self._refused}")
-
-    @property
-    def _gone(self) -> bool:
-        return self._end.bound is not None and self._end.bound not in self._end.pipes
-
-    def _push(self, message: Message) -> None:
-        until = time.monotonic() + self._timeout
+    def _greets(self, connection: Connection, until: float) -> bool:
+        """Whether who is at the other end of a connection is the peer, and still there."""
         try:
-            self._look(until)
-            while not self._end.send(message):
-                self._look(until)
-        except BaseException:
-            message.free()
-            raise
+            for number in (_HELLO, _WELCOME, _HERE):
+                if self._way.listens == (number == _WELCOME):
+                    connection.send(self._word(number), until)
+                elif not self._hears(connection, number, until):
+                    self._refused = "; somebody else, or a member of another sum, was turned away"
+                    return False
+        except _EndedError:
+            return False
+        return True
 
-    def _pull(self) -> Message:
-        until = time.monotonic() + self._timeout
-        while True:
-            if (came := self._end.receive()) is not None:
-                if came[1] == self._end.bound and not self._is_word(_HELLO, came[0]):
-                    return came[0]
-                came[0].free()  # of somebody who was turned away, or a hello that nng kept from an earlier attempt
-            else:
-                self._look(until)
+    def _look(self, until: float) -> None:
+        """Raise when there is no use in waiting for the peer any longer."""
+        if self._stopped:
+            raise self._stop_error()
+        if time.monotonic() >= until:
+            where = "" if self._way.listens else f", and does it take connections at {self._way.address}"
+            raise PeerError(
+                f"{self.peer} did not take part in a stream within {self._timeout:g} s: is it running{where}?"
+                f"{self._refused}"
+            )
+
+    def _stop_error(self) -> PeerError:
+        return PeerError(f"the stream of {self.peer} was ended here")
+
+    def _error(self, ended: _EndedError) -> PeerError:
+        if self._stopped:
+            return self._stop_error()
+        if ended.late:
+            return PeerError(f"{self.peer} moved nothing of its stream for {self._timeout:g} s")
+        return PeerError(f"{self.peer} went away before the sum was done")
 
 
 class Incoming(_Stream):
     """The receiving end of a stream."""
 
-    def receive(self, size: int) -> Message:
-        """Receive the next frame, of so many bytes.
+    def receive(self, frame: memoryview) -> None:
+        """Receive the next frame, as long as the memory it goes to.
 
         Raises
         ------
         PeerError
             It did not come in time, the peer went away, or `stop` was called.
         RemoteProtocolError
-            It is of another size, or its seal is broken.
+            It is of another length, or its seal is broken.
         """
-        self.meet()
-        message = self._pull()
+        connection = self._met()
+        came = frame if self._seal is None else self._room(len(frame) + self._overhead)
         try:
-            if len(message.body) != size + self._overhead:
-                raise RemoteProtocolError(
-                    f"stream: expected {size + self._overhead} bytes from {self.peer}, got {len(message.body)}"
-                )
-            if self._seal is not None:
-                message.frame = self._room(size)
-                self._seal.open(self._count, message.body, message.frame)
-        except RemoteProtocolError:
-            message.free()
-            raise
+            said = connection.receive(came, time.monotonic() + self._timeout)
+        except _EndedError as ended:
+            raise self._error(ended) from None
+        if said != len(came):
+            raise RemoteProtocolError(f"stream: expected {len(came)} bytes from {self.peer}, got {said}")
+        if self._seal is not None:
+            self._seal.open(self._count, came, frame)
         self._count += 1
-        return message
 
     def finish(self) -> None:
         """Say that the last frame is here, and wait a moment until the peer has heard it.
@@ -460,40 +506,35 @@ class Incoming(_Stream):
         PeerError
             It went away before.
         """
-        self._push(self._word(_DONE))
-        until = time.monotonic() + min(self._timeout, _GREETING_SECONDS)
-        while not self._gone and time.monotonic() < until and not self._stopped:
-            time.sleep(0.001)
-        self._end.empty = self._gone  # who hangs up has heard it
+        connection, until = self._met(), time.monotonic() + self._timeout
+        try:
+            connection.send(self._word(_DONE), until)
+        except _EndedError as ended:
+            raise self._error(ended) from None
+        with suppress(_EndedError):  # who hangs up has heard it
+            connection.receive(memoryview(bytearray(1)), min(until, time.monotonic() + _GREETING_SECONDS))
 
 
 class Outgoing(_Stream):
     """The sending end of a stream."""
 
-    def message(self, size: int) -> Message:
-        """Return a new message for a frame of so many bytes."""
-        message = Message.of(size + self._overhead)
-        if self._seal is not None:
-            message.frame = self._room(size)
-        return message
-
-    def send(self, message: Message) -> None:
-        """Send a frame, in a message from here or from `Incoming.receive`; it is the caller's no more.
+    def send(self, frame: memoryview) -> None:
+        """Send a frame; its memory is the caller's again when this returns.
 
         Raises
         ------
         PeerError
             There was no room in time, the peer went away, or `stop` was called.
         """
-        try:
-            self.meet()
-            if self._seal is not None:
-                self._seal.close(self._count, message.frame, message.body)
-        except BaseException:
-            message.free()
-            raise
+        connection = self._met()
+        if self._seal is not None:
+            frame, clear = self._room(len(frame) + self._overhead), frame
+            self._seal.close(self._count, clear, frame)
         self._count += 1
-        self._push(message)
+        try:
+            connection.send(frame, time.monotonic() + self._timeout)
+        except _EndedError as ended:
+            raise self._error(ended) from None
 
     def finish(self) -> None:
         """Wait until the receiver has the last frame, and hang up.
@@ -505,10 +546,11 @@ class Outgoing(_Stream):
         RemoteProtocolError
             It says something else.
         """
-        message = self._pull()
-        done = self._is_word(_DONE, message)
-        message.free()
+        connection = self._met()
+        try:
+            done = self._hears(connection, _DONE, time.monotonic() + self._timeout)
+        except _EndedError as ended:
+            raise self._error(ended) from None
         if not done:
             raise RemoteProtocolError(f"stream: expected {self.peer} to say that it is done, got something else")
-        self._end.empty = True  # whoever has the last frame has all
-        self._end.hang_up(self._end.bound or 0)
+        connection.shut()

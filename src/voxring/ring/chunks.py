@@ -5,11 +5,11 @@ Theory of operation
 Slots do not touch each other, so any piece of a vector may go round on its own: a chunk is a secure sum of its slots
 (`protocol`), with blinds and shares of its own. What differs from a short sum is that nothing of the vector's length is
 held besides the vector itself. Blinds and shares are chunks of a `Keystream` and made when they are needed: the master
-makes the blind of chunk c once to put it on and again to take it off. And a chunk is a frame of fixed length whose
-bytes are changed where they lie: what came in is checked, the share added, the head written, and the same bytes are
-what goes to the successor.
+takes the blind of a chunk off the total when it makes it, so it need not be kept, or made again. And a chunk is a frame
+of fixed length whose bytes are changed where they lie: what came in is checked, the share added, the head written, and
+the same bytes are what goes to the successor.
 
-    Master:  fill() writes r + share of a chunk into a frame; receive() takes r off and adds the rest to the total.
+    Master:  fill() takes r off the total and writes r + share of a chunk into a frame; receive() adds what came to it.
     Member:  receive() adds the share to what came.
 
 A frame is a head of 32 bytes and the residues:
@@ -22,8 +22,8 @@ A frame is a head of 32 bytes and the residues:
 The check finds accidents and nothing else, at a fiftieth of the cost of the hash that guards short messages and a third
 of that of a CRC of all bytes. Chunks may come in any order. The answer to a chunk follows from its bytes alone, so a
 repeat gets the same answer; another chunk in its place is refused and changes nothing. The values must not change until
-the sum is done. Several rings may be handled at once by several threads, except that the master receives in one thread
-at a time.
+the sum is done. Members may handle several rings at once in several threads; the master is used by one thread at a
+time.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from voxring.ring.message import VERSION
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import Random, Residues, Values
 
-CHUNK_BYTES = 256 * 1024, 512 * 1024
-"""Bytes of residues in a chunk, at least and at most: large enough that a frame's own cost is small, small enough to
-stay in a cache. In between it is a 64th of the vector: on slow links k parties take as long as one link does for the
-vector and k chunks."""
+CHUNK_BYTES = 256 * 1024, 1024 * 1024
+"""Bytes of residues in a chunk, at least and at most: large enough that a frame's own cost, 0.2 ms of processor time a
+hop, is small, small enough to stay in a cache. In between it is a 64th of the vector: on slow links k parties take as
+long as one link does for the vector and k chunks."""
 HEAD_BYTES = 32
 
 _HEAD = struct.Struct(">4s16sBxHI")
@@ -273,18 +273,19 @@ class ChunkMaster:
         self._sent = np.zeros((len(rings), plan.count), np.bool_)
         self._came = _Came(plan)
         self._total = residues.zeros()
-        self._scratch = memoryview(bytearray(plan.frame_bytes(0)))
 
     def fill(self, frame: memoryview, ring: int, chunk: int) -> None:
         """Write the blinded first message of a chunk into a frame of its length."""
-        body = frame[HEAD_BYTES:]
-        self._plan.residues(chunk).fill(body, self._blinds[ring].chunk(chunk))
+        residues, body = self._plan.residues(chunk), frame[HEAD_BYTES:]
+        residues.fill(body, self._blinds[ring].chunk(chunk))
+        if not self._sent[ring, chunk]:
+            residues.subtract_at(self._total, self._plan.slots(chunk), body)
         self._shares.add_to(body, ring, chunk)
         self._plan.stamp(frame, ring, self._me, chunk)
         self._sent[ring, chunk] = True
 
     def receive(self, frame: memoryview) -> tuple[int, int]:
-        """Take a chunk that came back round a ring; return its ring and number. The frame is used up.
+        """Take a chunk that came back round a ring; return its ring and number.
 
         Raises
         ------
@@ -296,10 +297,7 @@ class ChunkMaster:
         if not self._sent[ring, chunk]:
             raise RemoteProtocolError("chunk: expected none before the master has sent its own")
         if not self._came.is_repeat(ring, chunk, check):
-            residues, body = self._plan.residues(chunk), frame[HEAD_BYTES:]
-            blind = self._scratch[: len(body)]
-            residues.fill(blind, self._blinds[ring].chunk(chunk))
-            residues.gather(self._total, self._plan.slots(chunk), body, blind)
+            self._plan.residues(chunk).add_at(self._total, self._plan.slots(chunk), frame[HEAD_BYTES:])
             self._came.note(ring, chunk, check)
         return ring, chunk
 

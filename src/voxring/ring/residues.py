@@ -126,14 +126,18 @@ class Residues(ABC, Generic[V]):
         """
 
     @abstractmethod
-    def gather(self, to: V, slots: slice, body: memoryview, minus: memoryview) -> None:
-        """Add the vector that stands encoded in a body, less another, to those slots of a longer one; uses up the body.
+    def add_at(self, to: V, slots: slice, body: memoryview) -> None:
+        """Add the vector that stands encoded in a body to those slots of a longer one.
 
         Raises
         ------
         RemoteProtocolError
             As `decode`; nothing changes.
         """
+
+    @abstractmethod
+    def subtract_at(self, from_: V, slots: slice, body: memoryview) -> None:
+        """Do as `add_at`, but subtract."""
 
     @abstractmethod
     def _decode(self, body: bytes) -> V:
@@ -224,8 +228,11 @@ class Integers(Residues[list[int]]):
             self.subtract(vector, other)
         body[:] = self.encode(vector)
 
-    def gather(self, to: list[int], slots: slice, body: memoryview, minus: memoryview) -> None:
-        to[slots] = self.add(to[slots], self.subtract(self.decode(bytes(body)), self.decode(bytes(minus))))
+    def add_at(self, to: list[int], slots: slice, body: memoryview) -> None:
+        to[slots] = self.add(to[slots], self.decode(bytes(body)))
+
+    def subtract_at(self, from_: list[int], slots: slice, body: memoryview) -> None:
+        from_[slots] = self.subtract(from_[slots], self.decode(bytes(body)))
 
     def encode(self, vector: list[int]) -> bytes:
         return b"".join(residue.to_bytes(self.width, "big") for residue in vector)
@@ -307,9 +314,13 @@ class Limbs(Residues[Planes]):
         for other in minus:
             self.subtract(vector, other)
 
-    def gather(self, to: Planes, slots: slice, body: memoryview, minus: memoryview) -> None:
+    def add_at(self, to: Planes, slots: slice, body: memoryview) -> None:
         self._measure(body)
-        self.add(to[:, slots], self.subtract(self._planes(body), self._planes(minus)))
+        self.add(to[:, slots], self._planes(body))
+
+    def subtract_at(self, from_: Planes, slots: slice, body: memoryview) -> None:
+        self._measure(body)
+        self.subtract(from_[:, slots], self._planes(body))
 
     def fill(self, body: memoryview, source: Source) -> None:
         source.into(body)

@@ -13,11 +13,11 @@ from typing import Protocol, TypeAlias
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from voxring.errors import RemoteProtocolError, StudyError
+from voxring.errors import RemoteProtocolError, StudyError, VoxringError
 from voxring.net.address import beside
 from voxring.net.mailbox import NAME
 from voxring.net.relayed_streams import RelayIncoming, RelayOutgoing
-from voxring.net.streams import AesGcm, Incoming, Outgoing, Receiving, Seal, Sending, Streams, dialler
+from voxring.net.streams import AesGcm, Dialler, Door, Incoming, Outgoing, Receiving, Seal, Sending, Streams
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.session.streamed import KEY_BYTES, Streamed
 
@@ -88,19 +88,20 @@ class Direct:
     def incoming(self, sender: str, receiver: str, ring: int) -> Receiving:
         """Return the end at which this member receives."""
         fetch = len(self.plan.agreed.rings)
-        opened = dialler(self.doors[sender][fetch]) if self.streams is None else self.streams.door(ring)
+        way = Dialler(self.doors[sender][fetch]) if self.streams is None else self.streams.doors[ring]
         name, seal = name_of(self.plan, ring, receiver), self.seal_of(sender, receiver, ring)
-        return Incoming(sender, opened, name, self.timeout, seal)
+        return Incoming(sender, way, name, self.timeout, seal)
 
     def outgoing(self, sender: str, receiver: str, ring: int) -> Sending:
         """Return the end at which this member sends."""
         fetched = self.streams is not None and receiver == self.plan.agreed.rings[ring].master
+        way: Door | Dialler
         if fetched and self.streams is not None:
-            opened = self.streams.door(len(self.plan.agreed.rings))
+            way = self.streams.doors[len(self.plan.agreed.rings)]
         else:
-            opened = dialler(self.doors[receiver][ring])
+            way = Dialler(self.doors[receiver][ring])
         name, seal = name_of(self.plan, ring, receiver), self.seal_of(sender, receiver, ring)
-        return Outgoing(receiver, opened, name, self.timeout, seal)
+        return Outgoing(receiver, way, name, self.timeout, seal)
 
 
 @dataclass(frozen=True)
@@ -195,15 +196,18 @@ def passing(plan: ChunkedSum, member: ChunkMember, me: str, ways: Ways) -> Itera
         yield partial(_together, jobs, ends)
 
 
-def _carry(plan: ChunkedSum, member: ChunkMember, incoming: Receiving, outgoing: Sending) -> None:
+def _frames(plan: ChunkedSum) -> Iterator[memoryview]:
+    """Go through the chunks; for each, memory of the length of its frame, which is the same for all."""
+    memory = memoryview(bytearray(plan.frame_bytes(0)))
     for chunk in range(plan.count):
-        message = incoming.receive(plan.frame_bytes(chunk))
-        try:
-            member.receive(message.frame)
-        except BaseException:
-            message.free()
-            raise
-        outgoing.send(message)
+        yield memory[: plan.frame_bytes(chunk)]
+
+
+def _carry(plan: ChunkedSum, member: ChunkMember, incoming: Receiving, outgoing: Sending) -> None:
+    for frame in _frames(plan):
+        incoming.receive(frame)
+        member.receive(frame)
+        outgoing.send(frame)
     incoming.finish()
     outgoing.finish()
 
@@ -235,17 +239,24 @@ def leading(plan: ChunkedSum, master: ChunkMaster, ways: Ways) -> Iterator[Run]:
             outgoing = stack.enter_context(closing(ways.outgoing(me, ring.successor(me), number)))
             incoming = stack.enter_context(closing(ways.incoming(ring.last, me, number)))
             ends += [outgoing, incoming]
-            jobs.append(partial(_start, plan, master, number, outgoing, under_way))
+            jobs.append(partial(_start, plan, master, number, outgoing, under_way, one_at_a_time))
             jobs.append(partial(_gather, plan, master, incoming, under_way, one_at_a_time))
         yield partial(_together, jobs, ends)
 
 
-def _start(plan: ChunkedSum, master: ChunkMaster, ring: int, outgoing: Sending, under_way: threading.Semaphore) -> None:
-    for chunk in range(plan.count):
+def _start(
+    plan: ChunkedSum,
+    master: ChunkMaster,
+    ring: int,
+    outgoing: Sending,
+    under_way: threading.Semaphore,
+    one_at_a_time: threading.Lock,
+) -> None:
+    for chunk, frame in enumerate(_frames(plan)):
         under_way.acquire()
-        message = outgoing.message(plan.frame_bytes(chunk))
-        master.fill(message.frame, ring, chunk)
-        outgoing.send(message)
+        with one_at_a_time:
+            master.fill(frame, ring, chunk)
+        outgoing.send(frame)
     outgoing.finish()
 
 
@@ -257,13 +268,10 @@ def _gather(
     one_at_a_time: threading.Lock,
 ) -> None:
     try:
-        for chunk in range(plan.count):
-            message = incoming.receive(plan.frame_bytes(chunk))
-            try:
-                with one_at_a_time:
-                    master.receive(message.frame)
-            finally:
-                message.free()
+        for frame in _frames(plan):
+            incoming.receive(frame)
+            with one_at_a_time:
+                master.receive(frame)
             under_way.release()
         incoming.finish()
     finally:
@@ -277,6 +285,9 @@ def _together(
     failed: list[BaseException] = []
 
     def fail(error: BaseException) -> None:
+        if isinstance(error, VoxringError):
+            # Its frames hold memoryviews, and CPython 3.11 crashes when it finds those in a cycle of garbage.
+            error.__traceback__ = error.__context__ = None
         failed.append(error)
         for end in ends:
             end.stop()
