@@ -42,7 +42,8 @@ _GREETING_SECONDS = 2.0
 _LENGTH = 4
 _AT_ONCE = b"tcp-nodelay", True  # else the system keeps a short word back for 40 ms
 _PAUSE = RECONNECT_MS[0] / 1000
-_TIMED_OUT = 5  # NNG_ETIMEDOUT
+_LOOK = 0.5  # seconds
+_TIMED_OUT, _CANCELLED = 5, 20  # NNG_ETIMEDOUT, NNG_ECANCELED
 
 
 class Seal(Protocol):
@@ -190,12 +191,13 @@ class Connection:
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._operation = stream, Operation()
+        self._stopped = False
 
     def send(self, content: memoryview, until: float) -> None:
         """Send some bytes; raises as `Operation.move`."""
         left = [memoryview(len(content).to_bytes(_LENGTH, "big")), content]
         while left:
-            left = _after(left, self._operation.move(pynng.lib.nng_stream_send, self._stream, left, until))
+            left = _after(left, self._move(pynng.lib.nng_stream_send, left, until))
 
     def receive(self, into: memoryview, until: float) -> int:
         """Receive as many bytes as there is room for; if another number was sent, return that, and receive no more.
@@ -205,13 +207,27 @@ class Connection:
         length, said = memoryview(bytearray(_LENGTH)), len(into)
         left = [length, into]
         while left and said == len(into):
-            left = _after(left, self._operation.move(pynng.lib.nng_stream_recv, self._stream, left, until))
+            left = _after(left, self._move(pynng.lib.nng_stream_recv, left, until))
             if len(left) < 2:
                 said = int.from_bytes(length, "big")
         return said
 
+    def _move(self, begin: Callable[[Any, Any], None], left: list[memoryview], until: float) -> int:
+        while not self._stopped:
+            try:
+                return self._operation.move(begin, self._stream, left, min(until, time.monotonic() + _LOOK))
+            except _EndedError as ended:
+                if not ended.late or time.monotonic() >= until:
+                    raise
+        raise _EndedError(_CANCELLED)
+
+    def stop(self) -> None:
+        """End what is waited for, now or later. The peer must not notice: it would blame this end."""
+        self._stopped = True
+        self._operation.cancel()  # unless it is only about to begin
+
     def shut(self) -> None:
-        """End it for both sides; whoever waits for it, now or later, gets an error."""
+        """Hang up."""
         pynng.lib.nng_stream_close(self._stream)
 
     def close(self) -> None:
@@ -371,7 +387,7 @@ class _Stream:
             if not self._closed:
                 self._operation.cancel()
                 if self._connection is not None:
-                    self._connection.shut()
+                    self._connection.stop()
 
     def close(self) -> None:
         """Close the stream; no thread may be in it."""
@@ -431,7 +447,7 @@ class _Stream:
                 with self._ending:
                     self._connection = connection
                     if self._stopped:
-                        connection.shut()
+                        connection.stop()
                 if not self._greets(connection, soon):
                     with self._ending:
                         self._connection = None
