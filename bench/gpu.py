@@ -3,20 +3,26 @@
 For each workload, in nanoseconds a voxel by CUDA events: our kernels, on data that is on the device; a copy from
 device to device of as many bytes as must be read (the floor: image and ground truth, once); a box filter of
 cupyx.scipy.ndimage and a masked sum; a summed-area table of cupy.cumsum and a masked sum. And the whole call, with
-the copies from and to the host, by the clock. Ours is checked to equal the processor's answer, and the table's sum
-ours, before anything is timed. Writes bench/results/gpu.json. Ends with 2 if no GPU answers.
+the copies from and to the host, by the clock. Then batches: images in memory one after the other, and in threads, whose
+copies and kernels overlap, beside what it takes to copy them from pinned memory; and a party's manifest of files. Ours
+is checked to equal the processor's answer, and the table's sum ours, before anything is timed. Writes
+bench/results/gpu.json. Ends with 2 if no GPU answers.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from timing import machine
+from voxring import Study
+from voxring.batch import party_batch
 from voxring.errors import DeviceError
 from voxring.kernels import cpu, cuda
 from voxring.kernels.cuda import device
@@ -24,13 +30,19 @@ from voxring.kernels.cuda.plans import plan_for, reductions
 from workloads import Workload, ct, slices_2d
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-ROUNDS = 15
+ROUNDS, QUEUED = 15, 10
+IMAGES = 12
+THREADS = (1, 2, 4, 8)
 MAPS = {"mean map": (cuda.mean_map, cpu.mean_map), "variance map": (cuda.variance_map, cpu.variance_map)}
 
 
 def events(functions):
-    """Median seconds of each function on the current stream of the device, in turn; two calls of each warm up."""
+    """Median seconds of each function on the current stream of the device, in turn; two calls of each warm up.
+
+    A sample is of QUEUED calls: the host then queues a call while the device is at another, and does not count.
+    """
     cp = device.cupy()
+    stream = cp.cuda.get_current_stream()
     samples = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -38,11 +50,12 @@ def events(functions):
     for _ in range(ROUNDS):
         for name, function in functions.items():
             start, stop = cp.cuda.Event(), cp.cuda.Event()
-            start.record()
-            function()
-            stop.record()
+            start.record(stream)
+            for _ in range(QUEUED):
+                function()
+            stop.record(stream)
             stop.synchronize()
-            samples[name].append(cp.cuda.get_elapsed_time(start, stop) / 1e3)
+            samples[name].append(cp.cuda.get_elapsed_time(start, stop) / 1e3 / QUEUED)
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
@@ -56,13 +69,12 @@ def clocked(function):
     return statistics.median(times[1:])
 
 
-def on_device(work):
+def on_device(work, lane):
     """Our kernels alone, over an image that lies on the device, and what they answer."""
-    cp = device.cupy()
     plan = plan_for(work.image.shape, work.image.dtype, work.window, "reflect", "reduce")
-    running = device.start(plan, device.lanes()[0], work.image, work.mask, (1,))
-    running.lane.stream.synchronize()
-    launches = [(device.function(0, one[:3]), one) for one in plan.launches]
+    running = device.start(plan, lane, work.image, work.mask, (1,))
+
+    launches = [(device.function(lane.device.id, one[:3]), one) for one in plan.launches]
 
     def run():
         running.buffers["table"].fill(0)
@@ -71,8 +83,7 @@ def on_device(work):
             kernel(one.grid, one.block, arguments, shared_mem=one.shared)
 
     run()
-    cp.cuda.get_current_stream().synchronize()
-    return run, lambda: reductions(plan, running.buffers["table"].get())
+    return run, lambda: reductions(plan, device.fetch(lane, running.buffers["table"]))
 
 
 def box_filter(work, image, mask):
@@ -105,25 +116,90 @@ def tables(work, image, mask):
 
 def measure(work):
     """One reduction: kernels, floor, peers, and the whole call."""
-    cp = device.cupy()
     expected = cpu.reduce(work.image, work.mask, [1], work.window, "reflect")
-    run, answer = on_device(work)
-    assert answer() == expected, "not exact: nothing is timed"
     assert cuda.reduce(work.image, work.mask, [1], work.window, "reflect") == expected, "not exact: nothing is timed"
+    lane = device.lanes()[0]
+    with lane.device, lane.stream:
+        seconds, floor = measure_kernels(work, lane, expected)
+    seconds["end to end"] = clocked(lambda: cuda.reduce(work.image, work.mask, [1], work.window, "reflect"))
+    return row_of(work.name, work, seconds, floor)
+
+
+def measure_kernels(work, lane, expected):
+    """What runs on the device alone, in seconds; and the bytes that must be read."""
+    cp = device.cupy()
+    run, answer = on_device(work, lane)
+    assert answer() == expected, "not exact: nothing is timed"
+    floor = work.image.nbytes + work.mask.nbytes
+    source, target = (cp.empty(floor // 2, np.uint8) for _ in range(2))  # what is read and written is the floor
+    functions = {"voxring": run, "copy": lambda: cp.copyto(target, source), **peers(work, expected)}
+    return events(functions), floor
+
+
+def peers(work, expected):
+    """CuPy's own ways."""
+    cp = device.cupy()
     image, mask = cp.asarray(work.image), cp.asarray(work.mask)
     table = tables(work, image, mask)
     assert int(table()) == sum(total for _, total in expected[0].groups.values()), "the table is not exact"
-    floor = work.image.nbytes + work.mask.nbytes
-    source, target = (cp.empty(floor // 2, np.uint8) for _ in range(2))  # what is read and written is the floor
-    functions = {
-        "voxring": run,
-        "copy": lambda: cp.copyto(target, source),
-        "uniform_filter": box_filter(work, image, mask),
-        "cumsum table": table,
-    }
-    seconds = events(functions)
-    seconds["end to end"] = clocked(lambda: cuda.reduce(work.image, work.mask, [1], work.window, "reflect"))
-    return row_of(work.name, work, seconds, floor)
+    return {"uniform_filter": box_filter(work, image, mask), "cumsum table": table}
+
+
+def measure_batch(work, count=IMAGES):
+    """Images in memory: one after the other, and some at a time; beside their copies from pinned memory."""
+    given = [(np.roll(work.image, 7 * at, 1), np.roll(work.mask, 5 * at, 2)) for at in range(count)]
+
+    def reduce(one):
+        return cuda.reduce(*one, [1], work.window, "reflect")
+
+    expected = [cpu.reduce(*one, [1], work.window, "reflect") for one in given]
+    seconds = {"copy from pinned memory": clocked(copies(given)) / count}
+    for threads in THREADS:
+        with ThreadPoolExecutor(threads) as pool:
+            assert list(pool.map(reduce, given)) == expected, "not exact: nothing is timed"
+            seconds[f"{threads} at a time"] = clocked(lambda: list(pool.map(reduce, given))) / count
+    return row_of(f"batch of {count}, {work.name}", work, seconds, work.image.nbytes + work.mask.nbytes)
+
+
+def copies(given):
+    """Copy every image and mask to the first device, from pinned memory where they lie already: no batch is faster."""
+    cp = device.cupy()
+    lane = device.lanes()[0]
+    with lane.device, lane.stream:
+        pairs = []
+        for number, array in enumerate(array for one in given for array in one):
+            host = lane.host(f"bench {number % 2}", array.dtype.str, array.size)
+            host[...] = array.reshape(-1)
+            pairs.append((cp.empty(array.size, array.dtype), host))
+            lane.stream.synchronize()
+
+    def run():
+        with lane.device, lane.stream:
+            for target, host in pairs:
+                target.set(host, stream=lane.stream)
+            lane.stream.synchronize()
+
+    return run
+
+
+def measure_party(work, count=IMAGES):
+    """A manifest of files as they lie, from the page cache, by the processor and by the GPU."""
+    study = Study.of(name="bench", classes={"a": 1}, window={"size": work.window, "border": "reflect"})
+    with tempfile.TemporaryDirectory() as name:
+        lines = ["image,ground_truth"]
+        for at in range(count):
+            np.save(f"{name}/image{at}.npy", np.roll(work.image, 7 * at, 1))
+            np.save(f"{name}/truth{at}.npy", np.roll(work.mask, 5 * at, 2))
+            lines.append(f"image{at}.npy,truth{at}.npy")
+        manifest = Path(name, "m.csv")
+        manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        expected = party_batch(manifest, study).totals
+        seconds = {}
+        for where, workers in (("cpu", 1), *(("cuda", threads) for threads in THREADS)):
+            batch = lambda where=where, workers=workers: party_batch(manifest, study, device=where, workers=workers)  # noqa: E731
+            assert batch().totals == expected, "not exact: nothing is timed"
+            seconds["processor" if where == "cpu" else f"{workers} at a time"] = clocked(batch) / count
+    return row_of(f"party, {count} files, {work.name}", work, seconds, work.image.nbytes + work.mask.nbytes)
 
 
 def measure_map(kind, work):
@@ -158,6 +234,8 @@ def workloads():
         yield f"2D {c}×{c}", lambda c=c: measure(sized(slices_2d("dense"), c))
     for c in (5, 7, 15):
         yield f"3D {c}³", lambda c=c: measure(ct("dense", c))
+    yield "batch 3D 7³", lambda: measure_batch(ct("dense", 7))
+    yield "party 3D 7³", lambda: measure_party(ct("dense", 7))
     for kind in MAPS:
         yield f"{kind} 2D 7×7", lambda kind=kind: measure_map(kind, slices_2d("dense"))
         yield f"{kind} 3D 5³", lambda kind=kind: measure_map(kind, ct("dense", 5))
@@ -166,7 +244,7 @@ def workloads():
 def show(row):
     print(f"\n{row['workload']}  ({row['voxels']:,} voxels, {row['floor_bytes'] / row['voxels']:.0f} bytes a voxel)")
     for name, ns in sorted(row["ns"].items(), key=lambda item: item[1]):
-        print(f"  {name:<16} {ns:9.4f} ns a voxel   {row['gb_per_s'][name]:8.1f} GB/s of what must be read", flush=True)
+        print(f"  {name:<24} {ns:9.4f} ns a voxel   {row['gb_per_s'][name]:8.1f} GB/s of what must be read", flush=True)
     if "fraction_of_floor" in row:
         print(f"  ours runs at {row['fraction_of_floor']:.0%} of the speed of a copy that moves as many bytes")
 

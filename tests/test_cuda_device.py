@@ -1,14 +1,21 @@
 """What carries the CUDA kernels out, through a strict stand-in for CuPy: against the definitions, and the processor."""
 
+import functools
 import gc
 import inspect
+import itertools
 import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +33,7 @@ from voxring.features import class_statistics, feature_maps
 from voxring.images import open_image
 from voxring.kernels import BORDERS, Reduction, cpu, cuda
 from voxring.kernels.cuda import device
+from voxring.kernels.cuda.plans import plan_for, up
 from voxring.learn import Model, Moments
 from voxring.learn.evaluation import class_evaluation
 
@@ -116,17 +124,17 @@ def test_more_classes_than_a_byte_numbers(machine):
     labels = np.arange(600, dtype=np.int32).reshape(1, 20, 30)
     image = image_of(labels.shape, "int16")
     assert cuda.reduce(image, labels, range(600), FLAT, "clip") == cpu.reduce(image, labels, range(600), FLAT, "clip")
-    assert len([event for event in machine.log if event.when == "ran" and event.what == "box2d"]) == 3
+    ran = [event.what for event in machine.log if event.when == "ran"]
+    assert ran.count("box2d") == 3
+    assert ran.count("copy in") == 1 + 3 * 3  # the image once; numbers and two index maps for each pass
 
 
 def test_nothing_to_do(machine):
     nothing = np.zeros((0, 3, 4), np.int16)
     assert cuda.reduce(nothing, nothing, [1], FLAT, "reflect") == [Reduction()]
-    assert list(device.reduce_many([device.Job(nothing, nothing, [1], FLAT, "reflect")])) == [[Reduction()]]
     assert cuda.reduce(image_of((1, 2, 2), "int16"), np.zeros((1, 2, 2), bool), [], FLAT, "clip") == []
     for made in (cuda.window_sums, cuda.mean_map, cuda.variance_map):
         assert made(nothing, FLAT, "clip").shape == (0, 3, 4)
-    assert list(device.reduce_many([])) == []
     assert not any(event.what.startswith("box") for event in machine.log)
 
 
@@ -184,66 +192,101 @@ def test_what_the_pool_keeps_counts_as_free(machine):
     assert device.memory() == int(machine.memory * device.SHARE)
 
 
-def jobs_of(count):
+PATIENCE = 10.0  # seconds until what others should have done counts as not done
+
+
+def images_of(count):
+    """Arguments of a reduction, each of another image."""
     for seed in range(count):
         image = image_of((1, 20 + seed, 30), "int16", seed)
-        yield device.Job(image, labels_of(image.shape, seed=seed), (1, 2), FLAT, "clip")
+        yield image, labels_of(image.shape, seed=seed), (1, 2), FLAT, "clip"
 
 
-def test_a_batch_keeps_all_lanes_busy_and_its_order(machine):
-    expected = [cpu.reduce(*job) for job in jobs_of(11)]
-    assert list(device.reduce_many(jobs_of(11))) == expected
-    work = [event for event in machine.log if event.what in ("box2d", "copy out")]
-    queued = [event for event in work if event.when == "queued" and event.what == "box2d"]
-    assert [event.device for event in queued] == [0, 1] * 5 + [0]
-    assert len({event.stream for event in queued}) == 2 * device.LANES
-    started = [event.when for event in work[:5]]  # four parts are under way before the host waits for the first
-    assert started == ["queued"] * 5
-    assert work[4].what == "copy out"
-    under_way = most = 0
-    for event in work:
-        under_way += (event.what, event.when) == ("box2d", "queued")
-        most = max(most, under_way)
-        under_way -= (event.what, event.when) == ("copy out", "ran")
-    assert (most, under_way) == (4, 0)
+def each_in_a_thread(many, threads):
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda given: cuda.reduce(*given), many))
 
 
-def test_maps_overlap_too(machine, monkeypatch):
-    monkeypatch.setattr(device, "memory", lambda: device.MAP_SHARE * 8000)
-    image = image_of((12, 20, 40), "int16")
-    assert np.array_equal(cuda.mean_map(image, FLAT, "clip"), cpu.mean_map(image, FLAT, "clip"))
-    work = [event for event in machine.log if event.what in ("box2d", "copy out")]
-    assert [event.when for event in work[:5]] == ["queued"] * 5
-    assert {event.device for event in work} == {0, 1}
+def one_computes_while_the_next_is_copied(machine, work):
+    """Run ``work``, whose first kernel waits until another lane has queued its copies, and its last does not."""
+    waited, copied = [], threading.Event()
+
+    def before(what, stream):
+        if what == "box2d" and not waited:
+            waited.append(stream.number)
+            while not any(event.what == "box2d" and event.stream != stream.number for event in machine.log):
+                if copied.wait(0.001) or time.monotonic() > until:
+                    return
+            copied.set()
+
+    until = time.monotonic() + PATIENCE
+    machine.before = before
+    work()
+    return copied.is_set()
 
 
-def test_an_error_in_the_middle_of_a_batch_leaves_nothing_behind(machine):
-    def breaks():
-        yield from jobs_of(5)
-        raise KeyError("the reader failed")
-
-    seen = []
-    with pytest.raises(KeyError, match="the reader failed"):
-        seen.extend(device.reduce_many(breaks()))
-    abandoned = device.reduce_many(jobs_of(9))
-    next(abandoned)
-    abandoned.close()
-    with pytest.raises(IndexError, match="boolean index"):
-        list(device.reduce_many(job._replace(labels=job.labels[:, :3]) for job in jobs_of(1)))
-    expected = [cpu.reduce(*job) for job in jobs_of(6)]
-    assert list(device.reduce_many(jobs_of(6))) == expected
-    assert (machine.here.device, machine.here.streams) == (0, [])
-    gc.collect()
-    assert machine.used[:2] == [0, 0]
+def test_images_of_several_threads_are_copied_while_others_compute(machine):
+    expected = [cpu.reduce(*given) for given in images_of(11)]
+    got = []
+    assert one_computes_while_the_next_is_copied(machine, lambda: got.extend(each_in_a_thread(images_of(11), 3)))
+    assert got == expected
+    assert used(machine) == {(event.device, event.stream) for event in machine.log if event.what == "copy in"}
+    assert len(used(machine)) == 2 * device.LANES  # taken in turn, also by fewer threads
 
 
-def test_batches_beside_each_other(machine):
-    """Two in one thread, in turn; and one in each of some threads."""
-    expected = [cpu.reduce(*job) for job in jobs_of(6)]
-    pairs = zip(device.reduce_many(jobs_of(6)), device.reduce_many(jobs_of(6)), strict=True)
-    assert list(pairs) == [(one, one) for one in expected]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda _: list(device.reduce_many(jobs_of(6))), range(4))) == [expected] * 4
+def used(machine):
+    """Devices and streams on which kernels ran; and no lane had a part before it had given back the last one."""
+    under_way = Counter()
+    for event in machine.log:
+        if event.what == "box2d":
+            under_way[event.stream] += {"queued": 1, "ran": -1}[event.when]
+            assert under_way[event.stream] in (0, 1)
+    return {(event.device, event.stream) for event in machine.log if event.what == "box2d"}
+
+
+def test_images_of_one_thread_take_the_devices_in_turn(machine):
+    for given in images_of(7):
+        cuda.reduce(*given)
+    ran = [event for event in machine.log if (event.when, event.what) == ("ran", "box2d")]
+    assert [event.device for event in ran] == [0, 1, 0, 1, 0, 1, 0]
+    assert [event.stream for event in ran[:3]] == [event.stream for event in ran[4:]]
+
+
+@pytest.mark.parametrize("made", ["reduction", "map"])
+def test_parts_of_one_image_are_copied_while_others_compute(machine, monkeypatch, made):
+    image, labels = image_of((12, 20, 40), "int16"), labels_of((12, 20, 40))
+    got = []
+    if made == "map":
+        monkeypatch.setattr(device, "memory", lambda: device.MAP_SHARE * 8000)
+        expected = cpu.mean_map(image, FLAT, "clip")
+        work = functools.partial(cuda.mean_map, image, FLAT, "clip")
+    else:
+        monkeypatch.setattr(device, "memory", lambda: 16000)
+        expected = cpu.reduce(image, labels, (1, 2), FLAT, "clip")
+        work = functools.partial(cuda.reduce, image, labels, (1, 2), FLAT, "clip")
+    assert one_computes_while_the_next_is_copied(machine, lambda: got.append(work()))
+    assert np.array_equal(got[0], expected)
+    assert len(used(machine)) == 2 * device.LANES
+
+
+def test_a_caller_who_is_interrupted_leaves_no_part_under_way(machine, monkeypatch):
+    image, labels = image_of((12, 20, 40), "int16"), labels_of((12, 20, 40))
+    monkeypatch.setattr(device, "memory", lambda: 16000)
+    result = Future.result
+
+    def interrupted(future, timeout=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cuda.reduce(image, labels, (1, 2), FLAT, "clip")
+    done = len(machine.log)
+    time.sleep(0.05)
+    assert len(machine.log) == done
+    assert device.crew().free.qsize() == 2 * device.LANES
+    assert Future.result is result
+    assert cuda.reduce(image, labels, (1, 2), FLAT, "clip") == cpu.reduce(image, labels, (1, 2), FLAT, "clip")
 
 
 @pytest.mark.parametrize("backend", [cpu, cuda])
@@ -445,7 +488,12 @@ def without_devices(monkeypatch):
     return "CuPy sees no GPU: look at CUDA_VISIBLE_DEVICES"
 
 
-@pytest.mark.parametrize("lacks", [absent, broken, without_driver, without_devices])
+def too_old(monkeypatch):
+    monkeypatch.setattr(standin.machine, "capability", "61")
+    return r"expected a GPU of compute capability 7\.5 or more, got 6\.1: take a newer one"
+
+
+@pytest.mark.parametrize("lacks", [absent, broken, without_driver, without_devices, too_old])
 def test_where_no_gpu_answers_cuda_says_why_and_auto_takes_the_processor(machine, monkeypatch, lacks):
     message = lacks(monkeypatch)
     image, labels = image_of((5, 6), "int16"), labels_of((5, 6))
@@ -494,46 +542,211 @@ def test_the_stand_in_copies_late(machine):
     made = standin.empty(4, "int32")
     made.set(host)
     host[...] = 2  # too early
+    with pytest.raises(standin.MisuseError, match="written before"):
+        made.get()
     assert made.get().tolist() == [2] * 4
+    assert made.get(out=host, blocking=False) is host
+    assert set(host.view(np.uint8).tolist()) == {standin.GARBAGE}
+    standin.current_stream().synchronize()
+    assert host.tolist() == [2] * 4
     made.set(host)
     del host, pinned
     with pytest.raises(standin.MisuseError, match="freed before"):
         made.get()
 
 
-@pytest.mark.parametrize("fault", ["no wait before staging", "one lane's pinned memory given to two"])
-def test_a_planted_fault_in_the_launcher_is_seen(machine, monkeypatch, fault):
-    """What would be a race on a device gives wrong numbers here, every time."""
-    if fault == "no wait before staging":
-        monkeypatch.setattr(device, "lanes", lambda: [device.Lane(0)] * 2)
-        monkeypatch.setattr(standin.Stream, "synchronize", wait_only_to_fetch(standin.Stream.synchronize))
-    else:
-        first, second = device.Lane(0), device.Lane(0)
-        second.pinned = first.pinned
-        monkeypatch.setattr(device, "lanes", lambda: [first, second])
-    image = image_of((1, 20, 30), "int16")
-    jobs = [device.Job(one, np.ones(one.shape, np.uint8), (1, 2), FLAT, "clip") for one in (image, image[:, ::-1] // 2)]
-    assert list(device.reduce_many(jobs)) != [cpu.reduce(*job) for job in jobs]
+# Faults planted in the launcher. What would be a race on a device is seen here every time.
 
 
-def wait_only_to_fetch(synchronize):
-    def wait(stream):
-        if sys._getframe(1).f_code.co_name == "get":
-            synchronize(stream)
+def numbers_are_right(of):
+    """Several passes, a map of two sums, two parts started on one lane, reductions of threads."""
+    labels = np.arange(300, dtype=np.int32).reshape(1, 10, 30)
+    image = image_of(labels.shape, "int16")
+    assert cuda.reduce(image, labels, range(300), FLAT, "clip") == cpu.reduce(image, labels, range(300), FLAT, "clip")
+    assert np.array_equal(cuda.variance_map(image, FLAT, "clip"), cpu.variance_map(image, FLAT, "clip"))
+    lane = of.lanes()[0]
+    plan = plan_for(image.shape, image.dtype, FLAT, "clip", "reduce")
+    both = [of.start(plan, lane, one, np.ones(one.shape, np.uint8), (1,)) for one in (image, image[:, ::-1])]
+    totals = [of.reductions(plan, of.fetch(lane, running.buffers["table"]))[0].squares for running in both]
+    assert totals == [int((image.astype(np.int64) ** 2).sum())] * 2
+    deep = image_of((3, 6, 9), "uint16"), labels_of((3, 6, 9)), [1], DEEP, "clip"
+    assert cuda.reduce(*deep) == cpu.reduce(*deep)
+    read, turn, others = of.reductions, itertools.count(), threading.Semaphore(0)
 
-    return wait
+    def the_first_reads_last(plan, table):
+        if next(turn):
+            others.release()
+        else:
+            assert all(others.acquire(timeout=PATIENCE) for _ in range(8))
+        return read(plan, table)
+
+    of.reductions = the_first_reads_last
+    assert each_in_a_thread(images_of(9), 5) == [cpu.reduce(*given) for given in images_of(9)]
+
+
+def others_are_copied_meanwhile(of):
+    with standin.install(devices=1) as machine:
+        assert one_computes_while_the_next_is_copied(machine, lambda: each_in_a_thread(images_of(3), 3))
+
+
+def nothing_is_left_behind(of):
+    given = (image_of((12, 20, 40), "int16"), labels_of((12, 20, 40)), (1, 2), FLAT, "clip")
+    stage, memory, going, begun = of.stage_numbers, of.memory, [], threading.Event()
+
+    def fails(plan, labels, classes, out):
+        if plan.box[0] == 0:
+            assert begun.wait(PATIENCE)
+            raise KeyError("a fault of one part")
+        going.append(plan)
+        begun.set()
+        time.sleep(0.1)
+        stage(plan, labels, classes, out)
+        going.remove(plan)
+
+    of.stage_numbers, of.memory = fails, lambda: 16000
+    with pytest.raises(KeyError, match="a fault of one part"):
+        cuda.reduce(*given)
+    assert not going
+    assert of.crew().free.qsize() == 2 * device.LANES
+    of.stage_numbers = stage
+    assert cuda.reduce(*given) == cpu.reduce(*given)
+    of.memory = memory
+
+
+def pinned_memory_is_that_of_the_largest_parts(of):
+    """Not also that of the smaller ones before, which CuPy would keep."""
+    for given in images_of(30):
+        cuda.reduce(*given)
+    _, rows, columns = given[0].shape
+    staged = rows * (2 * up(columns + 16, 8) + up(columns, 8)) + 4 * (columns + 2 * rows + 10)
+    assert standin.machine.most_pinned <= 2 * device.LANES * (staged + 6 * 512)
+
+
+def what_is_shared_is_made_once(of):
+    made, lane = [], of.Lane
+
+    def slowly(device):
+        made.append(device)
+        time.sleep(0.01)
+        return lane(device)
+
+    of.Lane = slowly
+    each_in_a_thread(images_of(4), 4)
+    assert made == [0, 1] * device.LANES
+
+
+class Fault(NamedTuple):
+    name: str
+    seen_by: Callable[[ModuleType], None]
+    old: str
+    new: str
+
+
+ENTERED = "    with lane.device, lane.stream:\n        lane.stream.synchronize()  # its pinned memory is free again\n"
+TAKEN = "    lane = free.get()\n"
+CARRIED_OUT = """    try:
+        return task(lane)
+    finally:
+        free.put(lane)
+"""
+LANE_LOST = """    made = task(lane)
+    free.put(lane)
+    return made
+"""
+FAULTS = [
+    Fault("kernels on no stream", numbers_are_right, ENTERED, ENTERED.replace(", lane.stream:", ":")),
+    Fault("another device is current", numbers_are_right, ENTERED, ENTERED.replace("lane.device, ", "")),
+    Fault("a stream of another device", numbers_are_right, "        with self.device:\n", "        if True:\n"),
+    Fault("pinned memory used again too early", numbers_are_right, "lane.stream.synchronize()  #", "pass  #"),
+    Fault(
+        "a result read too early",
+        numbers_are_right,
+        "stream=lane.stream, out=host",
+        "stream=lane.stream, out=host, blocking=False",
+    ),
+    Fault(
+        "fetched on another stream",
+        numbers_are_right,
+        "made.get(stream=lane.stream,",
+        "made.get(stream=lanes()[1].stream,",
+    ),
+    Fault("one lane for two parts", numbers_are_right, TAKEN, TAKEN + "    free.put(lane)\n"),
+    Fault("a table that is not cleared", numbers_are_right, "cp.zeros(buffer.size", "cp.empty(buffer.size"),
+    Fault(
+        "numbers of another pass",
+        numbers_are_right,
+        'there["image"] = running.buffers["image"]',
+        "there = running.buffers",
+    ),
+    Fault("shared memory not asked for", numbers_are_right, "launch.shared > 48 << 10", "launch.shared > 64 << 10"),
+    Fault("one lane a device", others_are_copied_meanwhile, "LANES = 2", "LANES = 1"),
+    Fault(
+        "no copy while another computes",
+        others_are_copied_meanwhile,
+        "ThreadPoolExecutor(len(lanes()),",
+        "ThreadPoolExecutor(1,",
+    ),
+    Fault("an error keeps the lane", nothing_is_left_behind, CARRIED_OUT, LANE_LOST),
+    Fault(
+        "an error leaves parts under way",
+        nothing_is_left_behind,
+        "wait([one for one in under_way if not one.cancel()])",
+        "pass",
+    ),
+    Fault(
+        "outgrown pinned memory is kept",
+        pinned_memory_is_that_of_the_largest_parts,
+        "cp.get_default_pinned_memory_pool().free_all_blocks()",
+        "pass",
+    ),
+    Fault(
+        "lanes are made twice",
+        what_is_shared_is_made_once,
+        "    with MAKING:\n        threads, free = crew()",
+        "    if True:\n        threads, free = crew()",
+    ),
+]
+
+
+def launcher(monkeypatch, old="", new=""):
+    """The launcher with a text in place of another, taken by the backend."""
+    text = Path(device.__file__).read_text(encoding="utf-8")
+    assert not old or text.count(old) == 1
+    made = ModuleType(device.__name__)
+    made.__package__ = device.__package__
+    exec(compile(text.replace(old, new) if old else text, "device.py", "exec"), made.__dict__)  # noqa: S102 - it is ours
+    for name in ("reduced", "fill_map"):
+        monkeypatch.setattr(cuda, name, getattr(made, name))
+    return made
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+def test_a_fault_planted_in_the_launcher_is_seen(machine, monkeypatch, fault):
+    of = launcher(monkeypatch, fault.old, fault.new)
+    monkeypatch.setattr(sys.modules[__name__], "PATIENCE", 0.5)
+    with pytest.raises((AssertionError, standin.MisuseError, DeviceError, ValueError)):
+        fault.seen_by(of)
+
+
+@pytest.mark.parametrize("seen_by", sorted({fault.seen_by for fault in FAULTS}, key=lambda one: one.__name__))
+def test_in_the_launcher_as_it_is_no_fault_is_seen(machine, monkeypatch, seen_by):
+    seen_by(launcher(monkeypatch))
 
 
 def test_the_stand_in_has_cupys_signatures():
     cupy = pytest.importorskip("cupy")
     paths = (
         *("RawModule", "RawModule.get_function", "ndarray.set", "ndarray.get", "ndarray.astype", "ndarray.reshape"),
-        *("empty", "zeros", "asarray", "get_default_memory_pool", "cuda.MemoryPool.free_bytes"),
+        *("ndarray.fill", "copyto", "cuda.Event", "cuda.Event.record", "cuda.Event.synchronize"),
+        *("cuda.get_current_stream", "cuda.get_elapsed_time", "cuda.MemoryPool.free_all_blocks"),
+        *("empty", "zeros", "asarray", "get_default_memory_pool", "cuda.MemoryPool.total_bytes"),
+        *("get_default_pinned_memory_pool", "cuda.PinnedMemoryPool.free_all_blocks"),
         *("cuda.Device", "cuda.Stream", "cuda.Stream.synchronize", "cuda.alloc_pinned_memory"),
         *("cuda.runtime.getDeviceCount", "cuda.runtime.getDeviceProperties", "cuda.runtime.memGetInfo"),
     )
     mine = SimpleNamespace(**vars(standin))
-    mine.cuda = SimpleNamespace(**vars(standin.cuda), MemoryPool=standin.MemoryPool)
+    pools = {"MemoryPool": standin.MemoryPool, "PinnedMemoryPool": standin.PinnedMemoryPool}
+    mine.cuda = SimpleNamespace(**vars(standin.cuda), **pools)
     for path in paths:
         assert standin.parameters(reached(mine, path)) == real_parameters(reached(cupy, path)), path
     assert "grid, block, args" in cupy.RawKernel.__call__.__doc__
@@ -541,6 +754,9 @@ def test_the_stand_in_has_cupys_signatures():
     assert hasattr(cupy.RawKernel, "max_dynamic_shared_size_bytes")
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
     assert issubclass(cupy.cuda.runtime.CUDARuntimeError, RuntimeError)
+    assert issubclass(cupy.cuda.driver.CUDADriverError, RuntimeError)
+    assert issubclass(cupy.cuda.compiler.CompileException, Exception)
+    assert inspect.isdatadescriptor(cupy.cuda.Device.compute_capability)
 
 
 def reached(root, path):

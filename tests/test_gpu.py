@@ -1,9 +1,12 @@
 """The CUDA kernels on a real device against the processor's, bit for bit: pytest -m gpu."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from voxring import Study, local_mean, local_totals
+from voxring.batch import Journal, party_batch
 from voxring.features import FeatureStack, class_statistics, feature_maps
 from voxring.kernels import BORDERS, cpu, cuda
 from voxring.kernels.checks import WINDOWED
@@ -103,14 +106,46 @@ def test_parts_make_the_whole(window, border, monkeypatch):
     assert np.array_equal(cuda.mean_map(image, window, border), means)
 
 
-def test_a_batch_over_all_devices():
-    def jobs():
-        for seed in range(60):
-            shape = (1 + seed % 3, 100 + 7 * seed, 257)
-            window = ((1, 7, 7), (3, 3, 5))[seed % 2]
-            yield device.Job(image_of(shape, "int16", seed), labels_of(shape, seed), (1, 2, 9), window, "clip")
+def jobs():
+    for seed in range(60):
+        shape = (1 + seed % 3, 100 + 7 * seed, 257)
+        yield (
+            image_of(shape, "int16", seed),
+            labels_of(shape, seed),
+            (1, 2, 9),
+            ((1, 7, 7), (3, 3, 5))[seed % 2],
+            "clip",
+        )
 
-    assert list(device.reduce_many(jobs())) == [cpu.reduce(*job) for job in jobs()]
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_images_of_several_threads_over_all_devices(threads):
+    with ThreadPoolExecutor(threads) as pool:
+        assert list(pool.map(lambda given: cuda.reduce(*given), jobs())) == [cpu.reduce(*given) for given in jobs()]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_a_partys_batch(tmp_path, workers):
+    lines = ["image,ground_truth,patient"]
+    for at, (image, labels, *_) in enumerate(jobs()):
+        np.save(tmp_path / f"image{at}.npy", image)
+        np.save(tmp_path / f"truth{at}.npy", labels if at != 5 else labels[:, 1:])
+        lines.append(f"image{at}.npy,truth{at}.npy,{at % 7}")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join(lines) + "\n")
+    study = Study.of(name="gpu", classes={"a": 1, "b": 9}, window={"size": (3, 3, 5), "border": "mirror"})
+    expected = party_batch(manifest, study, bad="skip")
+
+    def stop(done, total):
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with Journal(tmp_path, study, "here") as journal, pytest.raises(KeyboardInterrupt):
+        party_batch(manifest, study, device="cuda", workers=workers, journal=journal, bad="skip", progress=stop)
+    with Journal(tmp_path, study, "here") as journal:
+        batch = party_batch(manifest, study, device="cuda", workers=workers, journal=journal, bad="skip")
+    assert batch.known in (19, 20)  # one of the rows is bad
+    assert batch.patients == expected.patients
 
 
 def test_the_same_again_and_again():

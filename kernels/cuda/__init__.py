@@ -29,7 +29,7 @@ from voxring.kernels.checks import (
 
 from . import stacks
 from .classifying import Classifier
-from .device import Combine, Job, answers, cupy, maps, name, reduce_many
+from .device import Combine, answers, cupy, devices, fill_map, name, reduced
 from .features import Asked, Scale
 from .plans import MOST_CLASSES, Array, Plan, Shape, What
 from .summing import Sums
@@ -67,20 +67,14 @@ def reduce(
     OverflowError
         A window sum of this image could leave 63 bits.
     """
-    one = job(image, labels, classes, window, border)
-    if image.size == 0 or not one.classes:
-        return [Reduction() for _ in classes]
-    (answers_of,) = reduce_many([one])
-    found = dict(zip(one.classes, answers_of, strict=True))
-    return [found.get(value, Reduction()) + Reduction() for value in classes]
-
-
-def job(image: Array, labels: Array, classes: Sequence[int], window: Shape, border: str) -> Job:
-    """What `reduce_many` takes, checked: its classes are those that the labels can hold, each once."""
     image = checked(image, window, border)
     check_labels(image.shape, labels.shape, labels.dtype)
     checked_magnitude(image, window)
-    return Job(image, as_native(labels), holdable(classes, labels.dtype), window, border)
+    present = holdable(classes, labels.dtype)
+    if image.size == 0 or not present:
+        return [Reduction() for _ in classes]
+    found = dict(zip(present, reduced(image, as_native(labels), present, window, border), strict=True))
+    return [found.get(value, Reduction()) + Reduction() for value in classes]
 
 
 def window_sums(image: Array, window: Shape, border: str, *, fill: int = 0, threads: int | None = None) -> Array:
@@ -159,7 +153,7 @@ def feature_maps(
     OverflowError
         The numbers could be wider than is exact.
     """
-    cupy()
+    devices()  # or says why not
     image = checked_stack(image, asked, border, scale)
     return stacks.feature_maps(image, asked, border, scale, planes)
 
@@ -176,7 +170,7 @@ def classified(
     OverflowError
         As for `feature_maps`, or there are too many features and classes.
     """
-    cupy()
+    devices()  # or says why not
     image = checked_stack(image, asked, border, scale)
     return stacks.classified(image, asked, border, scale, planes, of)
 
@@ -240,10 +234,8 @@ def over(plan: Plan, shape: Shape, border: str) -> Any:
 
 
 def into(out: Array, image: Array, window: Shape, border: str, what: Sequence[What], combine: Combine) -> Array:
-    """Fill a map with its parts."""
-    cupy()  # or says why not, of an image without voxels too
+    """Fill a map."""
+    devices()  # or says why not, of an image without voxels too
     if image.size > 0:
-        for plan, made in maps(image, window, border, what, combine):
-            z0, z1, y0, y1 = plan.box
-            out[z0:z1, y0:y1] = made
+        fill_map(image, window, border, what, combine, out)
     return out

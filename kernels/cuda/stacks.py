@@ -6,7 +6,7 @@ Those of a part are on the device together, so that what is classified or summed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,8 +63,8 @@ def stacked(
     row = plans((middle, middle + 1, rows // 2, rows // 2 + 1))  # the windows of a row in the middle read the most
     most = min(device.memory(), max(device.MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
     try:
-        parts = cut((*planes, 0, rows), columns, plans, most, more)
-        return [part(some, lane) for some, lane in zip(parts, cycle(device.lanes()), strict=False)]
+        with device.failures_told():
+            return device.on_lanes(partial(part, some) for some in cut((*planes, 0, rows), columns, plans, most, more))
     except MemoryError as error:
         raise DeviceError(f'{error}: free some, use fewer features, or device="cpu"') from None
 

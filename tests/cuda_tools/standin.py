@@ -5,7 +5,8 @@ synchronised, so that a synchronisation that is missing, or pinned memory that i
 numbers or an error. And it refuses what CuPy refuses, or, worse, would take: host arrays among device arrays, arrays of
 another device or another stream, arguments of a kernel without a type, too much shared memory or device memory.
 
-``machine`` says which devices are there, how much memory they have, and what was done: tests set and read it.
+``machine`` says which devices are there, how much memory they have, what was done, and what is called before work is:
+tests set and read it.
 `install` puts it in CuPy's place.
 """
 
@@ -19,9 +20,10 @@ import operator
 import re
 import sys
 import threading
+import time
 import types
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -41,6 +43,14 @@ class MisuseError(Exception):
 
 
 class CUDARuntimeError(RuntimeError):
+    """As in CuPy."""
+
+
+class CUDADriverError(RuntimeError):
+    """As in CuPy."""
+
+
+class CompileException(Exception):  # noqa: N818 - CuPy's name
     """As in CuPy."""
 
 
@@ -69,8 +79,8 @@ class Machine:
     """The devices that are there, and what was done on them."""
 
     def __init__(self) -> None:
-        self.devices, self.memory = 2, 1 << 30
-        self.counting = threading.Lock()
+        self.devices, self.memory, self.capability = 2, 1 << 30, "90"
+        self.counting = threading.RLock()  # memory may be released wherever the collector runs
         self.begin()
 
     def begin(self) -> None:
@@ -78,6 +88,10 @@ class Machine:
         self.log: list[Event] = []
         self.used = [0] * 16
         self.kept = [0] * 16  # by the pool of each device, in use or not: more than this is asked of the device
+        self.blocks: weakref.WeakSet[PinnedMemoryPointer] = weakref.WeakSet()
+        self.pinned: Counter[int] = Counter()  # sizes of pinned blocks: how many the pool has, in use or not
+        self.most_pinned = 0  # bytes at a time
+        self.before: Callable[[str, Stream], None] = lambda what, stream: None
         self.here = Here()
         self.null = [Stream(null=True, _device=device) for device in range(16)]
 
@@ -97,6 +111,12 @@ class Machine:
         with self.counting:
             if begun is self.log:
                 self.used[device] -= size
+
+    def pin(self, size: int) -> None:
+        """Count pinned memory, when a block of a size is taken: from the pool, if it has one that nobody uses."""
+        used = sum(one.mem.size == size for one in self.blocks)
+        self.pinned[size] = max(self.pinned[size], used)
+        self.most_pinned = max(self.most_pinned, sum(size * count for size, count in self.pinned.items()))
 
 
 class Stream:
@@ -135,17 +155,48 @@ class Stream:
         with self.doing:
             while self.queue:
                 what, work = self.queue.popleft()
+                machine.before(what, self)
                 work()
                 machine.log.append(Event("ran", what, self.device_id, self.number))
+
+
+class TimingEvent:
+    """CuPy's ``Event``: a place in a stream, and when that was reached."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self.stream: Stream | None = None
+        self.reached: float | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Mark a stream's end as it is now."""
+
+        def reach() -> None:
+            self.reached = time.perf_counter()
+
+        self.stream, self.reached = stream or machine.null[machine.here.device], None
+        self.stream.put("event", reach)
+
+    def synchronize(self) -> None:
+        """Wait until the place is reached."""
+        if self.stream is None:
+            raise MisuseError("an event is waited for that was not recorded")
+        self.stream.synchronize()
+
+
+def get_elapsed_time(start_event: TimingEvent, end_event: TimingEvent) -> float:
+    """Milliseconds between two events."""
+    if start_event.reached is None or end_event.reached is None:
+        raise CUDARuntimeError("cudaErrorNotReady: device not ready")
+    return (end_event.reached - start_event.reached) * 1e3
 
 
 _numbers = itertools.count()
 machine = Machine()
 
 
-def current_stream() -> Stream:
+def current_stream(device_id: int = -1) -> Stream:
     """The innermost stream of the current device that was entered, or its null stream."""
-    device = machine.here.device
+    device = machine.here.device if device_id == -1 else device_id
     mine = (stream for stream in reversed(machine.here.streams) if stream.device_id == device)
     return next(mine, machine.null[device])
 
@@ -158,6 +209,10 @@ class Device:
         if not 0 <= self.id < machine.devices:
             raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self._before: list[int] = []
+
+    @property
+    def compute_capability(self) -> str:
+        return machine.capability
 
     def __enter__(self) -> Device:
         self._before.append(machine.here.device)
@@ -215,10 +270,12 @@ class ndarray:  # noqa: N801 - CuPy's name
         if pinned is None:
             arr = arr.copy()  # the driver does
 
-        source = _late(arr, pinned)
+        source, told = _late(arr, pinned), arr.copy()
 
         def copy(target=self._numbers) -> None:
             target[...] = source()
+            if not np.array_equal(target, told):
+                raise MisuseError("pinned memory was written before the copy from it was done")
 
         stream.put("copy in", copy)
 
@@ -229,17 +286,26 @@ class ndarray:  # noqa: N801 - CuPy's name
         stream = self._used(stream)
         if out is None:
             out = np.empty(self.shape, self.dtype, order)
-            _spoil(out)
         elif out.dtype != self.dtype or out.shape != self.shape or not out.flags.c_contiguous:
             raise ValueError("out: expected a contiguous array of the same type and shape")
+        _spoil(out)
+        target = _late(out, _pinned_memory(out))
 
-        def copy(target=out, source=self._numbers) -> None:
-            target[...] = source
+        def copy(source=self._numbers) -> None:
+            target()[...] = source
 
         stream.put("copy out", copy)
         if blocking:
             stream.synchronize()
         return out
+
+    def fill(self, value: Any) -> None:
+        """Set all numbers, when the current stream gets there."""
+
+        def write(target=self._numbers) -> None:
+            target[...] = value
+
+        self._used().put("fill", write)
 
     def __getitem__(self, place: Any) -> ndarray:
         self._used()
@@ -309,8 +375,9 @@ def _spoil(numbers: np.ndarray) -> None:
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     """Device memory that holds garbage."""
     numbers = np.empty(shape, dtype, order)
+    memory = _Memory(numbers.nbytes)
     _spoil(numbers)
-    return ndarray(numbers, _Memory(numbers.nbytes))
+    return ndarray(numbers, memory)
 
 
 def zeros(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
@@ -322,6 +389,17 @@ def zeros(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
 
     current_stream().put("clear", clear)
     return made
+
+
+def copyto(dst: ndarray, src: ndarray, casting: str = "same_kind", where: None = None) -> None:
+    """Copy on the device, when the current stream gets there."""
+    stream = dst._used()
+    src._used()
+
+    def copy(target=dst._numbers, source=src._numbers) -> None:
+        target[...] = source
+
+    stream.put("copy", copy)
 
 
 def asarray(
@@ -336,20 +414,19 @@ def asarray(
 
 
 class PinnedMemoryPointer(bytearray):
-    """Host memory that copies read late. ``mem.size`` may be more than was asked for."""
+    """Host memory that copies use late. ``mem.size`` may be more than was asked for."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self.mem = types.SimpleNamespace(size=size)
         _spoil(np.frombuffer(self, np.uint8))
         self.start = np.frombuffer(self, np.uint8).ctypes.data
-        _pinned.add(self)
+        with machine.counting:
+            machine.blocks.add(self)
+            machine.pin(size)
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
-
-
-_pinned: weakref.WeakSet[PinnedMemoryPointer] = weakref.WeakSet()
 
 
 def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
@@ -357,29 +434,44 @@ def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
     return PinnedMemoryPointer(max(512, -(-size // 512) * 512))
 
 
+class PinnedMemoryPool:
+    """CuPy's: blocks that are gone stay with it, for others of the same size."""
+
+    def free_all_blocks(self) -> None:
+        """Give back those that are not in use."""
+        with machine.counting:
+            machine.pinned = Counter(one.mem.size for one in machine.blocks)
+
+
+def get_default_pinned_memory_pool() -> PinnedMemoryPool:
+    """The pool."""
+    return PinnedMemoryPool()
+
+
 def _pinned_memory(array: np.ndarray) -> PinnedMemoryPointer | None:
     start = array.ctypes.data
-    if array.flags.c_contiguous:
-        for held in _pinned:
-            if held.start <= start and start + array.nbytes <= held.start + held.mem.size:
-                return held
+    with machine.counting:
+        if array.flags.c_contiguous:
+            for held in machine.blocks:
+                if held.start <= start and start + array.nbytes <= held.start + held.mem.size:
+                    return held
     return None
 
 
 def _late(array: np.ndarray, pinned: PinnedMemoryPointer | None) -> Callable[[], np.ndarray]:
-    """What reads an array later. CUDA knows the address of pinned memory, and does not keep it."""
+    """What finds an array later. CUDA knows the address of pinned memory, and does not keep it."""
     if pinned is None:
         return lambda: array
     held, offset = weakref.ref(pinned), array.ctypes.data - pinned.start
     dtype, shape = array.dtype, array.shape
 
-    def read() -> np.ndarray:
+    def found() -> np.ndarray:
         memory = held()
         if memory is None:
-            raise MisuseError("pinned memory was freed before the copy from it was done")
+            raise MisuseError("pinned memory was freed before the copy from it, or to it, was done")
         return np.frombuffer(memory, dtype, math.prod(shape), offset).reshape(shape)
 
-    return read
+    return found
 
 
 class RawKernel:
@@ -461,9 +553,13 @@ class RawModule:
 class MemoryPool:
     """CuPy's: memory of arrays that are gone stays with it."""
 
-    def free_bytes(self) -> int:
-        """Of the current device, kept and not used."""
-        return machine.kept[machine.here.device] - machine.used[machine.here.device]
+    def total_bytes(self) -> int:
+        """Of the current device, used or kept for later."""
+        return machine.kept[machine.here.device]
+
+    def free_all_blocks(self, stream: Stream | None = None) -> None:
+        """Give back, of the current device, what is not used."""
+        machine.kept[machine.here.device] = machine.used[machine.here.device]
 
 
 def get_default_memory_pool() -> MemoryPool:
@@ -494,24 +590,29 @@ runtime = types.SimpleNamespace(
 )
 cuda = types.SimpleNamespace(
     Device=Device,
+    Event=TimingEvent,
     Stream=Stream,
     alloc_pinned_memory=alloc_pinned_memory,
+    compiler=types.SimpleNamespace(CompileException=CompileException),
+    driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
+    get_current_stream=current_stream,
+    get_elapsed_time=get_elapsed_time,
     memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=runtime,
 )
 
 
 @contextmanager
-def install(*, devices: int = 2, memory: int = 1 << 30) -> Iterator[Machine]:
+def install(*, devices: int = 2, memory: int = 1 << 30, capability: str = "90") -> Iterator[Machine]:
     """Put the stand-in in CuPy's place, with nothing kept of another."""
     from voxring.kernels.cuda import device
 
     before = sys.modules.get("cupy")
     sys.modules["cupy"] = sys.modules[__name__]
-    machine.devices, machine.memory = devices, memory
+    machine.devices, machine.memory, machine.capability = devices, memory, capability
     machine.begin()
     # As they are now: a test may put others in their place.
-    kept = device.cupy, device.answers, device.lanes, device.function
+    kept = device.cupy, device.devices, device.answers, device.lanes, device.crew, device.function
     _forget(kept)
     try:
         yield machine

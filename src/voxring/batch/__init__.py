@@ -15,9 +15,9 @@ from typing import Literal
 
 from voxring.batch.journal import Journal
 from voxring.batch.manifest import Row, read_manifest
-from voxring.batch.pool import Done, in_processes, in_this_process
+from voxring.batch.pool import Done, in_processes, in_this_process, in_threads
 from voxring.batch.row import Task, image_totals
-from voxring.devices import Device
+from voxring.devices import Device, takes_gpu
 from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
 from voxring.study import Study
 from voxring.totals import LocalTotals, clipped
@@ -135,7 +135,8 @@ def party_batch(
         Of each worker; the machine's processors are shared among the workers when left out.
     workers : int
         Processes on this machine; with 1, all is done in this one. One that is killed is replaced. A script that asks
-        for more must guard its main code with ``if __name__ == "__main__":``.
+        for more must guard its main code with ``if __name__ == "__main__":``. Where a GPU computes, threads of this
+        process: one image is read and copied while others are computed, on several GPUs in turn.
     scheduler : str, optional
         A Dask cluster instead: an address, a scheduler file, "local" or "slurm" (extra ``cluster``).
     journal : Journal, optional
@@ -227,7 +228,7 @@ def _pool(task: Task, rows: Sequence[Row], todo: Sequence[int], workers: int, sc
 
         return in_cluster(task, rows, todo, scheduler, workers)
     if workers > 1 and len(todo) > 1:
-        return in_processes(task, rows, todo, workers)
+        return (in_threads if takes_gpu(task.device) else in_processes)(task, rows, todo, workers)
     return in_this_process(task, rows, todo)
 
 

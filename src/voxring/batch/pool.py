@@ -1,4 +1,7 @@
-"""Worker processes on one machine, each with its share of the processors.
+"""Workers on one machine: processes, each with its share of the processors; or threads of this one, for a GPU.
+
+A process of its own for each worker would hold a context of hundreds of megabytes on every GPU, and these would take
+turns there; threads share the GPU's lanes (`voxring.kernels.cuda.device`), and reading drops the GIL.
 
 The pools of the standard library lose a run when a worker is killed. Here its row is given to a new worker; a row that
 has cost several is reported as bad, since one that does not fit in memory takes down every worker that tries it.
@@ -12,6 +15,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from voxring.batch.manifest import Row
@@ -36,6 +40,38 @@ def in_this_process(task: Task, rows: Sequence[Row], todo: Sequence[int]) -> Gen
         if at + 1 < len(todo):
             read_ahead(rows[todo[at + 1]])
         yield number, answer(task, rows[number], room)
+
+
+def in_threads(task: Task, rows: Sequence[Row], todo: Sequence[int], workers: int) -> Generator[Done]:
+    """Reduce the rows ``todo`` in threads of this process, and yield each as it is done.
+
+    So one image is read, or laid out for the GPU, while others are computed there. Closing the iterator waits for the
+    rows that are under way.
+    """
+    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+    rooms: SimpleQueue[Room] = SimpleQueue()
+    for _ in range(workers):
+        rooms.put(Room())
+
+    def one(number: int) -> Done:
+        room = rooms.get()
+        try:
+            return number, answer(task, rows[number], room)
+        finally:
+            rooms.put(room)
+
+    waiting = deque(todo)
+    with ThreadPoolExecutor(workers, "voxring worker") as threads:
+        running = {threads.submit(one, waiting.popleft()) for _ in range(min(workers, len(waiting)))}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                if waiting:
+                    running.add(threads.submit(one, waiting.popleft()))
+                if waiting:
+                    read_ahead(rows[waiting[0]])
+                yield future.result()
 
 
 def in_processes(task: Task, rows: Sequence[Row], todo: Sequence[int], workers: int) -> Generator[Done]:

@@ -26,7 +26,7 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(min=1),
             default=lambda: min(4, len(os.sched_getaffinity(0))),
             show_default="one a processor, 4 at most",
-            help="Processes that read and compute.",
+            help="Processes that read and compute; with a GPU, threads that read for it.",
         ),
         click.option(
             "--scheduler",

@@ -87,7 +87,7 @@ class Plan:
     type=click.IntRange(min=1),
     default=lambda: min(4, len(os.sched_getaffinity(0))),
     show_default="one a processor, 4 at most",
-    help="Processes that will read and compute: memory is needed for each.",
+    help="Processes, or with a GPU threads, that will read and compute: memory is needed for each.",
 )
 @click.option("--address", help="Where the party will listen, instead of the study's address.")
 @click.option("--relay", metavar="tcp://HOST:PORT", help="The relay, instead of the study's.")
