@@ -32,8 +32,8 @@ from voxring.evaluate import Counts
 from voxring.features import class_statistics, feature_maps
 from voxring.images import open_image
 from voxring.kernels import BORDERS, Reduction, cpu, cuda
-from voxring.kernels.cuda import device
-from voxring.kernels.cuda.plans import plan_for, up
+from voxring.kernels.cuda import device, plans
+from voxring.kernels.cuda.plans import FEW, plan_for, stage_numbers, up
 from voxring.learn import Model, Moments
 from voxring.learn.evaluation import class_evaluation
 
@@ -127,6 +127,27 @@ def test_more_classes_than_a_byte_numbers(machine):
     ran = [event.what for event in machine.log if event.when == "ran"]
     assert ran.count("box2d") == 3
     assert ran.count("copy in") == 1 + 3 * 3  # the image once; numbers and two index maps for each pass
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32"])
+def test_labels_are_numbered_as_their_classes_stand(dtype, monkeypatch):
+    """Few classes and many, of both ends of a type; more rows than are numbered at once."""
+    monkeypatch.setattr(plans, "STAGED_AT_ONCE", 30)
+    info = np.iinfo(dtype)
+    ends = [info.max, info.min, *range(3, 12)]
+    for shape in ((2, 3, 13), (1, 40, 71)):
+        labels = np.random.default_rng(1).choice(np.array([*ends, 0, 1, 2], dtype), shape)
+        plan = plan_for(shape, np.dtype("int16"), FLAT, "clip", "reduce", classes=len(ends), box=(0, shape[0], 1, 3))
+        for classes in (ends, ends[:1], ends[1::-1], ends[:FEW], ends[: FEW + 1]):
+            out = np.full(plan.buffers["numbers"].size, standin.GARBAGE, np.uint8)
+            stage_numbers(plan, labels, classes, out)
+            got = out.reshape(shape[0], 2, plan.label_pitch)
+            number = {value: at for at, value in enumerate(classes, 1)}
+            expected = [
+                [number.get(value, 0) for value in row] for row in labels[:, 1:3].reshape(-1, shape[2]).tolist()
+            ]
+            assert got[:, :, : shape[2]].reshape(-1, shape[2]).tolist() == expected
+            assert not got[:, :, shape[2] :].any()
 
 
 def test_nothing_to_do(machine):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -48,6 +49,12 @@ GROUP, MOMENTS = 3, 8
 
 SHARED = 64 << 10
 """Shared memory that every device since compute capability 7.5 gives a block that asks for it."""
+
+FEW = 4
+"""Classes: as many comparisons of a label take as long as looking it up."""
+
+STAGED_AT_ONCE = 1 << 17
+"""Labels: what is made of them on the way stays in the processor's cache."""
 
 FULL = 2048
 """Warps in flight that keep a large device busy; more segments are not worth their overlap."""
@@ -436,14 +443,28 @@ def stage_image(the: Plan, image: Array, out: Array) -> None:
 
 
 def stage_numbers(the: Plan, labels: Array, classes: Sequence[int], out: Array) -> None:
-    """Lay the class numbers of the plan's box out: k + 1 where the label is ``classes[k]``, else 0."""
+    """Lay the class numbers of the plan's box out: k + 1 where the label is ``classes[k]``, else 0.
+
+    There are classes, they differ, and labels can hold them.
+    """
     z0, z1, y0, y1 = the.box
     own = labels[z0:z1, y0:y1]
     part = out.reshape(z1 - z0, y1 - y0, the.label_pitch)
-    part[...] = 0
-    mine = part[:, :, : own.shape[2]]
-    for number, value in enumerate(classes, 1):
-        mine[own == value] = number
+    part[:, :, own.shape[2] :] = 0
+    table = None
+    if len(classes) > FEW and own.dtype.itemsize <= 2:
+        table = np.zeros(1 << 8 * own.dtype.itemsize, np.uint8)
+        table[np.array(classes, own.dtype).view(f"u{own.dtype.itemsize}")] = np.arange(1, len(classes) + 1)
+        own = own.view(f"u{own.dtype.itemsize}")
+    rows = max(1, STAGED_AT_ONCE // own.shape[2])
+    for z, y in product(range(z1 - z0), range(0, y1 - y0, rows)):
+        some, into = own[z, y : y + rows], part[z, y : y + rows, : own.shape[2]]
+        if table is not None:
+            table.take(some, out=into, mode="clip")
+            continue
+        into[...] = some == classes[0]
+        for number, value in enumerate(classes[1:], 2):  # a mask as an index would take ten times as long
+            into |= (some == value) * np.uint8(number)
 
 
 def reductions(the: Plan, table: Array) -> list[Reduction]:
