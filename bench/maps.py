@@ -1,8 +1,9 @@
 """Maps of local means and variances against every peer, in one run: python bench/maps.py [--quick] [--only TEXT].
 
 For each workload: nanoseconds a voxel of voxring, of one pass that reads the image and writes float32, and of each
-peer, on one thread and on two. Before anything is timed, all voxels of voxring's maps are checked against exact sums of
-numpy's. Results are float32 and borders reflected, where a peer can. Writes bench/results/maps.json.
+peer, on one thread and on two; and each peer's largest error, as a share of the largest exact answer. Before anything
+is timed, all voxels of voxring's maps are checked against exact sums of numpy's. Results are float32 and borders
+reflected, where a peer can; errors are those where windows lie inside. Writes bench/results/maps.json.
 Takes about half an hour on two cores, a third of it with --quick.
 """
 
@@ -209,10 +210,28 @@ PEERS = {
 }
 
 
+def error(name, answer, work, exact):
+    """The largest error of a peer's answer, as a share of the largest exact one, where windows lie inside."""
+    size = int(np.prod(work.window))
+    inside = tuple(slice(c // 2, n - (c - 1) // 2) for c, n in zip(work.window, work.image.shape, strict=True))
+    if name == "SimpleITK BoxMean":
+        import SimpleITK as sitk  # noqa: N813
+
+        answer = sitk.GetArrayViewFromImage(answer) * ((size - 1) / size if work.variances else 1)
+    elif name == "torch avg_pool":
+        answer = answer[0, 0]
+    answer = np.asarray(answer)[inside]
+    largest = np.float64(0)
+    for one, other in zip(answer, exact[inside], strict=True):  # a plane at a time: these are large
+        largest = max(largest, np.abs(one.astype(np.float64) - other).max())
+    return float(largest / exact.max())
+
+
 def measure(work, *, quick):
     """One workload, on one thread and on two."""
-    check(work, ours(work, 1)())
-    row = {"workload": work.name, "voxels": work.image.size, "ns": {}, "missing": []}
+    exact = ours(work, 1)()
+    check(work, exact)
+    row = {"workload": work.name, "voxels": work.image.size, "ns": {}, "error": {}, "missing": []}
     flat, flat_out = work.image.reshape(-1), np.empty(work.image.size, np.float32)
     for threads in (1, 2):
         set_threads(threads)
@@ -223,9 +242,13 @@ def measure(work, *, quick):
             if name in SLOW and quick:
                 continue
             try:
-                (slow if name in SLOW else functions)[name] = prepare(work)
-            except ModuleNotFoundError as error:
-                row["missing"] = sorted({*row["missing"], f"{name} ({error.name})"})
+                function = prepare(work)
+            except ModuleNotFoundError as missing:
+                row["missing"] = sorted({*row["missing"], f"{name} ({missing.name})"})
+                continue
+            if threads == 1:
+                row["error"][name] = error(name, function(), work, exact)
+            (slow if name in SLOW else functions)[name] = function
         times = interleaved(functions, budget=15) | once(slow)
         row["ns"][str(threads)] = {name: seconds / work.image.size * 1e9 for name, seconds in times.items()}
     return row
@@ -239,7 +262,7 @@ def show(row):
     print(f"  read and write {limit:.3f} ({us / limit:.2f}×)")
     for name, ns in sorted(one.items(), key=lambda item: item[1]):
         if name in PEERS:
-            print(f"    {name:<22} {ns:8.3f} ns   {ns / us:7.1f}×", flush=True)
+            print(f"    {name:<22} {ns:8.3f} ns   {ns / us:7.1f}×   error {row['error'][name]:.1e}", flush=True)
     if row["missing"]:
         print(f"    not installed: {', '.join(row['missing'])}")
 
