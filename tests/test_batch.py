@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, nullcontext
 from itertools import product
 from pathlib import Path
 
+import dask
+import distributed
 import nibabel
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ import voxring.batch
 import voxring.batch.pool
 import voxring.images.room
 from deadly import Deadly
+from looking import Looking, notes_of_a_share
 from voxring import DeviceError, ImageError, LocalTotals, Study, StudyError, VoxringError, local_totals, party_totals
 from voxring.batch import Journal, Row, image_totals, party_batch, read_manifest
+from voxring.batch.cluster import _cluster
 from voxring.batch.pool import ATTEMPTS, _work, _Worker, in_processes
 from voxring.batch.row import Task, answer, read_ahead
 
@@ -347,14 +352,18 @@ def deadly(row, folder, times):
     return Deadly(row.line, row.image, row.ground_truth, row.patient, folder, times, os.getpid())
 
 
+def looking(row, folder):
+    return Looking(row.line, row.image, row.ground_truth, row.patient, folder / "notes", os.getpid())
+
+
 def one_by_one(rows):
     return {number: image_totals(row, STUDY) for number, row in enumerate(rows)}
 
 
 def test_a_worker_that_is_killed_changes_nothing(folder):
-    """Real SIGKILLs: of a worker at work, of one that waits, and by a row itself."""
+    """Real SIGKILLs: of a worker at work, of one that waits, and by a row itself. Each worker keeps to its share."""
     rows = rows_of(folder)
-    rows = (deadly(rows[0], folder, 1), *rows[1:])
+    rows = (deadly(rows[0], folder, 1), *(looking(row, folder) for row in rows[1:]))
     done = {}
     for number, came in in_processes(Task(STUDY, "cpu", None, None), rows, range(len(rows)), 2):
         assert number not in done
@@ -363,6 +372,7 @@ def test_a_worker_that_is_killed_changes_nothing(folder):
             os.kill(children()[0].pid, signal.SIGKILL)
     assert done == one_by_one(rows)
     assert not children()
+    assert set((folder / "notes").read_text().splitlines()) == notes_of_a_share(2)
 
 
 def test_a_row_that_kills_its_workers_is_bad(folder):
@@ -420,6 +430,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import voxring.batch.cluster
 from deadly import Deadly
+from looking import Looking
 from voxring import Study, VoxringError
 from voxring.batch import party_batch, read_manifest
 from voxring.batch.cluster import in_cluster
@@ -439,7 +450,11 @@ if __name__ == "__main__":
     if sys.argv[3] == "deadly":
         row = rows[0]
         deadly = Deadly(row.line, row.image, row.ground_truth, row.patient, folder, 9, os.getpid())
-        came = dict(in_cluster(Task(study, "cpu", None, None), (deadly, *rows[1:4]), range(4), "local", 2))
+        looking = [
+            Looking(row.line, row.image, row.ground_truth, row.patient, folder / "notes", os.getpid())
+            for row in rows[1:4]
+        ]
+        came = dict(in_cluster(Task(study, "cpu", None, None), (deadly, *looking), range(4), "local", 2))
     if sys.argv[3] == "gone":
         of = voxring.batch.cluster
         of._WAIT, of._LOOK, of._FETCH = 1, 0.2, 1
@@ -482,6 +497,23 @@ def test_a_row_that_kills_the_workers_of_a_cluster_is_bad_alone(folder):
     assert count == 4
     assert len(bad) == 1
     assert "3 workers were lost while they computed it alone" in bad[0]
+    assert set((folder / "notes").read_text().splitlines()) == notes_of_a_share(2)
+
+
+@pytest.mark.parametrize(("threads", "share"), [(None, "3"), (5, "5")])
+def test_workers_of_a_local_cluster_are_given_their_share_by_their_nannies(monkeypatch, threads, share):
+    made = []
+
+    def local_cluster(n_workers, threads_per_worker, **_):
+        given = dask.config.get("distributed.nanny.pre-spawn-environ")["NUMBA_NUM_THREADS"]
+        made.append((n_workers, threads_per_worker, given))
+        return nullcontext()
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(6))
+    monkeypatch.setattr(distributed, "LocalCluster", local_cluster)
+    with ExitStack() as stack:
+        _cluster("local", 2, Task(STUDY, "cpu", threads, None), stack)
+    assert made == [(2, 1, share)]
 
 
 def test_a_cluster_that_is_not_there_is_told(folder):
