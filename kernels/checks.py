@@ -95,6 +95,20 @@ def checked_magnitude(image: Array, window: Shape, fill: int = 0) -> int:
     return magnitude
 
 
+def checked_magnitude_of_sums(image: Array, window: Shape, dtype: np.dtype[Any], fill: int = 0) -> int:
+    """A bound on |v|, small enough for window sums in ``dtype``; the values are read where the type's is too wide."""
+    magnitude = checked_magnitude(image, window, fill)
+    size = prod(window)
+    if dtype == np.int32 and magnitude * size >= 2**31 and image.size > 0:
+        magnitude = magnitude_in(image, fill)
+        if magnitude * size >= 2**31:
+            raise OverflowError(
+                f"window: {size} voxels of up to {magnitude.bit_length()} bits could sum to more than an int32 holds: "
+                "take int64 sums"
+            )
+    return magnitude
+
+
 def checked_magnitude_squared(image: Array, window: Shape, fill: int = 0, *, look: int = 2**63) -> int:
     """A bound on |v|, small enough for exact variances.
 
@@ -112,12 +126,19 @@ def checked_magnitude_squared(image: Array, window: Shape, fill: int = 0, *, loo
     return magnitude
 
 
-def checked_out(out: Array | None, shape: Shape, dtype: str) -> Array:
+FLOATS = ("float32", "float64")
+"""What means and variances are."""
+
+SUMS = ("int64", "int32", *FLOATS)
+"""What window sums are."""
+
+
+def checked_out(out: Array | None, shape: Shape, dtype: str, kinds: Sequence[str] = FLOATS) -> Array:
     """The array that a map goes into."""
     if out is None:
         out = np.empty(shape, dtype)
-    if out.dtype.name not in {"float32", "float64"}:
-        raise TypeError(f"out: expected float32 or float64, got {out.dtype.name}")
+    if out.dtype.name not in kinds:
+        raise TypeError(f"out: expected {' or '.join(kinds)}, got {out.dtype.name}")
     if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out: expected a C-contiguous, writeable array of shape {shape}, got {out.shape}")
     return out

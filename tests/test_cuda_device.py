@@ -104,7 +104,11 @@ def test_maps_equal_the_definition_and_the_processor(machine, dtype, window, bor
         out = np.empty(large.shape, np.float32)
         assert mine(large, window, border, fill=5, out=out) is out
         assert np.array_equal(out, processor(large, window, border, fill=5))
-    assert np.array_equal(cuda.window_sums(large, window, border), cpu.window_sums(large, window, border))
+    sums = cpu.window_sums(large, window, border, fill=5)
+    for kind in ("int64", "int32", "float64", "float32"):
+        made = cuda.window_sums(large, window, border, fill=5, dtype=kind)
+        assert made.dtype == kind
+        assert np.array_equal(made, sums.astype(np.float64).astype(kind))
 
 
 def test_labels_of_any_kind_and_arrays_of_any_layout(machine):

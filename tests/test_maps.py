@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from voxring import ImageError, StudyError, local_mean, local_variance
+from voxring import ImageError, StudyError, local_mean, local_sum, local_variance
 
 BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
 
@@ -54,21 +54,50 @@ def test_means_and_variances_are_the_exact_quotients_rounded(shape, size, border
     if dtype == "float32":
         image = image / np.float32(16)
     fill = 3.0 if border == "constant" else 0.0
-    means, variances = [], []
+    sums, means, variances = [], [], []
     for values in windows(image, size, border, fill):
         mean = sum(values) / len(values)
+        sums.append(sum(values))
         means.append(mean)
         variances.append(sum(v * v for v in values) / len(values) - mean * mean)
     options = {"fill": fill, "fraction_bits": 8}
-    for expected, function in ((means, local_mean), (variances, local_variance)):
+    for expected, function in ((sums, local_sum), (means, local_mean), (variances, local_variance)):
         exact = np.array([float(value) for value in expected]).reshape(shape)
-        assert np.array_equal(function(image, size, border, **options), exact)
+        assert np.array_equal(function(image, size, border, dtype="float64", **options), exact)
         narrow = function(image, size, border, dtype="float32", **options)
         assert narrow.dtype == np.float32
         assert np.array_equal(narrow, exact.astype(np.float32))
         out = np.full(shape, np.nan, np.float32)
         assert function(image, size, border, out=out, threads=2, **options) is out
         assert np.array_equal(out, narrow)
+    whole = np.array([int(value * (256 if dtype == "float32" else 1)) for value in sums]).reshape(shape)
+    for kind in ("int64", "int32") if dtype != "uint8" else ("int64",):
+        made = local_sum(image, size, border, dtype=kind, **options)
+        assert made.dtype == kind
+        assert np.array_equal(made, whole)
+
+
+def test_sums_that_an_int32_may_not_hold_are_refused_by_what_the_image_holds():
+    image = np.full((3, 1 << 9), 2**31 // (1 << 8) - 1, np.int32)
+    held = local_sum(image, (1, 1 << 8), dtype="int32")
+    assert np.array_equal(held, np.full(image.shape, 2**31 - (1 << 8)))
+    image[1, 1] = -(2**31) // (1 << 8)
+    with pytest.raises(ImageError, match="int32 holds: take int64"):
+        local_sum(image, (1, 1 << 8), dtype="int32")
+    assert local_sum(image, (1, 1 << 8))[0, 0] == 2**31 - (1 << 8)
+    with pytest.raises(ImageError, match="int64 or int32 or float32"):
+        local_sum(image, 3, out=np.empty(image.shape, np.uint32))
+
+
+def test_float32_sums_are_the_nearest_floats():
+    """Beyond 2^24 not all sums are: among them halfway cases, which go to the even one."""
+    image = np.arange(2**24 - 6, 2**24 + 6, dtype=np.int32)[None].repeat(2, 0)
+    for window in ((1, 1), (2, 1)):
+        sums = local_sum(image, window, "nearest")
+        nearest = np.array([[np.float32(int(value)) for value in row] for row in sums])
+        assert (nearest != sums).any()
+        assert np.array_equal(local_sum(image, window, "nearest", dtype="float32"), nearest)
+        assert np.array_equal(local_sum(-image, window, "nearest", dtype="float32"), -nearest)
 
 
 def test_even_windows_lie_as_in_scipy():

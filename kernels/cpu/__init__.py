@@ -15,11 +15,13 @@ import numpy as np
 from voxring.kernels import Reduction
 from voxring.kernels.axes import inside_counts
 from voxring.kernels.checks import (
+    SUMS,
     as_native,
     check_kind,
     check_labels,
     checked_image,
     checked_magnitude,
+    checked_magnitude_of_sums,
     checked_magnitude_squared,
     checked_out,
     holdable,
@@ -228,6 +230,8 @@ def window_sums(
     border: str,
     *,
     fill: int = 0,
+    out: Array | None = None,
+    dtype: str = "int64",
     threads: int | None = None,
 ) -> Array:
     """S_q for every voxel q.
@@ -238,20 +242,24 @@ def window_sums(
         As for `reduce`.
     fill : int
         What ``constant`` reads outside. ``clip`` counts only what is inside.
+    out : array of int64, int32, float64 or float32, of the image's shape, C-contiguous, optional
+        Filled and returned.
+    dtype : str
+        Of the result, when ``out`` is not given: one of these. Floats are rounded from float64.
 
     Returns
     -------
-    int64 array
+    array
         Of the image's shape.
 
     Raises
     ------
     OverflowError
-        A window sum of this image, or of ``fill``, could leave 63 bits.
+        A window sum of this image, or of ``fill``, could leave 63 bits, or 31 bits for int32.
     """
     image, shape = checked_image(image, window, border)
-    magnitude = checked_magnitude(image, window, fill if border == "constant" else 0)
-    out = np.empty(shape, dtype=np.int64)
+    out = checked_out(out, shape, dtype, SUMS)
+    magnitude = checked_magnitude_of_sums(image, window, out.dtype, fill if border == "constant" else 0)
     if image.size > 0:
         from .maps import sums_into
 

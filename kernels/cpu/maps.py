@@ -66,7 +66,7 @@ Box = tuple[int, int, int, int, int, int]
 class Maps(NamedTuple):
     """Where results go, flat arrays of the image's shape, all but one empty; and what is asked for."""
 
-    sums: Array  # int64
+    sums: Array  # int64 or int32
     narrow: Array  # float32
     wide: Array  # float64
     variances: bool  # or means, in the floats
@@ -415,8 +415,13 @@ def lane_for(kinds: tuple[str, str], box: Box, reads: Reads, window: Shape, tall
     return Lane(np.empty(cells, of_rows), np.empty(row, of_rows), np.empty(n + BYTES, of_windows))
 
 
-def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: int, workers: int) -> None:
-    """Fill the maps of ``out``; no value that is read, inside or outside, is larger than ``magnitude``."""
+def fill_maps(
+    image: Array, window: Shape, border: str, out: Maps, magnitude: int, workers: int, *, divided: bool = True
+) -> None:
+    """Fill the maps of ``out``; no value that is read, inside or outside, is larger than ``magnitude``.
+
+    Floats that are not ``divided`` are sums over 1.
+    """
     shape: Shape = image.shape
     z, y, x = (axis_map(length, size, border) for length, size in zip(shape, window, strict=True))
     maps = z, y, x
@@ -424,6 +429,8 @@ def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: in
         z, y, x = (axis_inside(length, size) for length, size in zip(shape, window, strict=True))
     else:
         z, y, x = (np.full(length, size) for length, size in zip(shape, window, strict=True))
+    if not divided:
+        z, y, x = np.ones_like(z), np.ones_like(y), np.ones_like(x)
     inside = z, y, x
     flat = image.reshape(-1)
     of_rows, of_windows, of_squares = lanes(image.dtype, magnitude, out.fill, window, out.variances)
@@ -450,10 +457,19 @@ def fill_maps(image: Array, window: Shape, border: str, out: Maps, magnitude: in
 
 
 def sums_into(out: Array, image: Array, window: Shape, border: str, fill: int, magnitude: int, workers: int) -> None:
-    """Window sums."""
+    """Window sums, as integers or as floats: rounded to float64, and then to the type of ``out``."""
     outside = fill if border == "constant" else 0
-    wanted = Maps(out.reshape(-1), NARROW, WIDER, False, border == "clip", outside, 0, 0, False)
-    fill_maps(image, window, border, wanted, magnitude, workers)
+    most = magnitude * window[0] * window[1] * window[2]
+    wanted = Maps(*places(out), False, border == "clip", outside, most, most, False)
+    fill_maps(image, window, border, wanted, magnitude, workers, divided=False)
+
+
+def places(out: Array) -> tuple[Array, Array, Array]:
+    """Where `Maps` has the results of a type."""
+    flat = out.reshape(-1)
+    if out.dtype.kind == "i":
+        return flat, NARROW, WIDER
+    return (NO_SUMS, flat, WIDER) if out.dtype == np.float32 else (NO_SUMS, NARROW, flat)
 
 
 def floats_into(
@@ -468,12 +484,9 @@ def floats_into(
     variances: bool = False,
 ) -> None:
     """Local means S / |W|, or local variances (|W| Σv² − S²) / |W|²: float64, then rounded to the type of ``out``."""
-    flat = out.reshape(-1)
     size = window[0] * window[1] * window[2]
     wanted = Maps(
-        NO_SUMS,
-        flat if out.dtype == np.float32 else NARROW,
-        flat if out.dtype == np.float64 else WIDER,
+        *places(out),
         variances,
         border == "clip",
         fill if border == "constant" else 0,

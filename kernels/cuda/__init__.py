@@ -15,6 +15,7 @@ from voxring.errors import DeviceError
 from voxring.kernels import Reduction
 from voxring.kernels.axes import inside_counts
 from voxring.kernels.checks import (
+    SUMS,
     WINDOWED,
     as_native,
     check_gradient_width,
@@ -22,6 +23,7 @@ from voxring.kernels.checks import (
     check_labels,
     check_width,
     checked_magnitude,
+    checked_magnitude_of_sums,
     checked_magnitude_squared,
     checked_out,
     holdable,
@@ -77,16 +79,29 @@ def reduce(
     return [found.get(value, Reduction()) + Reduction() for value in classes]
 
 
-def window_sums(image: Array, window: Shape, border: str, *, fill: int = 0, threads: int | None = None) -> Array:
-    """S_q for every voxel q, as int64; see `voxring.kernels.cpu.window_sums`."""
+def window_sums(
+    image: Array,
+    window: Shape,
+    border: str,
+    *,
+    fill: int = 0,
+    out: Array | None = None,
+    dtype: str = "int64",
+    threads: int | None = None,
+) -> Array:
+    """S_q for every voxel q; see `voxring.kernels.cpu.window_sums`."""
     image = checked(image, window, border)
     fill = fill if border == "constant" else 0
-    checked_magnitude(image, window, fill)
+    out = checked_out(out, image.shape, dtype, SUMS)
+    checked_magnitude_of_sums(image, window, out.dtype, fill)
 
     def combine(plan: Plan, made: list[Any]) -> Any:
-        return made[0] + fill * outside(plan, image.shape) if fill else made[0]
+        total = made[0] + fill * outside(plan, image.shape) if fill else made[0]
+        if out.dtype.kind == "f":
+            total = total.astype(np.float64)
+        return total if out.dtype == total.dtype else total.astype(out.dtype)
 
-    return into(np.empty(image.shape, np.int64), image, window, border, ("sums",), combine)
+    return into(out, image, window, border, ("sums",), combine)
 
 
 def mean_map(

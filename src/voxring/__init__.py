@@ -20,6 +20,7 @@ _HOMES = {
     "VoxringError": "errors",
     "local_landmarks": "standardise",
     "local_mean": "maps",
+    "local_sum": "maps",
     "local_totals": "engine",
     "local_variance": "maps",
     "load_study": "study",
@@ -49,6 +50,7 @@ __all__ = [
     "load_study",
     "local_landmarks",
     "local_mean",
+    "local_sum",
     "local_totals",
     "local_variance",
     "open_image",
@@ -75,7 +77,7 @@ if TYPE_CHECKING:
     from voxring.images import open_image, read_ground_truth, read_image
     from voxring.landmarks import standard_scale
     from voxring.learn.model import Classifier
-    from voxring.maps import local_mean, local_variance
+    from voxring.maps import local_mean, local_sum, local_variance
     from voxring.result import Result
     from voxring.simulation import simulate
     from voxring.standardise import local_landmarks

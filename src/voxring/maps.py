@@ -1,4 +1,4 @@
-"""Maps of a whole image: the local mean and the local variance of every voxel (Algorithm 1, line 7)."""
+"""Maps of a whole image: the local mean, sum and variance of every voxel (Algorithm 1, line 7)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from voxring.devices import Device, takes_gpu
 from voxring.engine import reach
 from voxring.errors import ImageError
 from voxring.images import ImageFile, Rectangle, Span, rectangles
+from voxring.kernels.checks import FLOATS, SUMS
 from voxring.standardise import check_shapes, on_grid, volume
 from voxring.study import Border, Study
 
 Array = npt.NDArray[Any]
 Window = int | tuple[int, ...]
 Float = Literal["float32", "float64"]
-Kernel = Literal["mean_map", "variance_map"]
+Integer = Literal["int32", "int64"]
+Kernel = Literal["mean_map", "variance_map", "window_sums"]
+_POWER = {"mean_map": 1, "window_sums": 1, "variance_map": 2}  # of the image's unit in the map's
 
 
 @overload
@@ -118,7 +121,7 @@ def local_mean(
     """
     if not exact:
         study = _study(window, border, fill, fraction_bits)
-        return _floats("mean_map", image, study, dtype, out, device, threads)
+        return _map("mean_map", image, study, dtype, out, device, threads)
     if out is not None:
         raise ImageError("out= takes means, exact=True returns integers: leave one of them out")
     if isinstance(image, ImageFile):
@@ -134,6 +137,54 @@ def local_mean(
         planes, rows, columns = kernels.inside_counts(voxels.shape, along)
         counts = (planes[:, None, None] * rows[:, None] * columns).reshape(image.shape)
     return sums, counts
+
+
+def local_sum(
+    image: Array | ImageFile,
+    window: Window,
+    border: Border = "reflect",
+    *,
+    fill: float = 0.0,
+    fraction_bits: int = 16,
+    dtype: Float | Integer = "int64",
+    out: Array | None = None,
+    device: Device = "cpu",
+    threads: int | None = None,
+) -> Array:
+    """Sum of the window around every voxel, as a map; memory beyond the result is as for `local_mean`.
+
+    Parameters
+    ----------
+    image, window, border, fill, fraction_bits, device, threads
+        As for `local_mean`; ``clip`` sums only voxels inside the image.
+    dtype : {"int64", "int32", "float64", "float32"}
+        Of the sums, when ``out`` is not given.
+    out : array of one of these types and of the image's shape, C-contiguous, optional
+        Filled and returned.
+
+    Returns
+    -------
+    array
+        Of integers: the exact sums, times 2^fraction_bits for an image of floats. Of floats: the sums rounded to
+        float64 and then to ``dtype``, which is the nearest float to every sum below 2^53 of the image's integers.
+
+    Raises
+    ------
+    ImageError
+        As for `local_mean`; or sums of so many voxels, as large as the image's, could be more than an int32 holds.
+        Of an image that is read in rectangles, a part of ``out`` may have been filled.
+    StudyError
+        The window does not fit the axes or the border is unknown.
+    DeviceError
+        As for `local_mean`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> local_sum(np.array([[1, 2, 4]], np.int16), (1, 3), "clip", dtype="int32")
+    array([[3, 7, 6]], dtype=int32)
+    """
+    return _map("window_sums", image, _study(window, border, fill, fraction_bits), dtype, out, device, threads)
 
 
 def local_variance(
@@ -178,21 +229,21 @@ def local_variance(
     >>> local_variance(np.array([[1, 2, 4]], np.int16), (1, 3), "clip").round(3)
     array([[0.25 , 1.556, 1.   ]])
     """
-    return _floats("variance_map", image, _study(window, border, fill, fraction_bits), dtype, out, device, threads)
+    return _map("variance_map", image, _study(window, border, fill, fraction_bits), dtype, out, device, threads)
 
 
-def _floats(
+def _map(
     kernel: Kernel,
     image: Array | ImageFile,
     study: Study,
-    dtype: Float,
+    dtype: Float | Integer,
     out: Array | None,
     device: Device,
     threads: int | None,
 ) -> Array:
     """Make a map, in rectangles where the image is not to be read, or copied, whole."""
     shape = image.grid.shape if isinstance(image, ImageFile) else image.shape
-    into = _volume_out(out, shape, dtype)
+    into = _volume_out(out, shape, dtype, SUMS if kernel == "window_sums" else FLOATS)
     if isinstance(image, ImageFile) and image.block is not None:
         file, parts = image, rectangles.rectangles(shape, image.block)
         _in_rectangles(kernel, lambda *part: file.read_block(*part).voxels, parts, study, into[0], device, threads)
@@ -239,8 +290,8 @@ def _fill(
         make(voxels, along, study.window.border, fill=outside, out=into, threads=threads)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
-    if unit != 1:  # a power of two
-        into /= unit if kernel == "mean_map" else unit * unit
+    if unit != 1 and into.dtype.kind == "f":  # a power of two
+        into /= unit ** _POWER[kernel]
 
 
 def _kernels(device: Device, voxels: Array) -> Any:
@@ -276,13 +327,13 @@ def _prepared(image: Array, study: Study) -> tuple[Array, tuple[int, int, int], 
     return volume(image), study.window.along(image.ndim), round(Fraction(repr(study.window.fill)) * unit), unit
 
 
-def _volume_out(out: Array | None, shape: tuple[int, ...], dtype: Float) -> Array:
+def _volume_out(out: Array | None, shape: tuple[int, ...], dtype: Float | Integer, kinds: tuple[str, ...]) -> Array:
     """What the kernels fill: three axes."""
     if out is None:
         out = np.empty(shape, dtype)
-    if out.shape != shape or out.dtype not in (np.float32, np.float64) or not out.flags.carray:
+    if out.shape != shape or out.dtype.name not in kinds or not out.flags.carray:
         raise ImageError(
-            f"out: expected a C-contiguous, writeable float32 or float64 array of shape {shape}, got {out.dtype}, "
+            f"out: expected a C-contiguous, writeable {' or '.join(kinds)} array of shape {shape}, got {out.dtype}, "
             f"{out.shape}, {'C-contiguous' if out.flags.c_contiguous else 'not C-contiguous'}, "
             f"{'writeable' if out.flags.writeable else 'read-only'}"
         )
