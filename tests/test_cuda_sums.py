@@ -76,6 +76,14 @@ def test_machine_code_keeps_its_budget_and_takes_the_arguments(arch):
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("of", [GRAM, POWERS], ids=["gram", "powers"])
+def test_sanitizers_find_nothing(of):
+    stack, numbers = example(of, "any")
+    for mode in ("asan", "tsan"):
+        assert run(of, stack, numbers, mode=mode) == naive(of, stack, numbers)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("old", "new"),
     [
