@@ -14,7 +14,7 @@ from naive_classifiers import logistic_step as naive_logistic
 from voxring.errors import ModelError
 from voxring.kernels.cpu.classify import LOWEST, exponential
 from voxring.learn import NewtonLogistic
-from voxring.learn.logistic import LARGEST, ONE, Newton, local_step, powers, probabilities, width, zero
+from voxring.learn.logistic import LARGEST, ONE, Newton, _quotient, local_step, powers, probabilities, width, zero
 
 UNIT = 1 << 16
 
@@ -87,6 +87,14 @@ def test_tables_are_e_to_the_last_place():
     found = powers(Fraction(1, 256), 28 * 256)
     for k in (0, 1, 255, 256, 5000, 7167):
         assert abs(found[k] - Fraction(exp(-k / 256)) * ONE) < Fraction(51, 100)
+
+
+def test_a_quotient_is_rounded_half_up():
+    parts = np.array([1, 1, 3, 5, (1 << 40) - 1, 1 << 40, 0, 12345])
+    totals = np.array([1 << 41, (1 << 41) + 1, 1 << 41, 1 << 42, 1 << 41, 3 << 40, 7, 1 << 46])
+    expected = [(2 * p * ONE + t) // (2 * t) for p, t in zip(parts.tolist(), totals.tolist(), strict=True)]
+    assert _quotient(parts, totals).tolist() == expected
+    assert expected[:3] == [1, 0, 2]
 
 
 def test_what_a_step_cannot_hold_is_refused():
