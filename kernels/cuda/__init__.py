@@ -206,7 +206,7 @@ def summed(
     DeviceError, OverflowError
         As for `feature_maps`.
     """
-    cupy()
+    devices()  # or says why not
     image = checked_stack(image, asked, border, scale)
     return stacks.summed(image, asked, border, scale, planes, of, numbers)
 
