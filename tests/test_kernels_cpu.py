@@ -19,7 +19,7 @@ from scipy import ndimage
 
 import voxring
 from voxring.kernels import BORDERS, Reduction, cpu
-from voxring.kernels.cpu import dots, maps, quotients, rows, streamed, threads, tiles
+from voxring.kernels.cpu import dots, maps, quotients, regions, rows, streamed, threads, tiles
 
 IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
@@ -206,10 +206,10 @@ def test_memory_that_is_kept_between_images_holds_nothing_of_the_last():
     for dtype, share in itertools.product(("int16", "uint8", "uint16", "int16"), (0.9, 0.2, 0.001, 0.5)):
         image = draw.integers(0, 200, (6, 160, 160)).astype(dtype)
         labels = (draw.random(image.shape) < share).astype(np.uint8)
-        if share < 0.01:  # what is stepped over but for the blocks that hold the class
+        if share < 0.01:  # what is stepped over but for the box that holds the class
             labels[:] = 0
             labels[2:4, 40:48, 20:60] = 1
-            assert tiles.occupied_share(labels.reshape(-1), np.uint8(1), 160, tiles.BLOCK[1]) <= tiles.DENSE_SHARE
+            assert tiles.mixed_share(labels.reshape(-1), np.uint8(1), 160, 32) <= tiles.MIXED_SHARE
         for window in ((1, 3, 3), (3, 5, 4)):
             expected = cpu.window_sums(image, window, "reflect")[labels == 1].sum()
             (found,) = cpu.reduce(image, labels, [1], window, "reflect", threads=1)
@@ -616,7 +616,7 @@ def test_code_on_disk_is_not_that_of_another_version(tmp_path):
     shutil.copytree(Path(voxring.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     script = (
         "import numpy as np; from voxring.kernels.cpu import tiles; "
-        "print(tiles.occupied_share(np.ones(64, np.uint8), np.uint8(1), 8, 4))"  # it counts with rows.count
+        "print(tiles.mixed_share(np.arange(64, dtype=np.uint8) % 2, np.uint8(1), 8, 4))"  # it counts with rows.count
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # only a copy runs
     environment |= {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
@@ -630,7 +630,7 @@ def test_code_on_disk_is_not_that_of_another_version(tmp_path):
     text = changed.read_text()
     assert "np.uint8(labels[at + start + i] == value)" in text
     changed.write_text(
-        text.replace("np.uint8(labels[at + start + i] == value)", "np.uint8(labels[at + start + i] != value)")
+        text.replace("np.uint8(labels[at + start + i] == value)", "np.uint8(labels[at + start + i] < 9)")
     )
     assert run() == "0.0\n"
 
@@ -706,42 +706,61 @@ def test_calls_from_several_threads_at_once_agree():
     assert all(answer == answers[0] for answer in answers)
 
 
-@pytest.mark.parametrize("window", [(1, 1, 1), (2, 9, 65), (3, 10, 1), (7, 60, 129)])
-def test_reached_share_is_that_of_blocks_within_reach(window):
-    """A block is reached from those up to cz − 1 planes above, and whose rows lie up to cy − 1 rows above."""
-    occupied = (np.random.default_rng(2).random((6, 9, 4)) < 0.05).astype(np.uint8)
-    up = -(-(window[1] - 1) // tiles.BLOCK[0])
-    reached = np.zeros(occupied.shape)
-    for z, y, x in np.ndindex(occupied.shape):
-        reached[z, y, x] = occupied[max(0, z - window[0] + 1) : z + 1, max(0, y - up) : y + 1, x].any()
-    expected = reached.mean() * (1 + (window[2] - 1) / tiles.BLOCK[1])
-    assert tiles.reached_share(occupied, window) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    "columns", [5, 128, 140, 200, 256]
-)  # whole blocks, and last ones wider and narrower than a vector
-def test_blocks_with_a_class_are_those_that_hold_it(columns):
+@pytest.mark.parametrize("columns", [5, 32, 140, 256])  # whole blocks, and last ones that are narrower
+def test_blocks_hold_none_of_a_class_some_or_nothing_else(columns):
     rng = np.random.default_rng(columns)
-    for share in (0.002, 0.02):
-        labels = np.where(rng.random((3, 21, columns)) < share, 200, 0).astype(np.uint8)
-        found = tiles.blocks_with(labels.reshape(-1), np.uint8(200), labels.shape, 2)
-        tall, wide = tiles.BLOCK
-        for z, r, b in np.ndindex(found.shape):
-            block = labels[z, r * tall : (r + 1) * tall, b * wide : (b + 1) * wide]
-            assert found[z, r, b] == (block == 200).any()
+    for share in (0.0005, 0.02, 0.9995):
+        labels = np.where(rng.random((9, 21, columns)) < share, 200, 0).astype(np.uint8)
+        held = regions.blocks_of(labels.reshape(-1), np.uint8(200), labels.shape, 2)
+        deep, tall, wide = regions.BLOCK
+        for z, r, b in np.ndindex(held.shape):
+            block = labels[z * deep : (z + 1) * deep, r * tall : (r + 1) * tall, b * wide : (b + 1) * wide] == 200
+            assert held[z, r, b] == (regions.ALL if block.all() else regions.SOME if block.any() else 0)
 
 
-def test_a_class_that_is_everywhere_in_reach_is_not_stepped_over(monkeypatch):
-    """Few voxels, large windows: the whole image is done at once, to the same integers."""
-    image = np.random.default_rng(2).integers(0, 99, (8, 256, 256), np.uint8)
-    labels = np.zeros(image.shape, np.uint8)
-    labels[::4, ::100, ::100] = 1
-    plan = tiles.plan(image.shape, (7, 31, 31), "reflect", 1)
-    seen = []
-    run = tiles.reduce_adjoint
-    monkeypatch.setattr(tiles, "reduce_adjoint", lambda *rest: seen.append(rest[4].size) or run(*rest))
-    alone = [tiles.reduce_class(image, labels.reshape(-1), 1, "reflect", plan, 1, look=look) for look in (None, True)]
-    assert seen[0] == 0
-    assert seen[1] > 0
-    assert alone[0] == alone[1]
+def test_boxes_hold_every_block_of_a_class_once_and_whole_ones_nothing_else():
+    rng = np.random.default_rng(12)
+    shape, window = (35, 100, 500), (3, 5, 5)
+    size = [-(-length // side) for length, side in zip(shape, regions.BLOCK, strict=True)]
+    for share, all_of_it in ((0.01, 0.5), (0.1, 0.0), (0.5, 0.9), (0.95, 1.0), (1.0, 1.0)):
+        held = np.where(rng.random(size) < share, np.where(rng.random(size) < all_of_it, 2, 1), 0).astype(np.uint8)
+        mixed, full = regions.boxes_of(held, shape, window)
+        times = np.zeros(shape, int)
+        voxels = held.repeat(4, 0).repeat(8, 1).repeat(32, 2)[: shape[0], : shape[1], : shape[2]]
+        for boxes, whole in ((mixed, False), (full, True)):
+            for z0, z1, y0, y1, x0, x1 in boxes.tolist():
+                times[z0:z1, y0:y1, x0:x1] += 1
+                assert not whole or (voxels[z0:z1, y0:y1, x0:x1] == regions.ALL).all()
+        assert times.max() <= 1
+        assert (times[voxels > 0] == 1).all()
+        assert share < 1 or (len(mixed), len(full)) == (0, 1)
+
+
+def test_boxes_are_tight_where_that_pays_and_one_where_it_does_not():
+    held = np.zeros((8, 32, 32), np.uint8)
+    held[1, 2, 3] = held[6, 30:32, 28] = regions.SOME
+    mixed, _ = regions.boxes_of(held, (32, 256, 1024), (5, 5, 5))
+    assert sorted(mixed.tolist()) == [[4, 8, 16, 24, 96, 128], [24, 28, 240, 256, 896, 928]]
+    held[:, ::2, ::2] = regions.SOME  # in reach everywhere
+    mixed, _ = regions.boxes_of(held, (32, 256, 1024), (7, 31, 31))
+    assert mixed.tolist() == [[0, 32, 0, 256, 0, 992]]
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_ground_truth_that_covers_all_but_a_hole_equals_window_sums(border):
+    """Boxes that hold nothing else, at all borders, and what is left of the image round the hole."""
+    image = np.random.default_rng(9).integers(-(2**15), 2**15, (12, 100, 300), dtype=np.int16)
+    labels = np.ones(image.shape, np.uint8)
+    for _ in range(2):
+        for window in ((5, 5, 5), (4, 8, 31)):
+            check_against_window_sums(image, labels, [1, 0], window, border)
+        labels[3:5, 17:40, 200:211] = 0
+
+
+def test_whole_rows_of_the_largest_values_do_not_leave_their_lanes():
+    for dtype, value in (("int16", -(2**15)), ("uint16", 2**16 - 1), ("uint16", 0), ("uint8", 255)):
+        image = np.full((1, 1, 300_001), value, dtype)
+        plan = tiles.plan(image.shape, (1, 1, 3), "reflect", 1)
+        got = tiles.reduce_class(image, np.ones(image.size, np.uint8), 1, "reflect", plan, 1, look=True)
+        n = image.size
+        assert got == Reduction(n * value, n * value * value, {3: (n, 3 * n * value)})

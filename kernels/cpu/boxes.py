@@ -10,6 +10,9 @@ Range = tuple[int, int]
 Box = tuple[int, int, int, int]
 """z0, z1, y0, y1: planes z0 … z1 − 1, rows y0 … y1 − 1, all columns."""
 
+Box6 = tuple[int, int, int, int, int, int]
+"""z0, z1, y0, y1, x0, x1."""
+
 PART = 1 << 30
 """Most voxels of a box: what int64 sums over it are proven for."""
 

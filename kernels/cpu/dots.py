@@ -13,12 +13,13 @@ checked after; a row that breaks it is summed again, one place at a time.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .jit import Array, Arrays, Number, Shape, inlined, inner
-from .rows import ask
+from .boxes import Box6
+from .jit import Array, Number, inlined, inner
+from .rows import ask, copy
 from .vectors import (
     LANES,
     Vector,
@@ -29,7 +30,6 @@ from .vectors import (
     bytes_of,
     chosen,
     dot,
-    everywhere,
     flipped,
     from_lane,
     greatest,
@@ -54,6 +54,10 @@ USUAL = 8191
 """A bound that costs nothing: 32 steps, a row of 1024 voxels, with windows of up to 4,000 voxels. The range of a CT."""
 
 
+AHEAD = 8
+"""So many rows of the image are asked for before they are read."""
+
+
 class Values(NamedTuple):
     """What the 16 bits of an image stand for."""
 
@@ -72,35 +76,29 @@ def steps_that_fit(most: Number, bound: Number) -> Number:
 def one_step(
     image: Array,
     at: Number,
-    labels: Array,
-    there: Number,
-    counts: Array,
-    to: Number,
-    across: Array,
-    new: Number,
-    old: Number,
+    count: Vector,
+    mine: Vector,
     flip: Vector,
-    wanted: Vector,
-    flags: Vector,
     sums: tuple[Vector, Vector, Vector, Vector, Vector, Vector],
 ) -> tuple[Vector, Vector, Vector, Vector, Vector, Vector]:
-    """Roll LANES counts down by a row, where flags are, and add what they hold to ``sums``.
+    """Add to ``sums`` what LANES places hold, of which ``mine`` are 1 and the others 0.
 
-    Those are the voxels of the class, Σ counts · v, Σ v, Σ v², and the least and the greatest v.
+    Those are how many are mine, Σ counts · v, Σ v and Σ v² of mine, and the least and the greatest v.
     """
     voxels, dots, first, second, low, high = sums
-    count = load(counts, to)
-    change = minus(as_wide_as(load(across, new), count), as_wide_as(load(across, old), count))
-    count = plus(count, only(flags, change))
-    store(counts, to, count)
-    v = flipped(as_wide_as(load(image, at), flip), flip)
-    mine = only(flags, same(load(labels, there), wanted))
     voxels = plus(voxels, mine)
+    v = flipped(as_wide_as(load(image, at), flip), flip)
     mine = as_wide_as(mine, v)
-    dots = dot(dots, as_wide_as(only(flags, count), v), v)
+    dots = dot(dots, as_wide_as(count, v), v)
     first = dot(first, mine, v)
     second = dot(second, chosen(v, mine), v)
     return voxels, dots, first, second, least(low, v), greatest(high, v)
+
+
+@inlined
+def change(across: Array, new: Number, old: Number, like: Vector) -> Vector:
+    """What counts change by from a row to the next, in lanes like others."""
+    return minus(as_wide_as(load(across, new), like), as_wide_as(load(across, old), like))
 
 
 @inlined
@@ -137,6 +135,7 @@ def beside(
     image: Array,
     at: Number,
     x_map: Array,
+    origin: Number,
     counts: Array,
     across: Array,
     new: Number,
@@ -145,12 +144,15 @@ def beside(
     end: Number,
     how: Values,
 ) -> Number:
-    """Roll the counts of the places begin … end − 1 that lie beside the image. Σ counts · v of them."""
+    """Roll the counts of the places begin … end − 1 that lie beside the image. Σ counts · v of them.
+
+    They are extended places from ``origin`` on.
+    """
     dots = np.int64(0)
     for e in range(U(begin), U(end)):
         count = np.int64(counts[e]) + np.int64(across[U(new) + e]) - np.int64(across[U(old) + e])
         counts[e] = count
-        dots += count * (np.int64(np.int16(image[U(at + x_map[e])]) ^ how.flip) & how.bits)
+        dots += count * (np.int64(np.int16(image[U(at + x_map[U(origin) + e])]) ^ how.flip) & how.bits)
     return dots
 
 
@@ -158,39 +160,39 @@ def beside(
 def reduce_rows(
     image: Array,
     labels: Array,
-    window: Shape,
-    shape: Shape,
-    maps: Arrays,
-    place: tuple[int, int, int, int, int],
+    work: Any,
+    q: Box6,
+    place: tuple[int, int, int, int, int, int],
     first_row: int,
     ring: int,
-    ahead: int,
-    coming: int,
-    across: Array,
-    counts: Array,
-    none: Array,
+    stride: int,
+    scratch: Any,
     how: Values,
     sums: Array,
 ) -> None:
-    """Add to ``sums`` what the extended places z, y0 … y1 − 1, x0 … x1 − 1 hold: voxels of the class, Σ counts · v, Σ v
+    """Add to ``sums`` what the extended places z, y0 … y1 − 1 of a part hold: voxels of the class, Σ counts · v, Σ v
     and Σ v². Then ``sums`` holds the bound that the values keep so far, and the steps that fit it.
 
-    Row y0 is row ``first_row`` of ``across``; ``counts`` are those of the row above, and then of the last row. A voxel
-    that the border reads a second time, which ``none`` stands in for the labels of, counts for Σ counts · v alone.
-    With each row the image's row ``ahead`` voxels further on is asked for, and the next of the labels from ``coming``
-    on; not if ``ahead`` is 0.
+    ``place`` is z, y0, y1, and the end of the part's planes, begin and end of its rows. Row y0 is row ``first_row`` of
+    ``across``; ``counts`` are those of the row above, and then of the last row. A place that is not one of the part's
+    own voxels, or that the border reads a second time, counts for Σ counts · v alone: ``none`` and ``own`` stand in
+    for the labels.
     """
-    z, y0, y1, x0, x1 = place
-    planes, rows, columns = shape
-    cz, cy, cx = window
-    z_map, y_map, x_map = maps
-    stride = none.size
+    z, y0, y1, end_z, begin_y, end_y = place
+    _, rows, columns = work.shape
+    cz, cy, cx = work.window
+    z_map, y_map, x_map = work.maps
+    across, counts, none, mine = scratch.across, scratch.counts, scratch.none, scratch.own
     most = cz * cy * cx
-    own0 = min(max(x0, cx // 2), x1)  # the columns that the image has
-    own1 = max(min(x1, cx // 2 + columns), own0)
+    q_z0, q_z1, q_y0, q_y1, q_x0, q_x1 = q
+    width = q_x1 - q_x0 + cx - 1
+    shift = q_x0 - cx // 2  # place e of a row reads column e + shift of the image
+    own0 = min(max(0, -shift), width)  # the places that the image has
+    own1 = max(min(width, columns - shift), own0)
     n = own1 - own0
     whole = U(n // LANES * LANES)
-    own_plane = 0 <= z - cz // 2 < planes
+    own_plane = q_z0 <= z - cz // 2 < q_z1
+    narrow = q_x1 - q_x0 < columns
     flip, wanted, one, low, high = shorts_of(how.flip), bytes_of(how.value), shorts_of(1), no_shorts(), no_shorts()
     voxels, dots, firsts, seconds = no_sums(), no_long_sums(), no_long_sums(), no_long_sums()
     aside = np.int64(0)
@@ -199,37 +201,54 @@ def reduce_rows(
         new = (1 + row % ring) * stride
         old = (1 + (row - cy) % ring) * stride if row >= cy else 0
         at = (z_map[z] * rows + y_map[y]) * columns
-        begin = at + own0 - cx // 2
+        begin = at + own0 + shift
         whose, there = labels, begin
-        if not (own_plane and 0 <= y - cy // 2 < rows):
+        if not (own_plane and q_y0 <= y - cy // 2 < q_y1):
             whose, there = none, 0
-        aside += beside(image, at, x_map, counts, across, new, old, x0, own0, how)
-        aside += beside(image, at, x_map, counts, across, new, old, own1, x1, how)
+        elif narrow:
+            copy(mine, cx // 2, labels, at + q_x0, q_x1 - q_x0)
+            whose, there = mine, own0
+        aside += beside(image, at, x_map, q_x0, counts, across, new, old, 0, own0, how)
+        aside += beside(image, at, x_map, q_x0, counts, across, new, old, own1, width, how)
         if n < LANES:
             for e in range(U(own0), U(own1)):
                 counts[e] = np.int64(counts[e]) + np.int64(across[U(new) + e]) - np.int64(across[U(old) + e])
             one_by_one(image, begin, whose, there, counts, own0, n, how, sums)
             continue
-        if ahead > 0:
-            ask(image, begin + ahead, n)
-            ask(labels, coming + (y - y0) * columns, n)
-        a, b, c, p, q = U(begin), U(there), U(own0), U(new + own0), U(old + own0)
+        after, plane = y + AHEAD, z
+        if after >= end_y:
+            after, plane = after - end_y + begin_y, z + 1
+        if plane < end_z and after < end_y:
+            ask(image, (z_map[plane] * rows + y_map[after]) * columns + own0 + shift, n)
+        after, plane = y + y1 - y0, z
+        if after >= end_y:
+            after, plane = after - end_y + begin_y, z + 1
+        if q_z0 <= plane < q_z1 and q_y0 <= after < q_y1:
+            ask(labels, (plane * rows + after) * columns + q_x0, q_x1 - q_x0)
+        a, b, c, p, r = U(begin), U(there), U(own0), U(new + own0), U(old + own0)
         before = voxels, dots, firsts, seconds
         stretch = U(sums[5] * LANES)
-        flags = everywhere()
-        start = U(0)
+        start: Number = U(0)
         while start < U(n):
-            if start == whole:  # the last LANES places, of which some are done
-                start = U(n - LANES)
-                flags = from_lane(whole - start)
-            stop = min(start + stretch, max(whole, start + U(LANES)))
+            stop: Number = min(start + stretch, whole)
             some = no_bytes(), no_sums(), no_sums(), no_sums(), low, high
             for i in range(start, stop, U(LANES)):
-                some = one_step(
-                    image, a + i, whose, b + i, counts, c + i, across, p + i, q + i, flip, wanted, flags, some
-                )
-            mine, dotted, first, second, low, high = some
-            voxels = dot(voxels, as_wide_as(mine, one), one)
+                count = load(counts, c + i)
+                count = plus(count, change(across, p + i, r + i, count))
+                store(counts, c + i, count)
+                some = one_step(image, a + i, count, same(load(whose, b + i), wanted), flip, some)
+            if stop == whole and stop - start < stretch:
+                if whole < U(n):  # the last LANES places, of which some are done
+                    last = U(n - LANES)
+                    new_ones = from_lane(whole - last)
+                    count = load(counts, c + last)
+                    count = plus(count, only(new_ones, change(across, p + last, r + last, count)))
+                    store(counts, c + last, count)
+                    found = only(new_ones, same(load(whose, b + last), wanted))
+                    some = one_step(image, a + last, only(new_ones, count), found, flip, some)
+                stop = U(n)
+            found, dotted, first, second, low, high = some
+            voxels = dot(voxels, as_wide_as(found, one), one)
             dots, firsts, seconds = add_signed(dots, dotted), add_signed(firsts, first), add_unsigned(seconds, second)
             start = stop
         bound = sums[4]

@@ -43,6 +43,14 @@ def fill(target: Array, to: Number, n: Number) -> None:
 
 
 @inner
+def copy(target: Array, to: Number, source: Array, at: Number, n: Number) -> None:
+    """target = source."""
+    to, at = U(to), U(at)
+    for i in range(U(n)):
+        target[to + i] = source[at + i]
+
+
+@inner
 def add(total: Array, to: Number, row: Array, at: Number, n: Number) -> None:
     """total += row."""
     to, at = U(to), U(at)

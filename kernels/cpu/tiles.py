@@ -1,15 +1,17 @@
 """How the adjoint road cuts an image, what it steps over, and when it pays.
 
-An image is cut into boxes of planes and rows, one kernel call each. Where a sample of rows says that a class fills
-little of it (a lesion), the blocks that hold the class are looked up first, and the kernel steps over what their
-windows do not reach: of most of the image nothing but the ground truth is read. Under ``clip`` and ``constant`` this
-road takes the voxels whose windows lie inside; the frame round them is cut out and streamed.
+An image is cut into pieces of planes and rows, one kernel call each. Where a sample of rows says that few blocks hold
+both the class and something else (a lesion; ground truth that covers an organ, or everything), the ground truth is
+looked through first and cut into boxes (see `regions`): then nothing else of the image is read, and the ground truth
+only where the class ends. Under ``clip`` and ``constant`` this road takes the voxels whose windows lie inside; the
+frame round them is cut out and streamed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +19,16 @@ import numpy as np
 from voxring.kernels import Reduction
 from voxring.kernels.axes import axis_map
 
-from .adjoint import Lanes, Memory, Work, adjoint, memory, stride_for
+from .adjoint import Lanes, Memory, Work, adjoint, memory
 from .bare import bare
-from .boxes import Box, cut, evenly
+from .boxes import PART, Box6, cut
 from .dots import Values
 from .jit import Array, Number, Shape, compiled, jit
+from .regions import BLOCK, blocks_of, boxes_of
 from .rows import count
-from .threads import in_threads
-from .vectors import LANES, bytes_of, either, load, no_bytes, same, total
+from .threads import SMALL, in_threads, thread_count
+from .vectors import LANES
+from .whole import whole
 
 # Costs in nanoseconds, a voxel or a call, on one core of an AMD EPYC of 2.6 GHz: `by_adjoint` and `by_stream` of this
 # package, called side by side on images of 8 x 8 to 256 x 512 x 512 voxels. Only
@@ -37,30 +41,18 @@ ADJOINT_WIDE = 0.5  # with counts of two bytes
 ADJOINT_CALL = 12_000
 
 PLANE_BYTES = 1 << 19
-"""The sums over z that a box keeps, a byte each: they stay in the L2 cache."""
+"""The sums over z that a piece keeps, a byte each: they stay in the L2 cache."""
 
-HEIGHT = 1 << 14
-"""Places of the rows that a dense image has done at a time: their sums stay in the L1 cache."""
-
-UNKNOWN = np.zeros((0, 0, 0), np.uint8)
-"""Which blocks hold the class, when nobody has looked."""
-
-BLOCK = (8, 128)
-"""Rows and columns of what is looked at together: two cache lines of each of eight rows, read side by side."""
-
-DENSE_SHARE = 0.06
-"""A class that is in more of a sample of blocks is not worth looking for: its windows reach several times as many."""
+MIXED_SHARE = 0.06
+"""Where more of a sample of blocks holds both the class and something else, boxes are not worth looking for."""
 
 WORTH_A_LOOK = 1 << 17
 """Images of fewer voxels are done sooner than looked at."""
 
-FAR = 0.2
-"""Where windows reach more of the image, it is done whole: a place of a short run costs nearly five of a whole row."""
-
 SAMPLE_STEP = 4096
 """64 of so many values are looked at to guess whether an image of uint16 holds any of 2^15 and more."""
 
-SAMPLE = 32
+SAMPLE = 128
 """One row in so many is looked at to guess how much of the image a class fills."""
 
 
@@ -77,11 +69,10 @@ class Kept(NamedTuple):
 class Plan(NamedTuple):
     """What depends on shapes alone, made once for the many images of a study."""
 
-    work: Work  # where nobody has looked for the class
+    work: Work
+    voxels: Box6  # the q whose windows this road takes
     lanes: Lanes
-    boxes: list[Box]  # of extended places, as the kernel takes them
-    tall: int  # rows of the largest box
-    height: int  # rows of a dense image done at a time
+    parts: Array  # all of them, in pieces, as the kernel takes them
     kept: dict[np.dtype[Any], Kept]  # for each type of image
 
 
@@ -95,6 +86,14 @@ def lanes_for(window: Shape) -> Lanes | None:
     return Lanes(narrow, wide)
 
 
+def pieces(voxels: Box6, window: Shape, workers: int) -> list[tuple[int, ...]]:
+    """A box of q, cut into parts of extended places for `adjoint`."""
+    (planes, rows, columns) = ((voxels[2 * a], voxels[2 * a + 1] + window[a] - 1) for a in range(3))
+    width = columns[1] - columns[0]
+    stride = -(-width // LANES) * LANES
+    return [voxels + box for box in cut(planes, rows, width, max(1, PLANE_BYTES // stride), window, workers)]
+
+
 @lru_cache(maxsize=16)
 def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     """The plan for images of one shape, or None where the adjoint road cannot go."""
@@ -105,22 +104,13 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     if border in {"clip", "constant"}:  # the windows that lie inside; the frame goes the streamed road
         if any(size > length for length, size in sizes):
             return None
-        ranges = [(size // 2, length - (size - 1 - size // 2)) for length, size in sizes]
+        (z0, z1), (y0, y1), (x0, x1) = ((size // 2, length - (size - 1 - size // 2)) for length, size in sizes)
     else:
-        ranges = [(0, length) for length in shape]
-    (z0, z1), (y0, y1), (x0, x1) = ranges
+        (z0, z1), (y0, y1), (x0, x1) = ((0, length) for length in shape)
     z_map, y_map, x_map = (axis_map(length, size, border) for length, size in sizes)
-    (planes, rows, columns) = ((low, high + size - 1) for (low, high), size in zip(ranges, window, strict=True))
-    width = columns[1] - columns[0]
-    boxes = cut(planes, rows, width, max(1, PLANE_BYTES // stride_for(shape[2], window[2])), window, workers)
-    return Plan(
-        Work(shape, window, (z_map, y_map, x_map), (z0, z1, y0, y1, x0, x1), UNKNOWN, BLOCK),
-        lanes,
-        boxes,
-        max(y1 - y0 for _, _, y0, y1 in boxes),
-        max(1, min(rows[1] - rows[0], max(HEIGHT // width, window[1]))),
-        {},
-    )
+    voxels = z0, z1, y0, y1, x0, x1
+    parts = np.array(pieces(voxels, window, workers), np.int64)
+    return Plan(Work(shape, window, (z_map, y_map, x_map)), voxels, lanes, parts, {})
 
 
 def adjoint_pays(the: Plan, classes: int) -> bool:
@@ -130,7 +120,7 @@ def adjoint_pays(the: Plan, classes: int) -> bool:
     """
     planes, rows, columns = the.work.shape
     voxels = planes * rows * columns
-    z0, z1, y0, y1, x0, x1 = the.work.voxels
+    z0, z1, y0, y1, x0, x1 = the.voxels
     cz, cy, cx = the.work.window
     extended = (z1 - z0 + cz - 1) * (y1 - y0 + cy - 1) * (x1 - x0 + cx - 1)
     frame_voxels = voxels - (z1 - z0) * (y1 - y0) * (x1 - x0)
@@ -139,31 +129,6 @@ def adjoint_pays(the: Plan, classes: int) -> bool:
     if frame_voxels:
         one_class += 6 * STREAMED_CALL + (STREAMED + STREAMED_CLASS) * 2 * frame_voxels
     return classes < 256 and classes * one_class < STREAMED_CALL + (STREAMED + classes * STREAMED_CLASS) * voxels
-
-
-@jit
-def occupied_blocks(labels: Array, value: Number, columns: int, rows_of: Array, wide: int, found: Array) -> None:
-    """found[r, b] = 1 if one of the rows rows_of[r, 0] … rows_of[r, 1] − 1 (of all planes' rows, each of ``columns``)
-    holds ``value`` in column block b. Must equal ``any`` over the block.
-    """
-    labels = bare(labels)
-    wanted = bytes_of(value)
-    for r in range(rows_of.shape[0]):
-        first, stop = rows_of[r]
-        for b in range(found.shape[1]):
-            left, right = b * wide, min((b + 1) * wide, columns)
-            if right - left < LANES:
-                some = False
-                for row in range(first, stop):
-                    some |= count(labels, row * columns + left, value, right - left) > 0
-                found[r, b] = some
-                continue
-            seen = no_bytes()
-            for row in range(first, stop):
-                for x in range(left, right, LANES):  # the last reaches back over what has been seen
-                    place = np.uint64(row * columns + min(x, right - LANES))
-                    seen = either(seen, same(load(labels, place), wanted))
-            found[r, b] = total(seen) > 0
 
 
 @jit
@@ -180,88 +145,100 @@ def any_negative(values: Array, step: int) -> bool:
 
 
 @jit
-def occupied_share(labels: Array, value: Number, columns: int, wide: int) -> float:
-    """In how many of the column blocks of every SAMPLE-th row ``value`` is, as a share."""
+def mixed_share(labels: Array, value: Number, columns: int, wide: int) -> float:
+    """In how many of the column blocks of every SAMPLE-th row ``value`` is, and another label, too: as a share."""
     labels = bare(labels)
     blocks = hits = 0
     for row in range(SAMPLE // 2 % (labels.size // columns), labels.size // columns, SAMPLE):
         for left in range(0, columns, wide):
+            n = min(wide, columns - left)
             blocks += 1
-            hits += count(labels, row * columns + left, value, min(wide, columns - left)) > 0
+            hits += 0 < count(labels, row * columns + left, value, n) < n
     return hits / blocks
-
-
-def blocks_with(labels: Array, value: np.uint8, shape: Shape, workers: int) -> Array:
-    """(planes, blocks of rows, blocks of columns): 1 where the class is."""
-    planes, rows, columns = shape
-    tall, wide = BLOCK
-    starts = (np.arange(planes)[:, None] * rows + np.arange(0, rows, tall)).reshape(-1)
-    rows_of = np.stack([starts, np.minimum(starts + tall, (starts // rows + 1) * rows)], axis=1)
-    found = np.empty((len(starts), -(-columns // wide)), np.uint8)
-    parts = [slice(start, stop) for start, stop in evenly(0, len(starts), -(-len(starts) // workers))]
-    in_threads(lambda part: occupied_blocks(labels, value, columns, rows_of[part], wide, found[part]), parts, workers)
-    return found.reshape(planes, -1, found.shape[1])
-
-
-def reached_share(occupied: Array, window: Shape) -> float:
-    """How much of the image the windows of the class reach, as a share."""
-    near = occupied.astype(bool)
-    for axis, blocks in enumerate((window[0] - 1, -(-(window[1] - 1) // BLOCK[0]))):
-        done = 0
-        while done < blocks:  # a block reaches ``done`` blocks beyond its own; twice as many at each step
-            shift = min(done + 1, blocks - done)
-            before, after = [slice(None)] * 3, [slice(None)] * 3
-            before[axis], after[axis] = slice(None, -shift), slice(shift, None)
-            near[tuple(after)] |= near[tuple(before)].copy()
-            done += shift
-    return float(near.mean()) * (1 + (window[2] - 1) / BLOCK[1])
 
 
 def new(flat: Array, labels: Array, the: Plan) -> Kept:
     """What is kept for images of a type, when the first of them comes."""
-    parts = memory(the.work, 1, the.height, the.lanes)
     how = Values(np.int16(0), np.int64(-1), np.uint8(1))
-    return Kept(compiled(adjoint, flat, labels, how, the.work, the.boxes[0], the.height, *parts), [])
+    return Kept(
+        compiled(adjoint, flat, labels, how, the.work, the.parts, *memory(the.parts, the.work.window, the.lanes)), []
+    )
 
 
-def reduce_adjoint(
-    image: Array, labels: Array, value: int, the: Plan, occupied: Array, workers: int
-) -> tuple[int, int, int, int, int]:
-    """(voxels, Σ S, Σ v, Σ v², lift) of one class: Σ S over ``the.work.voxels``, the others over the whole image.
+NO_BOXES = np.zeros((0, 6), np.int64)
 
-    All of v − lift.
-    """
-    flat = image.reshape(-1)
+
+class Sums(NamedTuple):
+    """Of some voxels of a class: how many, Σ S, Σ v, Σ v²."""
+
+    voxels: int = 0
+    sums: int = 0
+    total: int = 0
+    squares: int = 0
+
+    def lifted(self, lift: int, size: int) -> Sums:
+        """The sums of v, where these are of v − lift, and windows hold ``size`` voxels."""
+        squares = self.squares + lift * (2 * self.total + lift * self.voxels)
+        return Sums(self.voxels, self.sums + lift * size * self.voxels, self.total + lift * self.voxels, squares)
+
+    def plus(self, others: list[Sums]) -> Sums:
+        """All of them added up."""
+        return Sums(*map(sum, zip(self, *others, strict=True)))
+
+
+def reduce_mixed(image: Array, labels: Array, value: int, the: Plan, parts: Array, workers: int) -> Sums:
+    """The sums of a class in parts for `adjoint`. Image and labels are flat."""
+    unsigned = image.dtype == np.uint16
+    if unsigned:
+        image = image.view(np.int16)
+    lift = 1 << 15 if unsigned and any_negative(image, SAMPLE_STEP) else 0
+    how = Values(-lift, 0xFFFF if unsigned and lift == 0 else -1, value)
+    keep = parts is the.parts
+    window = the.work.window
+    kept = the.kept.get(image.dtype) or the.kept.setdefault(image.dtype, new(image, labels, the))
+
+    def run(some: Array) -> Sums:
+        try:
+            mine = kept.memory.pop() if keep else memory(some, window, the.lanes)
+        except IndexError:
+            mine = memory(parts, window, the.lanes)
+        kept.kernel(image, labels, how, the.work, some, *mine)
+        numbers: list[int] = mine.result.tolist()
+        if keep:
+            kept.memory.append(mine)
+        return Sums(*numbers[:4])
+
+    places = (parts[:, 7] - parts[:, 6]) * (parts[:, 9] - parts[:, 8]) * (parts[:, 5] - parts[:, 4] + window[2] - 1)
+    workers = thread_count(workers, int(places.sum()))
+    return Sums().plus(in_threads(run, shares(parts, places, workers), workers)).lifted(lift, prod(window))
+
+
+def reduce_whole(image: Array, the: Plan, boxes: Array, workers: int) -> Sums:
+    """The sums of boxes that hold nothing but the class. The image is flat."""
     lift = 0
     if image.dtype == np.uint16:
-        flat = flat.view(np.int16)
-        lift = 1 << 15 if any_negative(flat, SAMPLE_STEP) else 0
-    bits = 0xFFFF if image.dtype == np.uint16 and lift == 0 else -1
-    how = Values(-lift, bits, value)
-    dense = occupied.size == 0
-    work = the.work if dense else the.work._replace(occupied=occupied)
-    height = the.height if dense else BLOCK[0]
+        image = image.view(np.int16)
+        lift = 1 << 15
+    shape, window, maps = the.work
 
-    kept = the.kept.get(flat.dtype) or the.kept.setdefault(flat.dtype, new(flat, labels, the))
+    def run(some: Array) -> Sums:
+        sums = np.empty(4, np.int64)
+        weights = np.empty(shape[0], np.int64), np.empty(shape[1], np.int64), np.empty(shape[2], np.int64)
+        whole(image, Values(-lift, -1, 1), shape, window, maps, some, weights, sums)
+        return Sums(*sums.tolist())
 
-    def run(box: Box) -> list[int]:
-        try:
-            mine = kept.memory.pop() if dense else memory(work, the.tall, height, the.lanes)
-        except IndexError:
-            mine = memory(work, the.tall, height, the.lanes)
-        kept.kernel(flat, labels, how, work, box, height, *mine)
-        numbers: list[int] = mine.result.tolist()
-        if dense:
-            kept.memory.append(mine)
-        return numbers
+    voxels = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) * (boxes[:, 5] - boxes[:, 4])
+    workers = thread_count(workers, int(voxels.sum()))
+    return Sums().plus(in_threads(run, shares(boxes, voxels, workers), workers)).lifted(lift, prod(window))
 
-    voxels = total = moment = squares = 0
-    for more, sums, values, products, *_ in in_threads(run, the.boxes, workers):
-        voxels += more
-        total += sums
-        moment += values
-        squares += products
-    return voxels, total, moment, squares, lift
+
+def shares(parts: Array, sizes: Array, workers: int) -> list[Array]:
+    """Parts in turn, dealt out to calls: of some for each worker, and none of more than PART voxels unless alone."""
+    if len(parts) == 1:
+        return [parts]
+    done = np.cumsum(sizes)
+    most = min(PART // 2, -(-int(done[-1]) // (4 * workers if workers > 1 else 1)))
+    return np.split(parts, np.flatnonzero(np.diff(done // (most + 1))) + 1)
 
 
 def reduce_class(
@@ -269,43 +246,66 @@ def reduce_class(
 ) -> Reduction:
     """`reduce` for one class by the adjoint road. ``labels`` is flat, of uint8, and ``value`` one that it can hold.
 
-    ``look`` says whether to look first where the class is, and to step over the rest; by default a sample decides.
+    ``look`` says whether to look first where the class is, and to cut it into boxes; by default a sample decides.
     """
-    guess = look is None
-    if guess and image.size > WORTH_A_LOOK:
-        look = occupied_share(labels, np.uint8(value), the.work.shape[2], BLOCK[1]) <= DENSE_SHARE
-    occupied = UNKNOWN
+    flat, shape, window = image.reshape(-1), the.work.shape, the.work.window
+    mixed, full = the.parts, NO_BOXES
+    if look is None and image.size > WORTH_A_LOOK:
+        look = mixed_share(labels, np.uint8(value), shape[2], BLOCK[2]) <= MIXED_SHARE
     if look:
-        occupied = blocks_with(labels, np.uint8(value), the.work.shape, workers)
-        if not occupied.any():
+        held = blocks_of(labels, np.uint8(value), shape, workers)
+        if not held.any():
             return Reduction()
-        if guess and reached_share(occupied, the.work.window) > FAR:
-            occupied = UNKNOWN
-    voxels, total, moment, squares, lift = reduce_adjoint(image, labels, value, the, occupied, workers)
-    squares += lift * (2 * moment + lift * voxels)
-    moment += lift * voxels
-    groups: dict[int, tuple[int, int]] = {}
+        mixed, full = (within(boxes, the.voxels) for boxes in boxes_of(held, shape, window))
+        mixed, full = parts_of(mixed, window, workers), halves_of(full, window, workers)
+    sums = Sums()
+    if len(mixed) > 0:
+        sums = sums.plus([reduce_mixed(flat, labels, value, the, mixed, workers)])
+    if len(full) > 0:
+        sums = sums.plus([reduce_whole(flat, the, full, workers)])
+    answer = Reduction(sums.total, sums.squares, {prod(window): (sums.voxels, sums.sums)} if sums.voxels > 0 else {})
     if border in {"clip", "constant"}:
-        around = Reduction()
-        for part in frame(image, labels.reshape(image.shape), value, the, border, workers):
-            around = around + part
-        groups = around.groups
-        voxels -= around.voxels
-    if voxels > 0:
-        cz, cy, cx = the.work.window
-        size = cz * cy * cx
-        groups[size] = (voxels, total + lift * size * voxels)
-    return Reduction(moment, squares, groups)
+        for part in frame(image, labels.reshape(shape), value, the, border, workers):
+            answer = answer + part
+    return answer
+
+
+def within(boxes: Array, voxels: Box6) -> Array:
+    """What of the boxes lies within another."""
+    boxes = boxes.copy()
+    boxes[:, ::2] = np.maximum(boxes[:, ::2], voxels[::2])
+    boxes[:, 1::2] = np.minimum(boxes[:, 1::2], voxels[1::2])
+    return boxes[(boxes[:, ::2] < boxes[:, 1::2]).all(axis=1)]
+
+
+def parts_of(boxes: Array, window: Shape, workers: int) -> Array:
+    """Boxes of q as parts for `adjoint`: in pieces, if they are large."""
+    reach = np.array(window) - 1
+    z, y, x = (boxes[:, 2 * a + 1] - boxes[:, 2 * a] + reach[a] for a in range(3))
+    large = (y * (x + LANES) > PLANE_BYTES) | (z * y * x > SMALL)
+    small = boxes[~large]
+    places = small[:, :4] + [0, reach[0], 0, reach[1]]
+    cut = [part for box in boxes[large].tolist() for part in pieces(tuple(box), window, workers)]
+    return np.concatenate([np.hstack([small, places]), np.array(cut, np.int64).reshape(-1, 10)])
+
+
+def halves_of(boxes: Array, window: Shape, workers: int) -> Array:
+    """Boxes for `whole`: cut, if they are large."""
+    parts = []
+    for z0, z1, y0, y1, x0, x1 in boxes.tolist():
+        many = workers if (z1 - z0) * (y1 - y0) * (x1 - x0) > SMALL else 1
+        parts += [(*box, x0, x1) for box in cut((z0, z1), (y0, y1), x1 - x0, y1 - y0, window, many)]
+    return np.array(parts, np.int64).reshape(-1, 6)
 
 
 def frame(image: Array, labels: Array, value: int, the: Plan, border: str, workers: int) -> Iterator[Reduction]:
-    """The groups of the voxels whose windows do not lie inside: the six slabs round the voxels whose windows do.
+    """What the voxels hold whose windows do not lie inside: the six slabs round the voxels whose windows do.
 
     Each slab is cut out with as much of the image as its windows reach, its long side last, and streamed.
     """
     from .streamed import groups_streamed
 
-    inner, sizes = the.work.voxels, the.work.window
+    inner, sizes = the.voxels, the.work.window
     for axis in range(3):
         low, high = inner[2 * axis], inner[2 * axis + 1]
         reach = sizes[axis] - 1
@@ -339,4 +339,5 @@ def frame(image: Array, labels: Array, value: int, the: Plan, border: str, worke
                 planes=kept if axis == 0 else None,
                 rows=kept if axis > 0 else None,
             )
-            yield part
+            values = voxels[numbers.reshape(voxels.shape) == 1].astype(np.int64)
+            yield part + Reduction(int(values.sum()), int((values * values).sum()))

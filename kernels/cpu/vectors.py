@@ -2,7 +2,7 @@
 
 LLVM makes vector code of most loops, but not the best of one that multiplies 16-bit numbers into 32-bit sums for one
 purpose and masks them for another: it widens, multiplies and narrows. These words leave it no choice: each is one or
-two steps of the processor where it has vectors of 64 bytes, and LLVM splits them up where it has shorter ones.
+two steps of the processor.
 
 A vector lives in a kernel only, as a local variable. Arrays are read and written at a place that is an unsigned
 integer, and hold what is read: nothing checks that.
@@ -14,11 +14,18 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from llvmlite import ir
-from numba.core import types
+from llvmlite.binding import get_host_cpu_features
+from numba.core import config, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-LANES = 32
+_asked_for: Any = config  # what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say
+_features = _asked_for.CPU_FEATURES
+if _features is None:
+    _features = get_host_cpu_features().flatten() if _asked_for.CPU_NAME is None else ""
+
+LANES = 32 if "+avx512bw" in _features else 16
+"""As many 16-bit numbers as a register of the processor holds. With twice as many, sums do not fit its 16 registers."""
 
 Vector = Any  # of LANES integers of 8 or 16 bits, or of half as many sums of 32 or 64
 Word = Callable[..., Any]
