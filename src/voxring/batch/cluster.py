@@ -48,7 +48,12 @@ def in_cluster(task: Task, rows: Sequence[Row], todo: Sequence[int], scheduler: 
         ) from None
 
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}))
+        settings = {
+            "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+            # Else a cluster made here gives a worker up after 15 s; on a busy machine its successor takes longer.
+            "distributed.deploy.lost-worker-timeout": f"{_WAIT} s",
+        }
+        stack.enter_context(dask.config.set(settings))
         try:
             client = stack.enter_context(Client(*_cluster(scheduler, workers, task, stack), **_named(scheduler)))
             client.wait_for_workers(1, timeout=_WAIT)
