@@ -79,7 +79,8 @@ def test_alone_and_together_as_computed_in_the_open(own, tmp_path):
     rows = [[held_out.parent / cell for cell in line.split(",")] for line in lines]
     scores = {name: dice(answer, study, rows) for name, answer in answers.items()}  # compiles what the command needs
     done = run(
-        "demo", "--train", "--keep", tmp_path, "--plot", tmp_path / "dice.svg", "--study", folder / "study.toml",
+        "demo", "--train", "--keep", tmp_path, "--plot", tmp_path / "dice.svg", "--report", tmp_path / "a.html",
+        "--study", folder / "study.toml",
         *(f"--data={name}={path}" for name, path in manifests.items()), "--held-out", held_out, "--json", check=0,
     )  # fmt: skip
     document = json.loads(done.stdout)
@@ -91,6 +92,7 @@ def test_alone_and_together_as_computed_in_the_open(own, tmp_path):
         assert got["mean"] == pytest.approx(np.mean(list(expected.values())))
     assert Model.load(tmp_path / "model.json").classes == tuple(sorted(CLASSES, key=CLASSES.get))
     assert ElementTree.parse(tmp_path / "dice.svg").getroot().tag.endswith("svg")  # noqa: S314 - our own
+    assert "Σ" in (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "made up" not in done.stderr
 
 
@@ -113,7 +115,7 @@ def test_where_landmarks_are_agreed_on_each_alone_has_its_own(own, tmp_path, mon
         return simulation.pooled_result(study, manifests)
 
     monkeypatch.setattr(simulation, "simulate", in_the_open)
-    assert demo_train.run(tmp_path, "qda", study, manifests, rows_file, None, True) == 0
+    assert demo_train.run(tmp_path, "qda", study, manifests, rows_file, None, None, True) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["equal"] is True
     scales = {}
@@ -139,8 +141,8 @@ def test_a_plot_has_a_mark_for_every_number_and_escapes_names():
     assert len(marks) == 5
     assert sum(mark.get("fill") != "none" for mark in marks) == 3
     titles = [mark.find(f"{space}title").text for mark in marks]
-    assert titles[:2] == ["a<b: 0.500", "together: 1.000"]
-    assert marks[1].get("cy") == "40.0"  # the top of the axis
+    assert titles[:2] == ["together: 1.000", "a<b: 0.500"]  # the disc lies below the rings, and hides none
+    assert marks[0].get("cy") == "40.0"  # the top of the axis
     assert float(marks[2].get("cy")) == 270  # and its bottom
 
 

@@ -278,6 +278,14 @@ def test_a_file_that_was_changed_is_refused(tmp_path):
     for wrong in (b"", b"\x80\x04K*.", content[:-20], b"[]", b"{}", b'{"format": "\xff"}'):
         with pytest.raises(ModelError, match="model: expected a model that `voxring train` wrote"):
             Model.parse(wrong)
+    for wrong, said in (
+        (b"\x93NUMPY", "got something that is no JSON: give the model before the images"),
+        (b'{"study": "t", "digest": "0", "classes": {}}', "got a result: make a model of it with `voxring train`"),
+        (content.replace(b'"moments":', b'"sums":', 1), "got one that is damaged"),
+        (b'{"format": "another"}', "got other JSON: give the file that --out of `voxring train` named"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            Model.parse(wrong)
     with pytest.raises(ModelError, match="no model can be read there"):
         Model.load(tmp_path / "none.json")
     with pytest.raises(ModelError, match="cannot be written"):

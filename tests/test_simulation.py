@@ -1,5 +1,8 @@
 """Simulated studies as the library runs them, and how they end."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -33,6 +36,25 @@ def study_of(**tables):
     return Study.of(
         name="test", classes={"a": 1, "b": 2, "c": 9}, window={"size": [1, 3, 4], "border": "clip"}, **tables
     )
+
+
+SCRIPT = """
+import sys
+from voxring import Study, party_totals, simulate
+from voxring.batch import party_batch
+study = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3})
+manifests = dict(zip("xyz", sys.argv[1:]))
+assert party_batch(manifests["x"], study, workers=2).totals == party_totals(manifests["x"], study)
+print(simulate(study, manifests).answer["a"].voxels)
+"""
+
+
+def test_a_script_simulates_and_has_workers_without_a_guard_of_its_main_code(manifests, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), *(str(manifests[name]) for name in "xyz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{pooled_totals(study_of(), {name: manifests[name] for name in 'xyz'})['a'].voxels}\n"
 
 
 def test_four_parties_equal_pooled_and_an_absent_class_is_withheld(manifests):

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from voxring import processes
 from voxring.errors import PeerError, StudyError, VoxringError
 from voxring.landmarks import landmarks_learned, standard_scale
 from voxring.learn.logistic import fit, fitted_of
@@ -168,7 +169,7 @@ class _Child:
     key: PrivateKey
     keys: Mapping[str, str]
     pipe: Connection = field(init=False)
-    process: Any = field(init=False)
+    process: Any = field(init=False, default=None)
     address: str | None = None
     heard: Heard | None = None
     error: VoxringError | None = None
@@ -185,7 +186,7 @@ class _Child:
             name=f"voxring {self.name}",
             daemon=True,
         )
-        self.process.start()
+        processes.start(self.process)
         theirs.close()
 
 
@@ -290,14 +291,16 @@ class _Watcher:
         self._raise_if_died()
 
     def stop(self) -> None:
-        for child in self.children:
+        started = [child for child in self.children if child.process is not None and child.process.pid is not None]
+        for child in started:
             if child.process.is_alive():
                 child.process.join(1)
             if child.process.is_alive():
                 child.process.terminate()
                 child.process.join()
-        self.thread.join(5)
-        for child in self.children:
+        if self.thread.ident is not None:
+            self.thread.join(5)
+        for child in started:
             child.pipe.close()
 
     def _wait_all_ended(self, timeout: float) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from voxring import processes
 from voxring.batch.manifest import Row
 from voxring.batch.row import Answer, Task, answer, read_ahead
 from voxring.errors import ImageError, VoxringError
@@ -157,7 +158,7 @@ class _Worker:
         # Ctrl-C reaches all processes of a terminal: workers leave it to this one, from their first instruction on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self.process.start()
+            processes.start(self.process)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()

@@ -84,7 +84,7 @@ def demo(
         from voxring.study import load_study
 
         checked = None if study is None else load_study(study)
-        return demo_train.run(Path(folder), classifier, checked, manifests, held_out, plot, as_json)
+        return demo_train.run(Path(folder), classifier, checked, manifests, held_out, plot, report, as_json)
 
 
 def _demo(folder: Path, report: Path | None, as_json: bool) -> int:

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from voxring.cli.progress import Progress
+from voxring.cli.report import report_path, write_report
 from voxring.errors import StudyError, VoxringError
 from voxring.result import write_whole
 
@@ -68,12 +69,14 @@ def run(
     manifests: Mapping[str, Path],
     held_out: Path | None,
     plot: Path | None,
+    report: Path | None,
     as_json: bool,
 ) -> int:
     """Train alone and together, and print the Dice of each on patients that none was trained on."""
     from voxring import simulation
     from voxring.totals import LocalTotals, pooled
 
+    page = report_path(folder / "result.json", report)
     start = time.monotonic()
     made_up = study is None or held_out is None
     with Progress() as progress:
@@ -102,6 +105,7 @@ def run(
     if isinstance(trained, str):
         raise StudyError(f"no classifier can be made of all together: {trained}")
     trained.save(folder / "model.json")
+    write_report(together, together.course, page)
     scores = {name: _scores(counts.get(name), study) for name in models}
     if plot is not None:
         write_whole(plot, dice_plot(scores, list(study.classes)).encode())
@@ -245,8 +249,8 @@ def dice_plot(scores: Mapping[str, Mapping[str, float | None]], classes: Sequenc
     for number, column in enumerate(columns):
         x = left + 45 + 90 * number
         parts.append(f'<text x="{x}" y="{bottom + 24}" text-anchor="middle">{html.escape(column)}</text>')
-        for name, of_name in scores.items():
-            score = of_name[column]
+        for name in sorted(scores, key=TOGETHER.__ne__):  # the disc first: it hides no ring
+            score = scores[name][column]
             if score is None:
                 continue
             fill = "#0b5" if name == TOGETHER else "none"

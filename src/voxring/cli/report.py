@@ -122,7 +122,7 @@ def print_scores(counts: Counts, region: Region, withheld: Collection[str] = ())
     def shown(ratio: object) -> str:
         return "–" if ratio is None else f"{float(ratio):.4f}"  # type: ignore[arg-type]
 
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # fits 80 columns
     table.add_column("class")
     for title in ("voxels", "Dice", "sensitivity", "specificity", "AUC", "miscalibrated"):
         table.add_column(title, justify="right")

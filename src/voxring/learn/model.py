@@ -141,7 +141,8 @@ class Model:
         try:
             document = msgspec.json.decode(content, type=_Document)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{source}: expected a model that `voxring train` wrote: {error}") from None
+            what = _told(content, error)
+            raise ModelError(f"{source}: expected a model that `voxring train` wrote, got {what}") from None
         if document.format != FORMAT or document.version != VERSION:
             raise ModelError(
                 f"{source}: expected {FORMAT} of version {VERSION}, got {document.format} of version "
@@ -380,6 +381,19 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     settings: dict[str, Any]
     moments: list[_Class]
     digest: str
+
+
+def _told(content: bytes, error: Exception) -> str:
+    """What a file is that is no model, in the words of somebody who took one file for another."""
+    try:
+        document = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "something that is no JSON: give the model before the images"
+    if isinstance(document, dict) and {"study", "digest", "classes"} <= set(document):
+        return "a result: make a model of it with `voxring train`"
+    if isinstance(document, dict) and document.get("format") == FORMAT:
+        return f"one that is damaged: {error}: fetch it again"
+    return "other JSON: give the file that --out of `voxring train` named"
 
 
 def _digest(document: Mapping[str, Any]) -> str:
