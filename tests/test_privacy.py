@@ -351,6 +351,9 @@ def test_a_sum_of_small_discrete_gaussians_is_no_worse_than_proposition_14_says(
         for alpha in (1.5, 2, 8):
             renyi = np.log(np.sum(law[some] ** alpha * moved[some] ** (1 - alpha))) / (alpha - 1)
             assert renyi <= alpha * float(noise.rho)
+        tau = noise.rho - Fraction(1, 2 * honest_parties * variance)
+        several = GaussianNoise(1, honest_parties, variance, numbers=5)
+        assert several.rho == noise.rho + 4 * tau > noise.rho  # each number has a sum of its own
 
 
 def test_the_budget_is_what_all_numbers_spend_together() -> None:

@@ -214,6 +214,13 @@ def test_statistics_before_noise_are_held_against_their_bounds() -> None:
         wrong[place] = value
         with pytest.raises(BoundError, match="none that its voxels here can have"):
             party.supply(LocalTotals({"lesion": replace(totals["lesion"], statistics=tuple(wrong))}))
+    wrong = [
+        *totals["lesion"].statistics[:start],
+        *[totals["lesion"].voxels] * 2,
+        *totals["lesion"].statistics[start + 2 :],
+    ]
+    with pytest.raises(BoundError, match="histogram is none"):  # in two bins more than there are
+        party.supply(LocalTotals({"lesion": replace(totals["lesion"], statistics=tuple(wrong))}))
 
 
 def test_without_noise_the_same_rings_give_the_exact_answer() -> None:
