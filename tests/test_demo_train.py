@@ -18,6 +18,7 @@ from voxring.evaluate import Counts
 from voxring.landmarks import standard_scale
 from voxring.learn import Model, Moments
 from voxring.phantom import CLASSES, SHAPE, Scanner, patient
+from voxring.session import Course
 from voxring.study import Study
 from voxring.totals import LocalTotals, pooled, result_document
 
@@ -112,7 +113,8 @@ def test_where_landmarks_are_agreed_on_each_alone_has_its_own(own, tmp_path, mon
     rows_file.write_text("image,ground_truth\n" + "".join(f"{image},{truth}\n" for image, truth in rows))
 
     def in_the_open(study, manifests, notify):
-        return simulation.pooled_result(study, manifests)
+        found = simulation.pooled_result(study, manifests)
+        return simulation.Simulated(study, found.answer, found.document, None, {}, 0.0, Course())
 
     monkeypatch.setattr(simulation, "simulate", in_the_open)
     assert demo_train.run(tmp_path, "qda", study, manifests, rows_file, None, None, True) == 0

@@ -416,6 +416,9 @@ def test_the_sheet_says_what_additive_statistics_cost() -> None:
     bound, n = moduli(study)["statistics"]
     asked = Plan(study, bytes(32)).statistics(bytes(16), list(study.classes))
     assert (asked.bound, asked.residues.modulus) == (bound, n)
+    wide = asking(noisy(table={"epsilon": 0.001}), ASKED)  # noise takes more bytes than numbers do
+    longest = Plan(wide, bytes(32)).statistics(bytes(16), list(wide.classes)).residues
+    assert Plan(wide, bytes(32)).longest >= longest.slots * longest.width
     assert "noisy n, patient count, sum, sdsum and additive statistics" in str(sheet(study))
 
 
