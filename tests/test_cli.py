@@ -23,7 +23,6 @@ import pytest
 from voxring import load_study, simulation
 from voxring.cli import main
 from voxring.cli.demo import make_demo
-from voxring.totals import result_document
 
 BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
 NUMPY_PAD = {"reflect": "symmetric", "mirror": "reflect", "nearest": "edge", "constant": "constant"}
@@ -155,7 +154,7 @@ def test_simulate_equals_an_independent_computation(demo, tmp_path, border, wind
         document = json.loads((tmp_path / "r.json").read_text())
     else:
         checked = simulation.with_parties(load_study(study), list(manifests))
-        document = result_document(simulation.pooled_totals(checked, manifests), checked)
+        document = simulation.pooled_result(checked, manifests).document
     n, total = dict.fromkeys(range(1, 8), 0), dict.fromkeys(range(1, 8), Fraction(0))
     intensities = {label: [] for label in range(1, 8)}
     for image, truth in zip(parts, labels, strict=True):

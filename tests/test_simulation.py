@@ -54,7 +54,8 @@ def test_a_script_simulates_and_has_workers_without_a_guard_of_its_main_code(man
     command = [sys.executable, str(tmp_path / "script.py"), *(str(manifests[name]) for name in "xyz")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{pooled_totals(study_of(), {name: manifests[name] for name in 'xyz'})['a'].voxels}\n"
+    alone = {name: manifests[name] for name in "xyz"}
+    assert done.stdout == f"{pooled_result(study_of(), alone).answer['a'].voxels}\n"
 
 
 def test_four_parties_equal_pooled_and_an_absent_class_is_withheld(manifests):
