@@ -134,8 +134,9 @@ def party_batch(
     threads : int, optional
         Of each worker; the machine's processors are shared among the workers when left out.
     workers : int
-        Processes on this machine; with 1, all is done in this one. One that is killed is replaced. Where a GPU computes,
-        threads of this process: one image is read and copied while others are computed, on several GPUs in turn.
+        Processes on this machine; with 1, all is done in this one. One that is killed is replaced. Where a GPU
+        computes, threads of this process: one image is read and copied while others are computed, on several GPUs in
+        turn.
     scheduler : str, optional
         A Dask cluster instead: an address, a scheduler file, "local" or "slurm" (extra ``cluster``).
     journal : Journal, optional
