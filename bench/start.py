@@ -100,7 +100,7 @@ class Version:
 
 def finished(process):
     """What a process has printed, on stdout and on stderr."""
-    printed = process.communicate(timeout=120)
+    printed = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     return printed
 
