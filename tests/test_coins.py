@@ -2,6 +2,10 @@
 
 import os
 import random
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -26,6 +30,7 @@ from voxring.session import bodies, run_party, state_folder
 from voxring.session import plan as plans
 from voxring.session.coins import Coin, CoinFile
 from voxring.session.researcher import Researcher
+from voxring.study import Study
 from voxring.totals import LocalTotals
 
 
@@ -221,6 +226,77 @@ def test_files_hold_the_coin_before_or_after_a_step_whenever_it_is_cut_off(
         assert file.read() in (was, will)
         getattr(file, step)(coin)
         assert file.read() == will
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from voxring.session.coins import CoinFile
+from voxring.study import Study
+
+folder, study = Path(sys.argv[1]), Study.of(name="killed", classes={"lesion": 1}, party=[{"name": n} for n in "abc"])
+
+
+def deadly(call, number):
+    real = getattr(os, call)
+
+    def killing(*args, **options):
+        nonlocal number
+        number -= 1
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+
+    setattr(os, call, killing)
+
+
+STEPS = {
+    "keep": "open 1, fsync 1, replace 1, fsync 2, unlink 1, unlink 2",
+    "use": "open 1, fsync 1, link 1, fsync 2, unlink 1, unlink 2, unlink 3",
+}
+for step, calls in STEPS.items():
+    for kept in (True, False) if step == "keep" else (True,):
+        for call, number in (one.split() for one in calls.split(", ")):
+            name = f"{step} {kept} {call} {number}"
+            file = CoinFile(folder / name, study, "a")
+            if kept:
+                file.keep(bytes([1]) * 32)
+            if os.fork() == 0:
+                deadly(call, int(number))
+                getattr(file, step)(bytes([1 if step == "use" else 2]) * 32)
+                os._exit(0)
+            _, status = os.wait()
+            print(f"{name} {os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0}", flush=True)
+"""
+
+
+def test_a_party_that_is_killed_while_a_coin_is_stored_has_the_one_before_or_the_one_after() -> None:
+    study = Study.of(name="killed", classes={"lesion": 1}, party=[{"name": name} for name in "abc"])
+    memory = "/dev/shm"  # noqa: S108  (what a process wrote outlives it there, too, and nothing waits for a disk)
+    killed = 0
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        told = subprocess.run(
+            [sys.executable, "-c", KILLED, folder], check=True, capture_output=True, text=True, timeout=60
+        )
+        for line in told.stdout.splitlines():
+            name, _, deadly = line.rpartition(" ")
+            killed += deadly == str(int(signal.SIGKILL))
+            file = CoinFile(Path(folder) / name, study, "a")
+            first, second = Coin(b"\1" * 32, used=False), Coin(b"\2" * 32, used=False)
+            uses, kept = name.startswith("use"), "True" in name
+            was, will = first if kept else None, Coin(b"\1" * 32, used=True) if uses else second
+            found = file.read()
+            assert found in (was, will), name
+            assert deadly != "0" or found == will, name
+            # Started again, it uses that coin, or, if it has sent nothing under it, another one that all draw anew.
+            again = b"\1" * 32 if found is not None and found.used else b"\3" * 32
+            if again == b"\3" * 32:
+                file.keep(again)
+            file.use(again)
+            assert file.read() == Coin(again, used=True)
+            with pytest.raises(StudyError, match="another run has kept a coin"):
+                file.use(b"\4" * 32)
+    assert killed >= 13
 
 
 def change_relayed(network: Network, kind: str, to: str, change: Callable[[dict], dict]) -> None:
