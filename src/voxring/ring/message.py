@@ -174,7 +174,7 @@ CARRIERS: dict[str, Described] = {
     "word of a stream": Described(
         "member",
         "member",
-        "which stream this is; that it was understood; that all is there",
+        "which stream this is; that it was understood; that both are there; that all has come",
         _FIXED + "; sealed as chunks",
     ),
 }

@@ -190,7 +190,10 @@ def _messages(study: Study) -> Section:
 
 
 def _message_rows(study: Study) -> Iterator[Row]:
+    sent = {"scale": study.agrees, "weights": study.logistic is not None}
     for kind, told in MESSAGES.items():
+        if not sent.get(kind, True):
+            continue
         if kind != "share":
             yield (kind, told.sender, told.receiver, told.holds, told.distribution)
             continue
@@ -465,11 +468,12 @@ def _implied(study: Study) -> Section:
 
 def _guard(study: Study) -> str:
     parties, patients = study.privacy.min_parties, study.privacy.min_patients
-    none = "; with 1, it refuses none for its patients" if patients <= 1 else ""
+    few = f", or in which its own images of a class are those of then but for fewer than {patients} patients"
+    refused = f"{few} (privacy.min_patients)." if patients > 1 else "."
+    none = "" if patients > 1 else " With privacy.min_patients = 1 it refuses none for its patients."
     return (
         "Each party keeps a ledger of the runs it took part in. It refuses a run whose hospitals are those of an "
-        f"earlier one but for fewer than {parties} (privacy.min_parties), or in which its own images of a class are "
-        f"those of then but for fewer than {patients} patients (privacy.min_patients{none}). Its operator can overrule "
+        f"earlier one but for fewer than {parties} (privacy.min_parties){refused}{none} Its operator can overrule "
         "that, with a reason that the ledger keeps. A party does not see what changes at the others, holds runs "
         "against each other two by two, and knows of those alone that its ledger holds."
     )
