@@ -428,8 +428,9 @@ def test_party_approve_shows_the_sheet_and_asks_for_the_digest(named, tmp_path):
 @pytest.mark.parametrize("run_or_not", [[], ["run"]])
 def test_party_runs_nothing_that_was_not_approved(named, tmp_path, run_or_not):
     study, digest = named
-    (tmp_path / "i.npy").touch()
-    (tmp_path / "m.csv").write_text("image,ground_truth\ni.npy,i.npy\n")
+    for file in ("i.npy", "t.npy"):
+        (tmp_path / file).touch()
+    (tmp_path / "m.csv").write_text("image,ground_truth\ni.npy,t.npy\n")
     options = ["--name", "a", "--manifest", tmp_path / "m.csv", "--state", tmp_path / "my state"]
     for arguments in ([study, *options], [*options, study]):
         done = run("party", *run_or_not, *arguments, check=3)
@@ -641,12 +642,13 @@ def test_a_party_with_bad_rows_sends_nothing_unless_told_to(demo, tmp_path):
     study = with_addresses(folder / "study.toml", manifests, tmp_path)
     names, command = list(manifests), [sys.executable, "-m", "voxring"]
     shared = ["--insecure", *approval(study)]
-    rows = [manifests[names[0]].read_text().splitlines()[1].split(","), ["bad.npy", "bad.npy"]]
-    (tmp_path / "bad.npy").write_bytes(b"no")
+    rows = [manifests[names[0]].read_text().splitlines()[1].split(","), ["bad.npy", "worse.npy"]]
+    for file in ("bad.npy", "worse.npy"):
+        (tmp_path / file).write_bytes(b"no")
     manifest = tmp_path / "m.csv"
     manifest.write_text(
         "\n".join(["image,ground_truth", *(",".join(str(manifests[names[0]].parent / p) for p in rows[0][:2]),)])
-        + "\nbad.npy,bad.npy\n"
+        + "\nbad.npy,worse.npy\n"
     )
     for options, code in (([], 4), (["--strict"], 4), (["--skip-bad", "--workers", "2"], 0)):
         running = [

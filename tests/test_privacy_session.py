@@ -557,7 +557,7 @@ def test_ledger_show_says_what_is_spent(tmp_path) -> None:
 
 def test_preflight_says_whether_the_budget_allows_a_run(tmp_path) -> None:
     def found(study: Study) -> list[tuple[str, str]]:
-        plan = preflight.Plan(study, "a", tmp_path, None, tmp_path, "cpu", 1, None, None, True)
+        plan = preflight.Plan(study, "a", tmp_path, None, tmp_path, "cpu", 1, None, None, True, False)
         findings = preflight._judged("budget", lambda: preflight._budget(plan))
         return [(one.state, one.words) for one in findings]
 

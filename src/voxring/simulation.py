@@ -146,6 +146,8 @@ def pooled_result(study: Study, manifests: Mapping[str, str | Path]) -> Result:
     """The same result in the open: all images in this process, no ring. What a simulation must equal to the bit."""
     from voxring.batch import party_totals
 
+    study = with_parties(study, list(manifests))
+
     def everything(study: Study) -> LocalTotals:
         return sum((party_totals(manifest, study) for manifest in manifests.values()), LocalTotals())
 
