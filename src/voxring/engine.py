@@ -111,6 +111,10 @@ class Scalings(NamedTuple):
     model: Scaling | None = None
 
 
+AT_HAND = Scalings()
+"""Those of images of which no voxel has a say, or all are given."""
+
+
 def scalings_of(
     parts: Callable[[], Iterable[Array]],
     dtype: np.dtype[Any],
@@ -137,7 +141,7 @@ def part_totals(
     image: Array,
     ground_truth: Array,
     study: Study,
-    scalings: Scalings = Scalings(),  # noqa: B008 - a tuple
+    scalings: Scalings = AT_HAND,
     *,
     slope: float | Fraction = 1.0,
     intercept: float | Fraction = 0.0,
