@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import gc
 import gzip
 import io
 import itertools
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -848,6 +850,68 @@ def test_tiff_page_that_tifffile_leaves_out_is_missed(folder):
 def test_npy_of_other_things_is_refused(folder, array):
     np.save(folder / "o.npy", array)
     refusal(read_image, folder / "o.npy")
+
+
+def npy(header: str, version: int = 1, data: bytes = bytes(12)) -> bytes:
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + data
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }   \n",
+        "{'shape':(2,3),'fortran_order':False,'descr':'<i2'}",
+        '{ "fortran_order" : False , "shape" : ( 2L , 3L ) , "descr" : "int16" }\n',
+    ],
+)
+def test_npy_headers_of_other_writers_are_read(folder, header, version):
+    (folder / "w.npy").write_bytes(npy(header, version, np.arange(6, dtype="<i2").tobytes()))
+    assert_stored(read_image(folder / "w.npy"), np.arange(6, dtype="i2").reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }", version=4),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), "),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }}"),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, -3), }"),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2 3), }"),
+        npy("{'descr': '<i2', 'fortran_order': 0, 'shape': (2, 3), }"),
+        npy("{'descr': 'iii', 'fortran_order': False, 'shape': (2, 3), }"),
+        npy("{'descr': '(2,3)i2', 'fortran_order': False, 'shape': (2, 3), }"),
+        npy("{'descr': '<i2', 'shape': (2, 3), }"),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), 'more': 1}"),
+        npy(""),
+        npy("{}"),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }" + " " * 70_000, version=2),
+        b"\x93NUMPY\x01",
+        b"\x93NUMPY\x01\x00\xff\xff{",
+    ],
+)
+def test_npy_headers_that_are_none_are_refused(folder, content):
+    (folder / "w.npy").write_bytes(content)
+    refusal(read_image, folder / "w.npy", "header", "numpy.save")
+
+
+def test_npy_headers_are_read_in_many_threads_at_once(folder):
+    """Python 3.11's own parser fails where the garbage collector, in the midst of it, lets another thread in."""
+    np.save(folder / "t.npy", np.zeros((2, 3), np.int16))
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    collected = lambda phase, info: sum(range(2_000))  # noqa: E731 - long enough to be interrupted
+    gc.callbacks.append(collected)
+    sys.setswitchinterval(1e-5)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for image in pool.map(read_image, [folder / "t.npy"] * 600):
+                assert image.voxels.shape == (2, 3)
+    finally:
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
+        gc.callbacks.remove(collected)
 
 
 def test_npy_with_objects_is_never_unpickled(folder):
