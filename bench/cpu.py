@@ -91,10 +91,13 @@ def ours(work, threads):
     return many if work.apart else lambda: one(work.image, work.mask, threads)
 
 
-def measure(work, *, quick):
+def measure(work, *, slow):
     """One workload, on one thread and on two."""
     answer = ours(work, 1)()
-    totals = {border: exact_total(work, border) for border in ({"reflect"} if quick else NUMPY_PAD)}
+    slow = slow and work.name.endswith("dense")
+    peers = {name: prepare for name, prepare in PEERS.items() if slow or name not in SLOW}
+    borders = {"reflect", *(BORDERS[name] for name in peers if name in BORDERS)}
+    totals = {border: exact_total(work, border) for border in borders}
     assert sum(part for _, part in answer.groups.values()) == totals["reflect"], "not exact: nothing is timed"
     assert (answer.total, answer.squares) == exact_moments(work), "not exact: nothing is timed"
     row = {"workload": work.name, "voxels": work.voxels, "ns": {}, "error": {}, "missing": []}
@@ -108,10 +111,8 @@ def measure(work, *, quick):
             "plain read": lambda: plain_read(flat_image),
             "mask alone": lambda: plain_read(flat_mask),
         }
-        slow = {}
-        for name, prepare in PEERS.items():
-            if name in SLOW and (quick or not work.name.endswith("dense")):
-                continue
+        long = {}
+        for name, prepare in peers.items():
             try:
                 function = prepare(work)
             except ModuleNotFoundError as error:
@@ -122,9 +123,9 @@ def measure(work, *, quick):
             if threads == 1:
                 total = totals[BORDERS.get(name, "reflect")]
                 row["error"][name] = abs(function() - total) / max(1, abs(total))
-            (slow if name in SLOW else functions)[name] = function
+            (long if name in SLOW else functions)[name] = function
         times = interleaved(functions, budget=15)
-        times |= once(slow)
+        times |= once(long)
         row["ns"][str(threads)] = {name: seconds / work.voxels * 1e9 for name, seconds in times.items()}
     return row
 
@@ -168,7 +169,7 @@ def main():
     RESULTS.parent.mkdir(exist_ok=True)
     for name, make in workloads():
         if options.only in name:
-            rows.append(measure(make(), quick=options.quick))
+            rows.append(measure(make(), slow=not options.quick))
             show(rows[-1])
         if not options.only:  # after each, so that a run cut short leaves what it measured
             RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 Prints both tables, and draws bench/results/scaling.png.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ def ratios(costs, steps):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     import matplotlib as mpl
 
     mpl.use("Agg")
