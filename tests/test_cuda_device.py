@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -426,6 +427,8 @@ def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp
         found = np.concatenate([one.probabilities for one in made], 1)
         assert found.tobytes() == (np.array(chances, np.float32).T.tobytes() if wanted else b"")
     assert len([event for event in machine.log if event.what == "classify" and event.when == "ran"]) > 4
+    assert all(np.array_equal(model.predict(path, device=where), expected) for where in ("cuda", "auto"))
+    assert np.array_equal(model.predict(voxels[:1], device="cuda"), model.predict(voxels[:1]))
     model.save(tmp_path / "model.json")
     asked = {"model": str(tmp_path / "model.json"), "digest": model.digest, "bins": 16}
     evaluating = Study.of(name="test", classes=dict(study.classes), evaluate=asked)
@@ -434,6 +437,20 @@ def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp
     counts = Counts.of(tuple("abc"), truth[there], expected[there], np.array(chances, np.float32).T[:, there.flat], 16)
     counted = class_evaluation(voxels, truth, evaluating, labels=study.classes, device="cuda")
     assert counted == {name: counts.of_class(name) for name in "abc"}
+
+
+def test_a_step_of_a_regression_is_the_processors(machine):
+    study = msgspec.to_builtins(feature_study("mirror", FEATURES[:3], "abc", {"gram": True}))
+    study |= {"logistic": {}, "window": {"size": FLAT, "border": "mirror"}}
+    rows = [[1 << 31, 1 << 54, -(1 << 60), -(1 << 55)], [-(1 << 30), 1 << 53, 7, 3 << 53], [5, -(1 << 54), 1 << 61, 0]]
+    at = Study.of(**study).at(rows, ["a", "b", "c"])
+    image, truth = image_of((4, 5, 7), "int16"), labels_of((4, 5, 7))
+    expected = local_totals(image, truth, at)
+    assert len({one.statistics for one in expected.classes.values()}) == 3
+    for where in ("cuda", "auto"):
+        ran = len(machine.log)
+        assert local_totals(image, truth, at, device=where) == expected
+        assert any(event.what == "feature_skewness" for event in machine.log[ran:])
 
 
 ASKED = [

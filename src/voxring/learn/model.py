@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from voxring.devices import Device
 from voxring.errors import ModelError, StudyError
 from voxring.learn import discriminant as made
 from voxring.learn.discriminant import Discriminant
@@ -218,6 +219,7 @@ class Model:
         *,
         slope: float | Fraction = 1.0,
         intercept: float | Fraction = 0.0,
+        device: Device = "cpu",
         threads: int | None = None,
     ) -> Array:
         """Return the label map of an image: features are computed and scored some planes at a time.
@@ -228,6 +230,8 @@ class Model:
             Stored intensities, or an image file, which says slope and intercept itself.
         slope, intercept : float or Fraction
             The intensity that a stored v of an array stands for is slope·v + intercept.
+        device : {"cpu", "cuda", "auto"}
+            Where to compute; every device gives the same map. "auto" is the CPU for integers beyond 32 bits.
         threads : int, optional
             Threads of this call; they change no result.
 
@@ -239,6 +243,8 @@ class Model:
         ------
         ImageError, StudyError
             The image cannot be read, or its values or axes are not those that the study expects.
+        DeviceError
+            ``device="cuda"`` and no GPU answers, or the standardised integers have more than 32 bits.
         """
         from voxring.features import FeatureStack
 
@@ -247,13 +253,12 @@ class Model:
 
             read = read_image(image)
             image, slope, intercept = read.voxels, read.slope, read.intercept
-        stack = FeatureStack(image, self.study, slope=slope, intercept=intercept, threads=threads)
-        if image.ndim == 2:
-            return self.labels(stack.maps(), threads=threads)
-        step = max(1, _VOXELS // image[0].size)
-        parts = (stack.maps((first, min(first + step, len(image)))) for first in range(0, len(image), step))
-        found: Array = np.concatenate([self.labels(maps, threads=threads) for maps in parts])
-        return found
+        stack = FeatureStack(image, self.study, slope=slope, intercept=intercept, device=device, threads=threads)
+        count = len(image) if image.ndim == 3 else 1
+        step = max(1, _VOXELS * count // image.size)
+        slabs = ((first, min(first + step, count)) for first in range(0, count, step))
+        parts = [self.classify_planes(stack, slab, probabilities=False, threads=threads)[0] for slab in slabs]
+        return np.concatenate(parts) if image.ndim == 3 else parts[0]
 
     def __repr__(self) -> str:
         features = ", ".join(self.moments.features)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from voxring.devices import Device
 from voxring.features import FeatureStack
 from voxring.learn.evaluation import slabs
 from voxring.learn.logistic import step_of
@@ -26,13 +27,15 @@ def class_step(
     study: AtWeights,
     *,
     labels: Mapping[str, int],
+    device: Device = "cpu",
     threads: int | None = None,
     scaled: Scaled | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Sum up the gradient and the Hessian over the voxels of each class; their sum over the classes is the step's.
 
     Parameters and errors as of `voxring.features.class_statistics`; ``labels`` are the classes of the study that this
-    label map holds.
+    label map holds. A GPU makes the feature maps alone: the integers of a step take divisions and products of more than
+    64 bits, and are the processor's on every device.
 
     Returns
     -------
@@ -60,7 +63,7 @@ def class_step(
     here = np.isin(ground_truth, list(labels.values()))
     if not here.any():
         return {name: tuple(row) for name, row in sums.items()}
-    stack = FeatureStack(image, study, threads=threads, scaled=scaled)
+    stack = FeatureStack(image, study, device=device, threads=threads, scaled=scaled)
     for first, stop in slabs(here):
         part = (ground_truth[first:stop] if ground_truth.ndim == 3 else ground_truth).reshape(-1)
         maps = [one.reshape(-1) for one in stack.maps((first, stop))]
