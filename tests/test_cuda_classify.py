@@ -13,8 +13,9 @@ import pytest
 
 from cuda_tools import carry, launches, nvrtc
 from cuda_tools.emulation import EmulationError
+from voxring.errors import DeviceError
 from voxring.kernels.cuda import plans
-from voxring.kernels.cuda.classifying import Classifier, classify_plan
+from voxring.kernels.cuda.classifying import SHARED, Classifier, check_room, classify_plan, has_room
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fibers and NVRTC's wheel are for Linux")
 
@@ -106,9 +107,16 @@ def test_what_is_not_wanted_is_not_written():
 
 
 def test_more_than_shared_memory_holds_is_refused():
-    weights, stack = example(150, 60, False)
-    with pytest.raises(OverflowError, match="150 features and 60 classes, more than 192 together"):
-        run(weights, stack, np.arange(60).astype(np.uint8))
+    values = np.zeros(60, np.uint8)
+    of = Classifier(np.zeros(0), 132, 60, 0, values, 1, True, True)
+    check_room(of)
+    (launch,) = classify_plan(of, (0, 1, 0, 1), 1).launches
+    assert (launch.block[0], launch.shared) == (32, SHARED)
+    assert has_room(132, 60)
+    assert not has_room(133, 60)
+    said = r'at most 192 features and classes together, got 133 features and 60 classes: use device="cpu"'
+    with pytest.raises(DeviceError, match=said):
+        check_room(of._replace(features=133))
 
 
 @pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES)

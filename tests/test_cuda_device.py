@@ -33,7 +33,7 @@ from voxring.evaluate import Counts
 from voxring.features import class_statistics, feature_maps
 from voxring.images import open_image
 from voxring.kernels import BORDERS, Reduction, cpu, cuda
-from voxring.kernels.cuda import device, plans
+from voxring.kernels.cuda import classifying, device, plans
 from voxring.kernels.cuda.plans import FEW, plan_for, stage_numbers, up
 from voxring.learn import Model, Moments
 from voxring.learn.evaluation import class_evaluation
@@ -437,6 +437,16 @@ def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp
     counts = Counts.of(tuple("abc"), truth[there], expected[there], np.array(chances, np.float32).T[:, there.flat], 16)
     counted = class_evaluation(voxels, truth, evaluating, labels=study.classes, device="cuda")
     assert counted == {name: counts.of_class(name) for name in "abc"}
+    monkeypatch.setattr(classifying, "MOST_NUMBERS", 5)
+    ran = len(machine.log)
+    (made,) = slabs(open_image(path), model, probabilities=True, device="auto")
+    assert np.array_equal(made.labels, expected)
+    assert made.probabilities.tobytes() == np.array(chances, np.float32).T.tobytes()
+    assert np.array_equal(model.predict(path, device="auto"), expected)
+    assert class_evaluation(voxels, truth, evaluating, labels=study.classes, device="auto") == counted
+    assert len(machine.log) == ran
+    with pytest.raises(DeviceError, match=r"at most 5 features and classes together, got 3 .* and 3 classes: use"):
+        list(slabs(open_image(path), model, probabilities=True, device="cuda"))
 
 
 def test_a_step_of_a_regression_is_the_processors(machine):

@@ -30,7 +30,7 @@ from voxring.kernels.checks import (
 )
 
 from . import stacks
-from .classifying import Classifier
+from .classifying import Classifier, check_room, has_room
 from .device import Combine, answers, cupy, devices, fill_map, name, reduced
 from .features import Asked, Scale
 from .plans import MOST_CLASSES, Array, Plan, Shape, What
@@ -45,6 +45,7 @@ __all__ = [
     "answers",
     "classified",
     "feature_maps",
+    "has_room",
     "inside_counts",
     "mean_map",
     "name",
@@ -181,11 +182,12 @@ def classified(
     Raises
     ------
     DeviceError
-        As for `feature_maps`.
+        As for `feature_maps`, or there are more features and classes than `has_room` allows.
     OverflowError
-        As for `feature_maps`, or there are too many features and classes.
+        As for `feature_maps`.
     """
     devices()  # or says why not
+    check_room(of)
     image = checked_stack(image, asked, border, scale)
     return stacks.classified(image, asked, border, scale, planes, of)
 

@@ -6,11 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from voxring.errors import DeviceError
+
 from .features import of_voxels
 from .plans import Array, Box, Buffer, Launch, Plan, Staged
 
 SHARED = 48 << 10
 """Shared memory that a block has without asking for more."""
+
+MOST_NUMBERS = SHARED // (8 * 32)
+"""Features and classes together that a block of 32 threads, the fewest, has room for: a float64 of each a thread."""
 
 
 class Classifier(NamedTuple):
@@ -26,18 +31,30 @@ class Classifier(NamedTuple):
     probabilities: bool
 
 
-def classify_plan(of: Classifier, box: Box, voxels: int) -> Plan:
-    """The plan over ``stack`` of so many voxels, which is there.
+def has_room(features: int, classes: int) -> bool:
+    """Whether a device classifies by so many features and classes."""
+    return features + classes <= MOST_NUMBERS
+
+
+def check_room(of: Classifier) -> None:
+    """Refuse a classifier of more features and classes than a device has room for.
 
     Raises
     ------
-    OverflowError
-        There are more features and classes than a block of 32 threads has room for.
+    DeviceError
+        It is one.
     """
+    if not has_room(of.features, of.classes):
+        raise DeviceError(
+            f"the CUDA engine classifies by at most {MOST_NUMBERS} features and classes together, got {of.features} "
+            f'features and {of.classes} classes: use device="cpu"'
+        )
+
+
+def classify_plan(of: Classifier, box: Box, voxels: int) -> Plan:
+    """The plan over ``stack`` of so many voxels, which is there, of a classifier that a device has room for."""
     column = 8 * (of.features + of.classes)
-    threads = next((some for some in (128, 64, 32) if some * column <= SHARED), 0)
-    if not threads:
-        raise OverflowError(f"{of.features} features and {of.classes} classes, more than {SHARED // 256} together")
+    threads = next(some for some in (128, 64, 32) if some * column <= SHARED)
     name = of.values.dtype.name
     buffers = {
         "model": Buffer("float64", of.model.size, of.model),

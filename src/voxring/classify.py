@@ -16,7 +16,6 @@ import numpy.typing as npt
 from voxring.devices import Device
 from voxring.errors import ImageError, StudyError
 from voxring.evaluate import BINS, Counts
-from voxring.features import FeatureStack
 from voxring.images import GroundTruth, ImageFile, Segment, check_same_grid, known_ending, open_image, read_ground_truth
 
 if TYPE_CHECKING:
@@ -60,7 +59,8 @@ def slabs(
     probabilities : bool
         Whether to compute those.
     device : {"cpu", "cuda", "auto"}
-        Where to compute; every device gives the same maps. "auto" is the CPU for integers beyond 32 bits.
+        Where to compute; every device gives the same maps. "auto" is the CPU for integers beyond 32 bits, and for more
+        features and classes than a GPU has room for.
     threads : int, optional
         Threads of this call. The maps do not depend on it.
     voxels : int
@@ -75,17 +75,12 @@ def slabs(
     ModelError
         Probabilities are asked for and the classifier has none.
     DeviceError
-        ``device="cuda"`` and no GPU answers, or the standardised integers have more than 32 bits.
+        ``device="cuda"`` and no GPU answers, or has no room; or the standardised integers have more than 32 bits.
     """
     name = Path(image.name).name
     try:
-        stack = FeatureStack(
-            image.read().voxels,
-            model.study,
-            slope=image.slope,
-            intercept=image.intercept,
-            device=device,
-            threads=threads,
+        stack = model.stack(
+            image.read().voxels, slope=image.slope, intercept=image.intercept, device=device, threads=threads
         )
         planes = _planes(image.grid.shape)
         step = max(1, voxels // (prod(image.grid.shape) // planes))

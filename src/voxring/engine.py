@@ -177,9 +177,7 @@ def part_totals(
     if isinstance(study, AtWeights):
         from voxring.learn.steps import class_step
 
-        more = class_step(
-            image, ground_truth, study, labels=labels, device=device, threads=threads, scaled=scaled
-        )
+        more = class_step(image, ground_truth, study, labels=labels, device=device, threads=threads, scaled=scaled)
     if study.evaluate is not None:
         from voxring.learn.evaluation import class_evaluation
 

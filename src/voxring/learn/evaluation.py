@@ -18,7 +18,6 @@ import numpy.typing as npt
 from voxring.devices import Device
 from voxring.errors import ModelError
 from voxring.evaluate import Counts
-from voxring.features import FeatureStack
 from voxring.learn.model import Model
 from voxring.standardise import Scaled
 from voxring.study import Study
@@ -90,7 +89,7 @@ def class_evaluation(
     labels : mapping of class name to label value
         The classes of the study that this label map holds.
     device : {"cpu", "cuda", "auto"}
-        Where to make the feature maps. The counts do not depend on it.
+        Where to compute, as for `voxring.learn.model.Model.stack`. The counts do not depend on it.
     threads : int, optional
         Threads of this call. The counts do not depend on it.
     scaled : optional
@@ -119,9 +118,7 @@ def class_evaluation(
         truth[ground_truth == label] = names.index(name) + 1
     counts = Counts.none(names, bins)
     if truth.any():
-        stack = FeatureStack(
-            image, model.study, slope=slope, intercept=intercept, device=device, threads=threads, scaled=scaled
-        )
+        stack = model.stack(image, slope=slope, intercept=intercept, device=device, threads=threads, scaled=scaled)
         for first, stop in slabs(truth):
             here = truth[first:stop] if truth.ndim == 3 else truth
             places = np.flatnonzero(here)

@@ -18,11 +18,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device
+from voxring.devices import Device, takes_gpu
 from voxring.errors import ModelError, StudyError
 from voxring.learn import discriminant as made
 from voxring.learn.discriminant import Discriminant
 from voxring.learn.moments import Moments, check_class, fraction_of, pair_of, predicted_labels
+from voxring.standardise import Scaled
 from voxring.study import Study
 from voxring.tables import html_table
 
@@ -231,7 +232,7 @@ class Model:
         slope, intercept : float or Fraction
             The intensity that a stored v of an array stands for is slope·v + intercept.
         device : {"cpu", "cuda", "auto"}
-            Where to compute; every device gives the same map. "auto" is the CPU for integers beyond 32 bits.
+            Where to compute, as for `stack`; every device gives the same map.
         threads : int, optional
             Threads of this call; they change no result.
 
@@ -244,16 +245,14 @@ class Model:
         ImageError, StudyError
             The image cannot be read, or its values or axes are not those that the study expects.
         DeviceError
-            ``device="cuda"`` and no GPU answers, or the standardised integers have more than 32 bits.
+            As for `stack`.
         """
-        from voxring.features import FeatureStack
-
         if isinstance(image, str | Path):
             from voxring.images import read_image
 
             read = read_image(image)
             image, slope, intercept = read.voxels, read.slope, read.intercept
-        stack = FeatureStack(image, self.study, slope=slope, intercept=intercept, device=device, threads=threads)
+        stack = self.stack(image, slope=slope, intercept=intercept, device=device, threads=threads)
         count = len(image) if image.ndim == 3 else 1
         step = max(1, _VOXELS * count // image.size)
         slabs = ((first, min(first + step, count)) for first in range(0, count, step))
@@ -309,6 +308,38 @@ class Model:
     def classify(self, maps: Sequence[Array], *, threads: int | None = None) -> tuple[Array, Array]:
         """Return the label map and the probability maps, scored once."""
         return self._classify(maps, threads, labels=True, probabilities=True)
+
+    def stack(
+        self,
+        image: Array,
+        *,
+        slope: float | Fraction = 1.0,
+        intercept: float | Fraction = 0.0,
+        device: Device = "cpu",
+        threads: int | None = None,
+        scaled: Scaled | None = None,
+    ) -> FeatureStack:
+        """Return an image's features, to be made and classified slab by slab where ``device`` says.
+
+        "auto" is the CPU for integers beyond 32 bits, and for more features and classes than a GPU has room for.
+
+        Raises
+        ------
+        ImageError, StudyError
+            The image's values or axes are not those that the study expects.
+        DeviceError
+            ``device="cuda"`` and no GPU answers, or has no room; or the standardised integers have more than 32 bits.
+        """
+        from voxring.features import FeatureStack
+
+        if device == "auto" and takes_gpu(device):
+            from voxring.kernels import cuda
+
+            if not cuda.has_room(len(self.moments.features), len(self.classes)):
+                device = "cpu"
+        return FeatureStack(
+            image, self.study, slope=slope, intercept=intercept, device=device, threads=threads, scaled=scaled
+        )
 
     def classify_planes(
         self, stack: FeatureStack, planes: tuple[int, int], *, probabilities: bool, threads: int | None = None
