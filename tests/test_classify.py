@@ -11,6 +11,7 @@ import pytest
 from test_cli import run
 from test_images import OBLIQUE, nifti_bytes
 from voxring.classify import classify_image, evaluate_image, image_stem, slabs
+from voxring.devices import device_name
 from voxring.errors import ImageError, StudyError
 from voxring.evaluate import Counts, document
 from voxring.features import feature_maps
@@ -232,6 +233,7 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
     )
     done = run("classify", tmp_path / "model.json", *images, "--out", tmp_path / "out", "--probabilities", check=0)
     assert len(done.stdout.splitlines()) == 8
+    assert f"image 2 of 2 computed on {device_name('auto')}\n" in done.stderr
     assert np.array_equal(
         read_image(tmp_path / "out" / "ct7_labels.nii").voxels,
         model.labels(feature_maps(hospital(7)[0], model.study)),
@@ -250,6 +252,7 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
         "--report", tmp_path / "eval.html", check=0,
     )  # fmt: skip
     assert model.digest in (tmp_path / "eval.html").read_text()
+    assert f"image 2 of 2 computed on {device_name('auto')}\n" in done.stderr
     expected = {"model": model.digest, "classifier": "lda", "images": 2, **document(counts)}
     assert json.loads((tmp_path / "eval.json").read_text()) == expected
     assert f"{float(counts.outcomes('bone').dice):.4f}" in done.stdout

@@ -14,12 +14,14 @@ from voxring import DeviceError, ImageError, Study
 from voxring.batch import Journal, party_batch, read_manifest
 from voxring.batch.pool import in_threads
 from voxring.batch.row import Answer, Task
+from voxring.devices import taken
 from voxring.kernels import Reduction
 from voxring.kernels.cuda import device
 
 WINDOW = {"size": (1, 3, 4), "border": "clip"}
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, bounds={"intensity": 200}, window=WINDOW)
 ROWS = 9
+GPU = "GPU (Stand-in 0 and 1 more)"
 PATIENCE = 10.0  # seconds until what another thread should have done counts as not done
 
 
@@ -50,7 +52,9 @@ def kernels(machine, when="ran"):
 @pytest.mark.parametrize(("where", "workers"), [("cuda", 1), ("cuda", 3), ("auto", 20)])
 def test_totals_are_the_processors_and_devices_take_images_in_turn(machine, manifest, where, workers):
     expected = party_batch(manifest, STUDY)
-    assert party_batch(manifest, STUDY, device=where, workers=workers) == expected
+    batch = party_batch(manifest, STUDY, device=where, workers=workers)
+    assert batch == expected
+    assert (batch.devices, expected.devices) == ({GPU: ROWS}, {"CPU": ROWS})
     assert len(kernels(machine)) == ROWS
     assert {event.device for event in kernels(machine)} == {0, 1}
     assert not multiprocessing.active_children()
@@ -114,6 +118,17 @@ def test_an_iterator_that_is_closed_takes_no_more_rows(machine, manifest):
     time.sleep(0.02)
     assert len(kernels(machine)) == done
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("voxring worker")]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_batch_says_which_device_took_which_images(machine, manifest, workers):
+    np.save(manifest.parent / "image4.npy", np.full((2, 12, 20), 1.5))  # floats become integers of 64 bits
+    np.save(manifest.parent / "truth5.npy", np.zeros((2, 13, 20), np.uint8))  # nothing to compute
+    with taken() as devices:
+        batch = party_batch(manifest, STUDY, device="auto", workers=workers)
+    assert batch == party_batch(manifest, STUDY)
+    assert batch.computed() == f"1 image computed on CPU, 7 images computed on {GPU}"
+    assert devices == {"CPU", GPU}
 
 
 def test_a_device_that_fails_ends_the_batch(manifest):

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import naive
 import naive_features
@@ -28,7 +29,8 @@ from test_cuda_classify import naive as scored
 from test_images import nifti_bytes
 from voxring import DeviceError, ImageError, Study, local_mean, local_totals, local_variance
 from voxring.classify import slabs
-from voxring.devices import device_name
+from voxring.cli.classify import classify
+from voxring.devices import device_name, in_words, promise, taken
 from voxring.evaluate import Counts
 from voxring.features import class_statistics, feature_maps
 from voxring.images import open_image
@@ -389,11 +391,15 @@ def test_parts_of_features_make_the_whole():
 def test_features_beyond_32_bits_are_the_processors(machine):
     study = feature_study("reflect", FEATURES[:1], fraction_bits=29)
     image = np.full((2, 3), 5.0)
-    assert feature_maps(image, study, device="auto")[0].tolist() == [[5 << 29] * 3] * 2
+    with taken() as devices:
+        assert feature_maps(image, study, device="auto")[0].tolist() == [[5 << 29] * 3] * 2
+    assert devices == {"CPU"}
     with pytest.raises(DeviceError, match="8 to 32 bits, got int64"):
         feature_maps(image, study, device="cuda")
     assert not any(event.what.startswith("feature") for event in machine.log)
-    assert feature_maps(image / 4, study, device="cuda")[0].tolist() == [[5 << 27] * 3] * 2
+    with taken() as devices:
+        assert feature_maps(image / 4, study, device="auto")[0].tolist() == [[5 << 27] * 3] * 2
+    assert devices == {GPU}
 
 
 def test_features_that_are_too_wide_are_refused_as_by_the_processor(machine):
@@ -437,13 +443,18 @@ def test_labels_and_probabilities_are_those_of_the_loops_to_the_bit(machine, tmp
     counts = Counts.of(tuple("abc"), truth[there], expected[there], np.array(chances, np.float32).T[:, there.flat], 16)
     counted = class_evaluation(voxels, truth, evaluating, labels=study.classes, device="cuda")
     assert counted == {name: counts.of_class(name) for name in "abc"}
+    command = [str(tmp_path / "model.json"), str(path), "--out", str(tmp_path / "maps")]
+    assert f"image 1 of 1 computed on {GPU}\n" in CliRunner().invoke(classify, command).stderr
     monkeypatch.setattr(classifying, "MOST_NUMBERS", 5)
     ran = len(machine.log)
-    (made,) = slabs(open_image(path), model, probabilities=True, device="auto")
+    with taken() as devices:
+        (made,) = slabs(open_image(path), model, probabilities=True, device="auto")
+    assert devices == {"CPU"}
     assert np.array_equal(made.labels, expected)
     assert made.probabilities.tobytes() == np.array(chances, np.float32).T.tobytes()
     assert np.array_equal(model.predict(path, device="auto"), expected)
     assert class_evaluation(voxels, truth, evaluating, labels=study.classes, device="auto") == counted
+    assert "image 1 of 1 computed on CPU\n" in CliRunner().invoke(classify, [*command, "--force"]).stderr
     assert len(machine.log) == ran
     with pytest.raises(DeviceError, match=r"at most 5 features and classes together, got 3 .* and 3 classes: use"):
         list(slabs(open_image(path), model, probabilities=True, device="cuda"))
@@ -459,8 +470,10 @@ def test_a_step_of_a_regression_is_the_processors(machine):
     assert len({one.statistics for one in expected.classes.values()}) == 3
     for where in ("cuda", "auto"):
         ran = len(machine.log)
-        assert local_totals(image, truth, at, device=where) == expected
+        with taken() as devices:
+            assert local_totals(image, truth, at, device=where) == expected
         assert any(event.what == "feature_skewness" for event in machine.log[ran:])
+        assert in_words(devices) == f"CPU and {GPU}"
 
 
 ASKED = [
@@ -491,11 +504,13 @@ def test_statistics_of_classes_equal_the_definition(machine, monkeypatch, asked)
 
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": (3, 4), "border": "clip"})
+GPU = "GPU (Stand-in 0 and 1 more)"
 
 
 def test_totals_and_maps_are_the_processors(machine):
     image, labels = image_of((30, 40), "int16"), labels_of((30, 40))
-    assert device_name("auto") == device_name("cuda") == "GPU (Stand-in 0 and 1 more)"
+    assert device_name("auto") == device_name("cuda") == promise("cuda") == GPU
+    assert promise("auto") == f"{GPU}, and on the CPU what that has no kernels for"
     for where in ("cuda", "auto"):
         assert local_totals(image, labels, STUDY, device=where) == local_totals(image, labels, STUDY)
         for made in (local_mean, local_variance):
@@ -508,6 +523,23 @@ def test_totals_and_maps_are_the_processors(machine):
     assert len(machine.log) == ran
     with pytest.raises(DeviceError, match="8 to 32 bits, got int64"):
         local_mean(floats, 3, device="cuda")
+
+
+def test_what_auto_took_is_said(machine):
+    image, labels = image_of((30, 40), "int16"), labels_of((30, 40))
+    for where, voxels, name in (
+        ("cuda", image, GPU),
+        ("auto", image, GPU),
+        ("auto", image / 4, "CPU"),  # floats become integers of 64 bits
+        ("cpu", image, "CPU"),
+    ):
+        for made in (
+            lambda voxels, where: local_totals(voxels, labels, STUDY, device=where),
+            lambda voxels, where: local_mean(voxels, (3, 4), "clip", device=where),
+        ):
+            with taken() as devices:
+                made(voxels, where)
+            assert devices == {name}
 
 
 def absent(monkeypatch):
@@ -560,7 +592,7 @@ def test_where_no_gpu_answers_cuda_says_why_and_auto_takes_the_processor(machine
         with pytest.raises(DeviceError, match=message) as caught:
             call()
         assert 'device="cpu"' in str(caught.value)
-    assert device_name("auto") == "CPU"
+    assert device_name("auto") == promise("auto") == "CPU"
     assert local_totals(image, labels, STUDY, device="auto") == local_totals(image, labels, STUDY)
     assert np.array_equal(local_mean(image, 3, device="auto"), local_mean(image, 3))
 

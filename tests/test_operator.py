@@ -24,6 +24,7 @@ import pytest
 from voxring.batch import party_totals
 from voxring.cli.progress import LINE_SECONDS, Progress, Standing
 from voxring.cli.status import StatusServer
+from voxring.devices import device_name
 from voxring.errors import ImageError, PeerError
 from voxring.session import run_party, run_researcher
 from voxring.study import load_study
@@ -345,6 +346,7 @@ def test_a_party_that_is_terminated_while_it_computes_goes_on_where_it_was(tmp_p
     told = lines((tmp_path / "said").read_text())
     assert next(line["done"] for line in told if line.get("done")) == before
     assert any(line.get("says") == f"{IMAGES} images used, {before} of them computed earlier" for line in told)
+    assert any(line.get("says", "").endswith(f"computed on {device_name('auto')}") for line in told)
     mine = party_totals(tmp_path / "m.csv", study)
     assert answer == pooled(mine + OTHERS + OTHERS, study)
     assert threading.active_count() < 20

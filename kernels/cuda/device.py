@@ -132,6 +132,7 @@ def answers() -> bool:
         return False
 
 
+@cache
 def name() -> str:
     """What is there, for people: how many GPUs of which name."""
     first, *others = devices()

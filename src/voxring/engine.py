@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device, takes_gpu
+from voxring.devices import Device, chosen
 from voxring.errors import ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
@@ -222,11 +222,9 @@ def _totals(
     device: Device,
     threads: int | None,
 ) -> LocalTotals:
-    on_gpu = takes_gpu(device)
     voxels, (a, b) = scaled
     window = study.window.along(voxels.ndim)
-    if device == "auto" and voxels.dtype.itemsize == 8:  # standardised beyond 32 bits: the GPU has no kernels for it
-        on_gpu = False
+    on_gpu = chosen(device, able=voxels.dtype.itemsize < 8)  # it has no kernels for what is standardised beyond 32 bits
     reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)
     return LocalTotals(
         {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device, takes_gpu
+from voxring.devices import Device, chosen, device_name, note, takes_gpu
 from voxring.errors import ImageError
 from voxring.standardise import Scaled, check_shapes, label_values, standardised, volume
 from voxring.statistics import of_images
@@ -137,7 +137,7 @@ class FeatureStack:
         self._magnitude = max(magnitude_of(voxels.dtype), outside) if narrow else magnitude_in(voxels, outside)
         if on_gpu and voxels.dtype.itemsize == 8 and self._magnitude < 1 << 31:
             voxels = voxels.astype(np.int32)
-        self.on_gpu = on_gpu and (device == "cuda" or voxels.dtype.itemsize < 8)
+        self.on_gpu = chosen(device, able=voxels.dtype.itemsize < 8)
         self._voxels = volume(voxels)
         if not self.on_gpu:
             self._voxels = self._of_cpu((0, len(self._voxels)))
@@ -373,6 +373,7 @@ class _Sums:
             return
         if self._stack.on_gpu and self._add_on_gpu():
             return
+        note(device_name("cpu"))
         for first, stop in self._slabs():
             numbers = self._numbers[first:stop].reshape(-1)
             maps = self._stack.maps((first, stop)) if asked.gram else []

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device, takes_gpu
+from voxring.devices import Device, chosen
 from voxring.engine import reach
 from voxring.errors import ImageError
 from voxring.images import ImageFile, Rectangle, Span, rectangles
@@ -296,8 +296,7 @@ def _fill(
 
 def _kernels(device: Device, voxels: Array) -> Any:
     """The backend that makes a map."""
-    on_gpu = takes_gpu(device)
-    if on_gpu and not (device == "auto" and voxels.dtype.itemsize == 8):
+    if chosen(device, able=voxels.dtype.itemsize < 8):
         from voxring.kernels import cuda
 
         return cuda

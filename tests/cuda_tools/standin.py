@@ -612,7 +612,7 @@ def install(*, devices: int = 2, memory: int = 1 << 30, capability: str = "90") 
     machine.devices, machine.memory, machine.capability = devices, memory, capability
     machine.begin()
     # As they are now: a test may put others in their place.
-    kept = device.cupy, device.devices, device.answers, device.lanes, device.crew, device.function
+    kept = device.cupy, device.devices, device.answers, device.name, device.lanes, device.crew, device.function
     _forget(kept)
     try:
         yield machine

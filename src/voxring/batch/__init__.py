@@ -7,9 +7,10 @@ order nor what was known before shows in them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from voxring.batch.journal import Journal
 from voxring.batch.manifest import Row, read_manifest
 from voxring.batch.pool import Done, in_processes, in_this_process, in_threads
 from voxring.batch.row import Task, image_totals
-from voxring.devices import Device, takes_gpu
+from voxring.devices import Device, in_words, note, takes_gpu
 from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
 from voxring.study import Study
 from voxring.totals import LocalTotals, clipped
@@ -62,6 +63,9 @@ class Batch:
         Rows that were left out, by line.
     clipped : int
         Patients that count as fewer voxels than they have, under ``privacy.voxels_per_patient``.
+    devices : Counter of str
+        How many images each device computed, in words as of `voxring.devices.in_words`. Two batches are equal whatever
+        computed them.
     """
 
     patients: tuple[LocalTotals, ...]
@@ -69,11 +73,17 @@ class Batch:
     known: int = 0
     skipped: tuple[BadRow, ...] = ()
     clipped: int = 0
+    devices: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
     def totals(self) -> LocalTotals:
         """The sums over all rows that were used; ``patients`` counts those that have voxels of the class."""
         return sum(self.patients, LocalTotals())
+
+    def computed(self) -> str:
+        """Say in words what computed the images; nothing if none was computed now, or none has a voxel of a class."""
+        counts = sorted(self.devices.items())
+        return ", ".join(f"{count} {'image' if count == 1 else 'images'} computed on {name}" for name, count in counts)
 
     def account(self) -> str:
         """Say in words what was used and what was not."""
@@ -192,6 +202,7 @@ def party_batch(
     if known_rows:
         progress(done, len(rows))
     skipped = []
+    devices = Counter[str]()
     task = Task(study, device, threads, None if journal is None else journal.key)
     with closing(_pool(task, rows, todo, workers, scheduler)) as answers:
         for number, came in answers:
@@ -206,6 +217,9 @@ def party_batch(
             else:
                 if journal is not None:
                     journal.add(came)
+                if came.devices:
+                    devices[in_words(came.devices)] += 1
+                    note(*came.devices)
                 patients[rows[number].patient].append(came.totals)
             progress(done, len(rows))
     skipped.sort(key=lambda row: row.line)
@@ -219,6 +233,7 @@ def party_batch(
         known_rows,
         tuple(skipped),
         sum(one != two for one, two in zip(whole, bounded, strict=True)),
+        devices,
     )
 
 

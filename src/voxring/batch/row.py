@@ -16,7 +16,7 @@ import numpy as np
 from voxring.batch import blocks, boxes
 from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
-from voxring.devices import Device
+from voxring.devices import Device, taken
 from voxring.engine import local_totals, part_totals, planes_needed, scalings_of, widest
 from voxring.errors import DeviceError, ImageError, VoxringError
 from voxring.images import (
@@ -40,11 +40,12 @@ VERSION = version("voxring")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A row's totals, and what they were made of, if a journal is to know."""
+    """A row's totals, what they were made of, if a journal is to know, and the devices that made them."""
 
     totals: LocalTotals
     image: tuple[Recorded, ...] = ()
     ground_truth: tuple[Recorded, ...] = ()
+    devices: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,13 @@ def answer(task: Task, row: Row, room: Room | None = None) -> Answer | VoxringEr
     if task.version != VERSION:
         return DeviceError(f"a worker has voxring {VERSION}, this is {task.version}: install one version on both")
     try:
-        with room.used() if room is not None else nullcontext():
+        with room.used() if room is not None else nullcontext(), taken() as devices:
             totals, image, truth = _reduce(row, task.study, task.device, task.threads)
         _check_unchanged((*image, *truth))
         if task.key is None:
-            return Answer(totals)
-        return Answer(totals, record(row.image, image, task.key), record(row.ground_truth, truth, task.key))
+            return Answer(totals, devices=frozenset(devices))
+        recorded = record(row.image, image, task.key), record(row.ground_truth, truth, task.key)
+        return Answer(totals, *recorded, frozenset(devices))
     except VoxringError as error:
         return type(error)(str(error))  # without its frames, which hold the volume
     except OSError as error:

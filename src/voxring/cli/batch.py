@@ -16,6 +16,7 @@ from voxring.cli.signals import exit_code
 if TYPE_CHECKING:
     from voxring.batch import Batch
     from voxring.study import Study
+    from voxring.totals import LocalTotals
 
 
 def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,10 +87,46 @@ def read_batch(
         )
     if batch.skipped:
         _keep_reasons(journal.path.with_suffix(".skipped"), batch)
+    if batch.devices:
+        progress(name, batch.computed())
     progress(name, batch.account())
     if batch.skipped and progress.quiet:
         click.echo(f"voxring: {name}: {batch.account()}", err=True)
     return batch
+
+
+def read_again(
+    manifest: Path,
+    study: Study,
+    name: str,
+    *,
+    device: str,
+    workers: int,
+    scheduler: str | None,
+    bad: str | None,
+    progress: Progress,
+) -> LocalTotals:
+    """Reduce the images of a party for a step. No journal: a session that has released something does not start over.
+
+    Raises
+    ------
+    VoxringError
+        As `voxring.batch.party_batch`.
+    """
+    from voxring.batch import party_batch
+
+    batch = party_batch(
+        manifest,
+        study,
+        device=device,  # type: ignore[arg-type]  # click checks the choice
+        workers=workers,
+        scheduler=scheduler,
+        bad=bad or "list",  # type: ignore[arg-type]  # click's flags
+        progress=lambda done, total: progress.images(name, done, total),
+    )
+    if batch.devices:
+        progress(name, batch.computed())
+    return batch.totals
 
 
 def _keep_reasons(path: Path, batch: Batch) -> None:

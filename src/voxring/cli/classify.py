@@ -50,7 +50,7 @@ def classify(
     Standardisation and features are those of the study that the model was trained in.
     """
     from voxring.classify import classify_image, image_stem
-    from voxring.devices import device_name
+    from voxring.devices import in_words, taken, takes_gpu
     from voxring.errors import StudyError
     from voxring.learn import Model
 
@@ -63,12 +63,14 @@ def classify(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"{out}: the folder cannot be made: {error.strerror}") from None
-    computes_on = device_name(device)
+    takes_gpu(device)  # or says why not, before an image is read
     with Progress(quiet=quiet) as progress:
         for number, path in enumerate(images, 1):
-            progress("classify", f"image {number} of {len(images)}, on {computes_on}")
-            written = classify_image(
-                path, read, out, probabilities=probabilities, device=device, threads=threads, force=force
-            )
+            progress("classify", f"image {number} of {len(images)}")
+            with taken() as devices:
+                written = classify_image(
+                    path, read, out, probabilities=probabilities, device=device, threads=threads, force=force
+                )
+            progress("classify", f"image {number} of {len(images)} computed on {in_words(devices)}")
             for one in written:
                 click.echo(one)

@@ -66,7 +66,7 @@ def evaluate(
 
     from voxring.batch import read_manifest
     from voxring.classify import class_names, evaluate_image
-    from voxring.devices import device_name
+    from voxring.devices import in_words, taken, takes_gpu
     from voxring.evaluate import Counts, document
     from voxring.learn import Model
     from voxring.report import evaluation_report
@@ -77,11 +77,15 @@ def evaluate(
     for path in filter(None, (out, report)):
         check_writable(path)
     counts = Counts.none(class_names(read))
-    computes_on = device_name(device)
+    takes_gpu(device)  # or says why not, before an image is read
     with Progress(quiet=quiet) as progress:
         for number, row in enumerate(rows, 1):
-            progress("evaluate", f"image {number} of {len(rows)}, on {computes_on}")
-            counts += evaluate_image(row.image, row.ground_truth, read, classes=classes, device=device, threads=threads)
+            progress("evaluate", f"image {number} of {len(rows)}")
+            with taken() as devices:
+                counts += evaluate_image(
+                    row.image, row.ground_truth, read, classes=classes, device=device, threads=threads
+                )
+            progress("evaluate", f"image {number} of {len(rows)} computed on {in_words(devices)}")
     region: Region = "everywhere" if everywhere else "labelled"
     made = {"model": read.digest, "classifier": read.classifier, "images": len(rows), **document(counts, region)}
     content = msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n"

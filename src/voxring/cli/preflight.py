@@ -368,9 +368,9 @@ def _approval(plan: Plan, approve: str) -> Iterator[Finding]:
 
 
 def _device(plan: Plan) -> Iterator[Finding]:
-    from voxring.devices import device_name
+    from voxring.devices import promise
 
-    yield Finding("device", "ok", f"computes on {device_name(plan.device)}")  # type: ignore[arg-type]  # click checks it
+    yield Finding("device", "ok", f"computes on {promise(plan.device)}")  # type: ignore[arg-type]  # click checks it
 
 
 def _model(plan: Plan) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.batch import batch_options, read_batch, resumable
+from voxring.cli.batch import batch_options, read_again, read_batch, resumable
 from voxring.cli.progress import Progress
 from voxring.cli.report import (
     check_writable,
@@ -153,8 +153,8 @@ def party(
     """
     import msgspec
 
-    from voxring.batch import party_batch, read_manifest
-    from voxring.devices import device_name
+    from voxring.batch import read_manifest
+    from voxring.devices import promise
     from voxring.net import PrivateKey
     from voxring.privacy import Budget
     from voxring.session import Account, InTwoPasses, Ledger, run_party, state_folder
@@ -183,7 +183,7 @@ def party(
     if budget is not None:
         account.set_budget(Budget(budget, budget_delta))
     account.check_budget()
-    computes_on = device_name(device)  # type: ignore[arg-type]  # click checks the choice
+    computes_on = promise(device)  # type: ignore[arg-type]  # click checks the choice
     with resumable(), Progress(quiet=quiet, as_json=True) as progress, ExitStack() as stack:
         if status is not None:
             from voxring.cli.status import StatusServer
@@ -212,16 +212,9 @@ def party(
             return account.add_up_landmarks(patients(checked).patients)
 
         def step(study: AtWeights) -> LocalTotals:
-            """Read the images again. No journal: a session that has released something does not start over."""
-            return party_batch(
-                manifest,
-                study,
-                device=device,  # type: ignore[arg-type]  # click checks the choice
-                workers=workers,
-                scheduler=scheduler,
-                bad=bad or "list",  # type: ignore[arg-type]  # click's flags
-                progress=lambda done, total: progress.images(name, done, total),
-            ).totals
+            return read_again(
+                manifest, study, name, device=device, workers=workers, scheduler=scheduler, bad=bad, progress=progress
+            )
 
         progress(name, f"computes on {computes_on}")
         heard = run_party(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device
+from voxring.devices import Device, device_name, note
 from voxring.features import FeatureStack
 from voxring.learn.evaluation import slabs
 from voxring.learn.logistic import step_of
@@ -63,6 +63,7 @@ def class_step(
     here = np.isin(ground_truth, list(labels.values()))
     if not here.any():
         return {name: tuple(row) for name, row in sums.items()}
+    note(device_name("cpu"))
     stack = FeatureStack(image, study, device=device, threads=threads, scaled=scaled)
     for first, stop in slabs(here):
         part = (ground_truth[first:stop] if ground_truth.ndim == 3 else ground_truth).reshape(-1)
