@@ -501,6 +501,34 @@ def test_statistics_of_classes_equal_the_definition(machine, monkeypatch, asked)
         monkeypatch.setattr(device, "memory", lambda memory=memory: memory)
         assert class_statistics(image, truth, study, device="cuda") == expected
     assert any(event.what == "sum_products" for event in machine.log)
+    assert any(event.what == "count_pairs" for event in machine.log) == ("glcm" in asked)
+
+
+def test_pairs_of_neighbours_are_the_processors_in_parts_and_of_too_many_classes(machine, monkeypatch):
+    asked = {"glcm": {"levels": 3, "range": [-9000, 9000], "distance": 2}}
+    study, shape = feature_study("clip", [], "ab", asked), (6, 12, 7)
+    image, truth = image_of(shape, "int16"), labels_of(shape, most=3)
+    truth[0] = 0
+    expected = class_statistics(image, truth, study)
+    for memory, parts in ((1 << 20, 1), (1500, 3)):
+        monkeypatch.setattr(device, "memory", lambda memory=memory: memory)
+        ran = len(machine.log)
+        with taken() as devices:
+            assert class_statistics(image, truth, study, device="cuda") == expected
+        assert devices == {GPU}
+        assert [(event.when, event.what) for event in machine.log[ran:]].count(("ran", "count_pairs")) >= parts
+    neighbours = np.where(truth == 0, 2, truth).astype(np.uint8)
+    half = class_statistics(image, truth, study, neighbours=neighbours)
+    assert half != expected
+    assert class_statistics(image, truth, study, neighbours=neighbours, device="cuda") == half
+    assert class_statistics(image, truth * 0, study, device="cuda") == {"a": (0,) * 9, "b": (0,) * 9}
+    monkeypatch.setattr(device, "memory", lambda: 400)
+    with pytest.raises(DeviceError, match=r"a row of 7 voxels.*fewer levels"):
+        class_statistics(image, truth, study, device="cuda")
+    monkeypatch.setattr(cuda, "MOST_CLASSES", 1)
+    with taken() as devices:
+        assert class_statistics(image, truth, study, device="cuda") == expected
+    assert "CPU" in devices
 
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": (3, 4), "border": "clip"})

@@ -205,17 +205,23 @@ def test_labels_and_probabilities_are_the_processors_to_the_bit(classifier):
     stacks = (FeatureStack(image, study, device=one) for one in ("cuda", "cpu"))
     gpu, processor = (model.classify_planes(one, (1, 8), probabilities=wanted) for one in stacks)
     assert all(one.tobytes() == other.tobytes() for one, other in zip(gpu, processor, strict=True))
+    assert np.array_equal(model.predict(image, device="cuda"), model.predict(image))
 
 
-@pytest.mark.parametrize("border", ["clip", "mirror"])
-def test_statistics_of_classes_are_the_processors(border, monkeypatch):
+@pytest.mark.parametrize(("border", "levels", "distance"), [("clip", 32, 1), ("mirror", 200, 3)])
+def test_statistics_of_classes_are_the_processors(border, levels, distance, monkeypatch):
     features = [{"kind": "intensity"}, {"kind": "variance", "window": 3}, {"kind": "skewness", "window": 5}]
     study = Study.of(
         name="gpu",
         classes={"a": 1, "b": 2, "c": 9},
         feature=features,
         window={"size": 3, "border": border},
-        statistics={"gram": True, "moments": 4, "histogram": {"bins": 50, "range": [-20000, 20000]}},
+        statistics={
+            "gram": True,
+            "moments": 4,
+            "histogram": {"bins": 50, "range": [-20000, 20000]},
+            "glcm": {"levels": levels, "range": [-30000, 30000], "distance": distance},
+        },
     )
     image, labels = image_of((20, 150, 170), "int16"), labels_of((20, 150, 170))
     expected = class_statistics(image, labels, study)

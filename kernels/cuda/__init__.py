@@ -33,6 +33,7 @@ from . import stacks
 from .classifying import Classifier, check_room, has_room
 from .device import Combine, answers, cupy, devices, fill_map, name, reduced
 from .features import Asked, Scale
+from .pairing import Pairs
 from .plans import MOST_CLASSES, Array, Plan, Shape, What
 from .summing import Sums
 
@@ -49,6 +50,7 @@ __all__ = [
     "inside_counts",
     "mean_map",
     "name",
+    "pairs",
     "reduce",
     "summed",
     "variance_map",
@@ -211,6 +213,35 @@ def summed(
     devices()  # or says why not
     image = checked_stack(image, asked, border, scale)
     return stacks.summed(image, asked, border, scale, planes, of, numbers)
+
+
+def pairs(
+    image: Array,
+    numbers: Array,
+    others: Array,
+    classes: int,
+    a: int,
+    b: int,
+    starts: Sequence[int],
+    steps: Sequence[Shape],
+) -> Array:
+    """Co-occurrence counts (classes, levels, levels), each pair both ways; see `voxring.kernels.cpu.additive.pairs`.
+
+    Parameters
+    ----------
+    numbers, others : uint8 arrays of the image's shape
+        At most MOST_CLASSES classes'.
+
+    Raises
+    ------
+    DeviceError
+        As for `feature_maps`.
+    """
+    devices()  # or says why not
+    image = checked(image, (1, 1, 1), "clip")
+    counted = stacks.counted_pairs(Pairs(classes, a, b, starts[1:-1], steps), image, numbers, others)
+    both: Array = counted + counted.transpose(0, 2, 1)
+    return both
 
 
 def checked_stack(image: Array, asked: Sequence[Asked], border: str, scale: Scale) -> Array:

@@ -1,6 +1,6 @@
-"""Stacks of feature maps of an image, a part after the other; whoever asks says what becomes of each part's maps.
+"""What is made of an image a part after the other: stacks of feature maps, and counts of pairs of neighbours.
 
-Those of a part are on the device together, so that what is classified or summed over them need not leave it.
+The maps of a part are on the device together, so that what is classified or summed over them need not leave it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from . import device
 from .classifying import Classifier, classify_plan
 from .device import Lane, fetch, start
 from .features import Asked, Scale, plans_of
+from .pairing import Pairs, pairs_plan
 from .plans import Array, Box, Plan, cut
 from .summing import Sums, read_sums, sums_plan
 
@@ -25,6 +26,40 @@ T = TypeVar("T")
 Finish = Callable[[Lane, Box, Any], T]
 """Told a lane, a box, and its features, in the order they were asked for, as one flat int64 array on the lane's device,
 it does what else there is to do, and fetches what is wanted. Several may be under way at a time."""
+
+
+def in_parts(
+    planes: tuple[int, int],
+    rows: int,
+    columns: int,
+    plans: Callable[[Box], list[Plan]],
+    part: Callable[[list[Plan], Lane], T],
+    *,
+    fewer: str,
+    more: int = 0,
+) -> list[T]:
+    """Have ``part`` carry the plans of some planes out, cut into boxes that fit the devices; what came of each.
+
+    Parameters
+    ----------
+    fewer : str
+        What there should be less of, where there is no memory.
+    more : int
+        Bytes of a voxel that ``part`` takes beside the plans.
+
+    Raises
+    ------
+    DeviceError
+        No GPU answers, or it has no memory for a row.
+    """
+    middle = sum(planes) // 2
+    row = plans((middle, middle + 1, rows // 2, rows // 2 + 1))  # in the middle, most is read beside it
+    most = min(device.memory(), max(device.MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
+    try:
+        with device.failures_told():
+            return device.on_lanes(partial(part, some) for some in cut((*planes, 0, rows), columns, plans, most, more))
+    except MemoryError as error:
+        raise DeviceError(f'{error}: free some, use fewer {fewer}, or device="cpu"') from None
 
 
 def stacked(
@@ -59,14 +94,7 @@ def stacked(
             there["stack"] = start(plan, lane, image, None, (), there).buffers["stack"]
         return finish(lane, some[0].box, there["stack"])
 
-    middle = sum(planes) // 2
-    row = plans((middle, middle + 1, rows // 2, rows // 2 + 1))  # the windows of a row in the middle read the most
-    most = min(device.memory(), max(device.MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
-    try:
-        with device.failures_told():
-            return device.on_lanes(partial(part, some) for some in cut((*planes, 0, rows), columns, plans, most, more))
-    except MemoryError as error:
-        raise DeviceError(f'{error}: free some, use fewer features, or device="cpu"') from None
+    return in_parts(planes, rows, columns, plans, part, fewer="features", more=more)
 
 
 def feature_maps(
@@ -135,3 +163,23 @@ def summed(
         sums = [[one + other for one, other in zip(*rows, strict=True)] for rows in zip(sums, found, strict=True)]
         counts = counts + bins
     return sums, counts
+
+
+def counted_pairs(of: Pairs, image: Array, numbers: Array, others: Array) -> Array:
+    """Pairs of neighbours, each counted one way: int64 (classes, levels, levels)."""
+    _, rows, columns = image.shape
+    counts = np.zeros((of.classes, of.levels, of.levels), np.int64)
+    held = np.flatnonzero(numbers.any((1, 2)))
+    if held.size == 0:
+        return counts
+
+    def plans(box: Box) -> list[Plan]:
+        return [pairs_plan(of, image.dtype, numbers, others, box)]
+
+    def part(some: list[Plan], lane: Lane) -> Array:
+        found = fetch(lane, start(some[0], lane, image, None, ()).buffers["table"])
+        return found.astype(np.int64).reshape(counts.shape)  # not the lane's memory
+
+    for found in in_parts((int(held[0]), int(held[-1]) + 1), rows, columns, plans, part, fewer="levels"):
+        counts += found
+    return counts

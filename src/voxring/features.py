@@ -259,11 +259,17 @@ class FeatureStack:
     def pairs(
         self, numbers: Array, others: Array, classes: int, starts: tuple[int, ...], steps: list[tuple[int, int, int]]
     ) -> npt.NDArray[np.int64]:
-        """Co-occurrence counts of each class, as `voxring.kernels.cpu.additive.pairs`."""
+        """Co-occurrence counts of each class, as of `voxring.kernels.cpu.additive.pairs`; the numbers are not flat."""
+        if self.on_gpu:
+            from voxring.kernels import cuda
+
+            if classes <= cuda.MOST_CLASSES:
+                return cuda.pairs(self._voxels, numbers, others, classes, self._a, self._b, starts, steps)
         from voxring.kernels.cpu import additive
 
-        voxels = self._of_cpu((0, len(self._voxels)))
-        return additive.pairs(voxels, numbers, others, classes, self._a, self._b, starts, steps, self.workers)
+        note(device_name("cpu"))
+        voxels, flat = self._of_cpu((0, len(self._voxels))), (numbers.reshape(-1), others.reshape(-1))
+        return additive.pairs(voxels, *flat, classes, self._a, self._b, starts, steps, self.workers)
 
 
 def too_wide(error: OverflowError) -> ImageError:
@@ -299,7 +305,7 @@ def class_statistics(
     labels : mapping of class name to label value, optional
         The classes that this label map holds, when not those of the study file.
     device : {"cpu", "cuda", "auto"}
-        Where to compute, as for `feature_maps`; the sums do not depend on it. Co-occurrence is the processor's.
+        Where to compute, as for `feature_maps`; the sums do not depend on it.
     threads : int, optional
         Threads of this call. The sums do not depend on it.
     scaled : optional
@@ -356,7 +362,9 @@ class _Sums:
         self._add_voxels()
         if self._study.statistics.glcm is not None and self._present:
             same = others is ground_truth
-            self._add_pairs(self._numbers.reshape(-1) if same else class_numbers(volume(others), self._present))
+            self._add_pairs(
+                self._numbers if same else class_numbers(volume(others), self._present).reshape(truth.shape)
+            )
 
     def of(self, label: int) -> tuple[int, ...]:
         """All integers of one class."""
@@ -440,7 +448,7 @@ class _Sums:
             return
         steps = additive.directions(asked.distance, planar=asked.planar or len(self._numbers) == 1)
         counted = self._stack.pairs(
-            self._numbers.reshape(-1), others, len(self._present), asked.bins.starts(self._study.unit), steps
+            self._numbers, others, len(self._present), asked.bins.starts(self._study.unit), steps
         )
         for mine, table in zip(self._sums, counted, strict=True):
             mine["glcm"] = table.reshape(-1).tolist()
