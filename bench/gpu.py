@@ -4,8 +4,10 @@ For each workload, in nanoseconds a voxel by CUDA events: our kernels, on data t
 device to device of as many bytes as must be read (the floor: image and ground truth, once); a box filter of
 cupyx.scipy.ndimage and a masked sum; a summed-area table of cupy.cumsum and a masked sum. And the whole call, with
 the copies from and to the host, by the clock. Then batches: images in memory one after the other, and in threads, whose
-copies and kernels overlap, beside what it takes to copy them from pinned memory; and a party's manifest of files. Ours
-is checked to equal the processor's answer, and the table's sum ours, before anything is timed. Writes
+copies and kernels overlap, beside what it takes to copy them from pinned memory; and a party's manifest of files. Then
+stacks of feature maps, beside box filters of cupyx.scipy.ndimage in float32, a classifier's labels, and additive
+statistics: sums over features and co-occurrence. The floor of these is a copy of the image and of what comes out.
+Ours is checked to equal the processor's answer, and the table's sum ours, before anything is timed. Writes
 bench/results/gpu.json. Ends with 2 if no GPU answers.
 """
 
@@ -24,15 +26,27 @@ from timing import machine
 from voxring import Study
 from voxring.batch import party_batch
 from voxring.errors import DeviceError
+from voxring.features import class_statistics, feature_maps, sums_asked
 from voxring.kernels import cpu, cuda
+from voxring.kernels.checks import magnitude_of
+from voxring.kernels.cpu.additive import directions
 from voxring.kernels.cuda import device
+from voxring.kernels.cuda.classifying import classify_plan
+from voxring.kernels.cuda.features import plans_of
+from voxring.kernels.cuda.pairing import Pairs, pairs_plan
 from voxring.kernels.cuda.plans import plan_for, reductions
+from voxring.kernels.cuda.summing import read_sums, sums_plan
+from voxring.learn import Model, Moments
 from workloads import Workload, ct, slices_2d
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 ROUNDS, QUEUED = 15, 10
 IMAGES = 12
 THREADS = (1, 2, 4, 8)
+WINDOWS = (3, 7)
+"""Of the features."""
+FRACTION_BITS = 16
+TRAINED_ON = 5_000
 MAPS = {"mean map": (cuda.mean_map, cpu.mean_map), "variance map": (cuda.variance_map, cpu.variance_map)}
 
 
@@ -73,17 +87,28 @@ def on_device(work, lane):
     """Our kernels alone, over an image that lies on the device, and what they answer."""
     plan = plan_for(work.image.shape, work.image.dtype, work.window, "reflect", "reduce")
     running = device.start(plan, lane, work.image, work.mask, (1,))
-
-    launches = [(device.function(lane.device.id, one[:3]), one) for one in plan.launches]
-
-    def run():
-        running.buffers["table"].fill(0)
-        for kernel, one in launches:
-            arguments = tuple(running.buffers[a] if isinstance(a, str) else a for a in one.arguments)
-            kernel(one.grid, one.block, arguments, shared_mem=one.shared)
-
+    run = again(running)
     run()
     return run, lambda: reductions(plan, device.fetch(lane, running.buffers["table"]))
+
+
+def again(*carried_out):
+    """What runs the kernels of plans that were carried out, over what lies on the device."""
+    todo = []
+    for plan, lane, buffers in carried_out:
+        cleared = [buffers[name] for name, buffer in plan.buffers.items() if buffer.clear]
+        launches = [(device.function(lane.device.id, one[:3]), one) for one in plan.launches]
+        todo.append((buffers, cleared, launches))
+
+    def run():
+        for buffers, cleared, launches in todo:
+            for one in cleared:
+                one.fill(0)
+            for kernel, one in launches:
+                arguments = tuple(buffers[a] if isinstance(a, str) else a for a in one.arguments)
+                kernel(one.grid, one.block, arguments, shared_mem=one.shared)
+
+    return run
 
 
 def box_filter(work, image, mask):
@@ -214,6 +239,168 @@ def measure_map(kind, work):
     return row_of(f"{kind}, {work.name}", work, seconds, work.image.nbytes + 4 * work.voxels)
 
 
+def study_of(**tables):
+    """Intensity, gradient, and mean and standard deviation at some windows; two classes, of which masks hold one."""
+    windowed = [{"kind": kind, "window": window} for window in WINDOWS for kind in ("mean", "std")]
+    return Study.of(
+        name="bench",
+        classes={"a": 1, "b": 2},
+        feature=[{"kind": "intensity"}, {"kind": "gradient"}, *windowed],
+        window={"border": "mirror"},
+        standardise={"fraction_bits": FRACTION_BITS},
+        bounds={"intensity": 2**16},
+        **tables,
+    )
+
+
+def whole(image):
+    """The box of a whole image."""
+    return 0, image.shape[0], 0, image.shape[1]
+
+
+def stack_on(lane, image, study, more=()):
+    """The plans of an image's features, carried out on a lane: their maps are the first's buffer ``stack``."""
+    asked = [*(cuda.Asked(one.kind, one.along(3)) for one in study.feature), *more]
+    scale = cuda.Scale(study.unit, 0, FRACTION_BITS, 0, magnitude_of(image.dtype))
+    there, made = {}, []
+    for plan in plans_of(image.shape, image.dtype, asked, study.window.border, scale, whole(image)):
+        made.append(device.start(plan, lane, image, None, (), there))
+        there["stack"] = made[0].buffers["stack"]
+    return made
+
+
+def measure_call(name, work, call, same, kernels, written):
+    """A call on either device; and its kernels alone, beside a copy of the image, the mask and what is written.
+
+    ``kernels`` makes, on a lane, what runs them, and what reads their answer, which is to be the ``same`` as a call's.
+    """
+    expected = call("cpu")
+    assert same(call("cuda"), expected), "not exact: nothing is timed"
+    cp, lane = device.cupy(), device.lanes()[0]
+    floor = work.image.nbytes + written
+    with lane.device, lane.stream:
+        run, answer, *others = kernels(lane)
+        run()
+        assert same(answer(), expected), "not exact: nothing is timed"
+        source, target = (cp.empty(floor // 2, np.uint8) for _ in range(2))
+        seconds = events({"voxring": run, "copy": lambda: cp.copyto(target, source), **dict(*others)})
+    seconds["end to end"] = clocked(lambda: call("cuda"))
+    seconds["processor"] = clocked(lambda: call("cpu"))
+    return row_of(f"{name}, {work.name}", work, seconds, floor)
+
+
+def measure_features(work):
+    """A stack of feature maps."""
+    image, study = work.image, study_of()
+
+    def kernels(lane):
+        made = stack_on(lane, image, study)
+        shape = len(study.feature), *image.shape
+        return again(*made), lambda: device.fetch(lane, made[0].buffers["stack"]).reshape(shape), filters(image)
+
+    def same(some, others):
+        return all(map(np.array_equal, some, others))
+
+    written = 8 * len(study.feature) * work.voxels
+    title = f"{len(study.feature)} features"
+    return measure_call(title, work, lambda on: feature_maps(image, study, device=on), same, kernels, written)
+
+
+def filters(image):
+    """Means and deviations in float32 by cupyx.scipy.ndimage, the others left out."""
+    from cupyx.scipy.ndimage import uniform_filter
+
+    cp = device.cupy()
+    x = cp.asarray(image).astype(np.float32)
+
+    def run():
+        squares = x * x
+        for window in WINDOWS:
+            mean = uniform_filter(x, size=window, mode="mirror")
+            cp.sqrt(cp.maximum(uniform_filter(squares, size=window, mode="mirror") - mean * mean, 0))
+
+    return {"uniform_filter": run}
+
+
+def measure_labels(work):
+    """Labels of a quadratic discriminant."""
+    image, study = work.image, study_of()
+    rng, names = np.random.default_rng(1), [one.label for one in study.feature]
+    some = image[: max(1, len(image) // 8)]
+    table = np.stack([one.reshape(-1) for one in feature_maps(some, study)], -1) / study.unit
+    chosen = rng.choice(len(table), min(TRAINED_ON, len(table)), replace=False)
+    labels = 1 + work.mask[: len(some)].reshape(-1)[chosen]
+    model = Model.of(study, Moments.of_arrays(table[chosen], labels, names=names), "qda", shrinkage=0.1)
+
+    def kernels(lane):
+        of = model.discriminant
+        weights = [one.reshape(-1) for one in (of.centres, of.linear, of.constants, of.whiten, of.offsets)]
+        sizes = len(names), len(of.constants), of.whiten.shape[1]
+        values = np.array(model.values, np.uint8)
+        classifier = cuda.Classifier(np.concatenate(weights), *sizes, values, study.unit, True, False)
+        made = stack_on(lane, image, study)
+        plan = classify_plan(classifier, whole(image), image.size)
+        made.append(device.start(plan, lane, image, None, (), {"stack": made[0].buffers["stack"]}))
+        return again(*made), lambda: device.fetch(lane, made[-1].buffers["labels"]).reshape(image.shape)
+
+    title = f"labels by {len(names)} features"
+    return measure_call(title, work, lambda on: model.predict(image, device=on), np.array_equal, kernels, work.voxels)
+
+
+def measure_sums(work):
+    """The Gram matrix of features, four powers of the intensity, and its histogram."""
+    histogram = {"bins": 64, "range": [-1024, 3072]}
+    study = study_of(statistics={"gram": True, "moments": 4, "histogram": histogram})
+    image, of = work.image, sums_asked(study, 2)
+
+    def kernels(lane):
+        made = stack_on(lane, image, study, [cuda.Asked("intensity", (1, 1, 1))])
+        plan = sums_plan(of, whole(image), work.mask)
+        made.append(device.start(plan, lane, image, None, (), {"stack": made[0].buffers["stack"]}))
+
+        def answer():
+            sums = read_sums(of, device.fetch(lane, made[-1].buffers["sums"]))
+            bins = device.fetch(lane, made[-1].buffers["counts"]).reshape(2, -1).tolist()
+            return {name: (*one, *more) for name, one, more in zip("ab", sums, bins, strict=True)}
+
+        return again(*made), answer
+
+    return measure_statistics("Gram, moments, histogram", work, study, kernels)
+
+
+def measure_pairs(work):
+    """Co-occurrence of 32 levels, in all directions."""
+    study = study_of(statistics={"glcm": {"levels": 32, "range": [-1024, 3072]}})
+    image, edges = work.image, study.statistics.glcm.bins.starts(study.unit)[1:-1]
+    of = Pairs(2, study.unit, 0, edges, directions(1, planar=len(work.image) == 1))
+
+    def kernels(lane):
+        plan = pairs_plan(of, image.dtype, work.mask, work.mask, whole(image))
+        running = device.start(plan, lane, image, None, ())
+
+        def answer():
+            counts = device.fetch(lane, running.buffers["table"]).reshape(2, 32, 32)
+            return {name: tuple((one + one.T).reshape(-1).tolist()) for name, one in zip("ab", counts, strict=True)}
+
+        return again(running), answer
+
+    return measure_statistics("co-occurrence", work, study, kernels)
+
+
+def measure_statistics(name, work, study, kernels):
+    """Sums over classes: all that is read is the image and the mask."""
+
+    def call(on):
+        return class_statistics(work.image, work.mask, study, device=on)
+
+    return measure_call(name, work, call, lambda some, others: some == others, kernels, work.mask.nbytes)
+
+
+def shallow(work):
+    """Its first planes: stacks take 8 bytes a voxel and feature."""
+    return Workload(work.name.replace("×256", "×64"), work.image[:64], work.mask[:64], work.window)
+
+
 def row_of(name, work, seconds, floor):
     row = {"workload": name, "voxels": work.voxels, "floor_bytes": floor}
     row["ns"] = {of: one / work.voxels * 1e9 for of, one in seconds.items()}
@@ -239,6 +426,13 @@ def workloads():
     for kind in MAPS:
         yield f"{kind} 2D 7×7", lambda kind=kind: measure_map(kind, slices_2d("dense"))
         yield f"{kind} 3D 5³", lambda kind=kind: measure_map(kind, ct("dense", 5))
+    for name, of in (
+        ("features", measure_features),
+        ("labels", measure_labels),
+        ("sums of features", measure_sums),
+        ("co-occurrence", measure_pairs),
+    ):
+        yield f"{name} 3D", lambda of=of: of(shallow(ct("dense", 7)))
 
 
 def show(row):

@@ -162,7 +162,19 @@ def test_the_benchmark_runs_but_for_cupys_own_ways(machine, monkeypatch):
         ["1 at a time", "3 at a time", "processor"],
         *[["end to end", "processor"]] * 2,
     ]
+    monkeypatch.setattr(bench, "WINDOWS", ((1, 3, 4),))
+    monkeypatch.setattr(bench, "FRACTION_BITS", 4)
+    monkeypatch.setattr(bench, "filters", lambda image: {})
+    more = (bench.measure_features, bench.measure_labels, bench.measure_sums, bench.measure_pairs)
+    for measure in more:
+        rows.append(measure(work))
+        assert sorted(rows[-1]["ns"]) == ["copy", "end to end", "processor", "voxring"]
     assert all(time > 0 for row in rows for time in row["ns"].values())
+    monkeypatch.setattr(bench, "feature_maps", lambda image, study, device: [np.zeros(image.shape, np.int64)] * 4)
+    monkeypatch.setattr(bench, "class_statistics", lambda image, mask, study, device: {"a": (0,), "b": (0,)})
+    for measure in (bench.measure_features, bench.measure_sums, bench.measure_pairs):
+        with pytest.raises(AssertionError, match="not exact: nothing is timed"):
+            measure(work)
     monkeypatch.setattr(bench.cpu, "reduce", lambda *given: [Reduction(), Reduction()])
     for measure in (bench.measure, bench.measure_batch):
         with pytest.raises(AssertionError, match="not exact: nothing is timed"):

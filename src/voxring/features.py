@@ -408,21 +408,16 @@ class _Sums:
         asked, maps = self._study.statistics, len(self._study.feature)
         if len(self._present) > cuda.MOST_CLASSES:
             return False
-        features = [(place,) for place in range(maps)] * asked.gram
-        pairs = [(place, other) for place in range(maps) for other in range(place, maps)] * asked.gram
-        powers = [(maps * asked.gram,) * order for order in range(1, asked.moments + 1)]
-        edges = () if asked.histogram is None else tuple(asked.histogram.starts(self._study.unit))
-        words = 4 if asked.moments == 4 else 3
-        of = cuda.Sums(len(self._present), [*features, *pairs, *powers], words, maps * asked.gram, edges)
+        of = sums_asked(self._study, len(self._present))
         for first, stop in self._slabs():
             sums, counts = self._stack.summed((first, stop), of, self._numbers[first:stop])
             for mine, some, bins in zip(self._sums, sums, counts.tolist(), strict=True):
                 if asked.gram:
                     _add(mine["feature_sums"], some[:maps])
-                    _add(mine["gram"], some[maps : maps + len(pairs)])
+                    _add(mine["gram"], some[maps : len(some) - asked.moments])
                 if asked.moments:
                     _add(mine["powers"], some[len(some) - asked.moments :])
-                if edges:
+                if asked.histogram is not None:
                     _add(mine["histogram"], bins)
         return True
 
@@ -452,6 +447,22 @@ class _Sums:
         )
         for mine, table in zip(self._sums, counted, strict=True):
             mine["glcm"] = table.reshape(-1).tolist()
+
+
+def sums_asked(study: Study, classes: int) -> Sums:
+    """What the GPU sums for a study: in the order of `voxring.statistics.of_images`.
+
+    Of the features, if it asks for their Gram matrix, and of the intensity, which is the map after theirs.
+    """
+    from voxring.kernels import cuda
+
+    asked, maps = study.statistics, len(study.feature)
+    features = [(place,) for place in range(maps)] * asked.gram
+    pairs = [(place, other) for place in range(maps) for other in range(place, maps)] * asked.gram
+    powers = [(maps * asked.gram,) * order for order in range(1, asked.moments + 1)]
+    edges = () if asked.histogram is None else asked.histogram.starts(study.unit)
+    words = 4 if asked.moments == 4 else 3
+    return cuda.Sums(classes, [*features, *pairs, *powers], words, maps * asked.gram, edges)
 
 
 def _add(to: list[int], more: list[int]) -> None:
