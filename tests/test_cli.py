@@ -278,7 +278,10 @@ def test_a_bad_image_ends_the_study_with_its_reason_and_no_result(demo, tmp_path
         (["relay", "--listen", "h:1"], 3, "--listen: expected an address like tcp://HOST:PORT"),
         (["keys", "show", "s.toml"], 3, "the study has no keys: `voxring keys --help` says how"),
         (["keys", "show", "m.csv"], 3, "m.csv: cannot be read as a private key"),
-        (["keys", "new", "p.toml"], 3, "p.toml: exists, and a key is never written over"),
+        (["keys", "new", "p.toml"], 3, "p.toml: expected a name for a key, got that of a study"),
+        (["relay", "--listen", "tcp://192.0.2.1:9"], 5, "expected an address of this machine"),
+        (["study", "disclose", "p.toml", "--out", "p.toml"], 3, "expected another file than one that is read"),
+        (["research", "p.toml", "--out", "p.toml"], 3, "expected another file than one that is read"),
         (["study", "check", "none.toml"], 3, "no such study file"),
     ],
 )
@@ -410,9 +413,10 @@ def test_party_approve_shows_the_sheet_and_asks_for_the_digest(named, tmp_path):
     assert (
         "'z' is none of them" in run("party", "approve", study, *state, "--name", "z", "--yes", digest, check=3).stderr
     )
-    for typed, code in (("0" * 64, 3), (digest[:11], 3), ("", 130)):
-        done = run("party", "approve", study, *state, "--name", "a", check=code, stdin=f"{typed}\n" if typed else "")
+    for typed, words in (("0" * 64, "got another"), (digest[:11], "got another"), ("", "give --yes DIGEST")):
+        done = run("party", "approve", study, *state, "--name", "a", check=3, stdin=f"{typed}\n" if typed else "")
         assert done.stdout.startswith(shown)
+        assert words in done.stderr
         assert f"digest of the study: {digest}" in done.stdout
         assert "approved for" not in done.stdout
     assert not (tmp_path / "state").exists()
@@ -476,6 +480,7 @@ def test_ledger_show_and_verify_say_what_is_there_and_what_is_broken(named, tmp_
     assert said == f"whole: ledger of a: 2 entries, head {head}\n"
     run("party", "approve", study, *state, "--yes", digest, check=0)
     assert "3 entries" in run("ledger", "verify", *state, "--head", head.upper(), check=0).stdout
+    assert "copy it whole" in run("ledger", "verify", *state, "--head", head[:12], check=3).stderr
     later = json.loads(run("ledger", "show", *state, "--json", check=0).stdout)[-1]["hash"]
     with contextlib.closing(sqlite3.connect(tmp_path / "ledgers" / "a.sqlite", isolation_level=None)) as db:
         db.execute("DROP TRIGGER no_update")

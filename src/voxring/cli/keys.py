@@ -39,6 +39,8 @@ def new(file: Path) -> None:
     """
     from voxring.net.keys import PrivateKey
 
+    if file.suffix == ".toml":
+        raise StudyError(f"{file}: expected a name for a key, got that of a study: choose another ending than .toml")
     key = PrivateKey.new()
     key.write(file)
     _print(key.public)

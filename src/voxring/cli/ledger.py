@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +73,14 @@ def verify(name: str | None, state: Path | None, head: str | None) -> None:
     """
     from voxring.errors import StudyError
 
+    noted = None if head is None else head.strip().lower()
+    if noted is not None and not re.fullmatch("[0-9a-f]{64}", noted):
+        raise StudyError(
+            "--head: expected the 64 digits of a head, as verify prints them, got another text: copy it whole"
+        )
     kept = _open(name, state)
     entries = kept.verified()
-    if head is not None and head.strip().lower() not in {entry.hash for entry in entries}:
+    if noted is not None and noted not in {entry.hash for entry in entries}:
         raise StudyError(
             f"{kept.path}: no entry has the hash that was noted: entries were cut off or the chain was made anew: put "
             "the ledger back from a backup"

@@ -48,6 +48,7 @@ def approve(study: Path, name: str | None, state: Path | None, yes: str | None) 
     into the party's ledger, with a hash of the disclosure sheet.
     """
     from voxring.cli.sheet import FORMATS
+    from voxring.errors import StudyError
     from voxring.ring.sheet import sheet
     from voxring.session.account import DIGITS, Account, check_party, party_of
     from voxring.session.coins import state_folder
@@ -64,9 +65,16 @@ def approve(study: Path, name: str | None, state: Path | None, yes: str | None) 
     click.echo(f"digest of the study: {checked.digest}")
     given = yes
     if given is None:
-        given = click.prompt(
-            f"To approve it for {name}, type at least the first {DIGITS} digits of the digest", err=True
-        )
+        asked = f"To approve it for {name}, type at least the first {DIGITS} digits of the digest"
+        try:
+            given = click.prompt(asked, err=True)
+        except click.Abort as abort:
+            if not isinstance(abort.__context__, EOFError):
+                raise
+            raise StudyError(
+                "expected the digest to be typed, got the end of the input: nothing was approved: "
+                "where nobody types, give --yes DIGEST"
+            ) from None
     account = Account(Ledger(folder, name), checked)
     account.approve(given, how="party approve --yes" if yes else "party approve", sheet=shown)
     click.echo(f"approved for {name}; {account.ledger.where()}")

@@ -59,14 +59,16 @@ def write_report(result: Result, course: Course, report: Path) -> None:
     write_whole(report, page.encode())
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, *inputs: Path) -> None:
     """Refuse a result path that cannot be written before anybody computes for it.
 
     Raises
     ------
     StudyError
-        The folder is missing, or the path is a folder.
+        The folder is missing, or the path is a folder, or that of an input, such as the study.
     """
+    if out.exists() and any(one.exists() and out.samefile(one) for one in inputs):
+        raise StudyError(f"{out}: expected another file than one that is read: write elsewhere")
     if out.is_dir() or not out.parent.is_dir():
         raise StudyError(f"{out}: expected a file in a folder that exists: make the folder, or write elsewhere")
 

@@ -284,7 +284,7 @@ def research(
 
     checked = load_study(study)
     private = None if key is None else PrivateKey.read(key)
-    check_writable(out)
+    check_writable(out, study)
     page, course = report_path(out, report), Course()
     with Progress(quiet=quiet, as_json=True) as progress:
         for party in checked.parties:

@@ -71,7 +71,7 @@ def simulate(
     checked = simulation.with_parties(load_study(study), list(manifests))
     if pooled and checked.differential_privacy is not None:
         raise StudyError("--pooled: the results of a study with differential privacy are noisy: leave it out")
-    check_writable(out)
+    check_writable(out, study)
     page = report_path(out, report)
     with Progress(quiet=quiet, as_json=True) as progress:
         run = simulation.simulate(checked, manifests, timeout=timeout, notify=progress)

@@ -86,7 +86,7 @@ def disclose(file: Path, form: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    check_writable(out)
+    check_writable(out, file)
     write_whole(out, text.encode())
 
 

@@ -59,9 +59,9 @@ class PrivateKey:
                 mode = os.fstat(file.fileno()).st_mode
                 content = file.read(_LONGEST_FILE)
         except OSError as error:
-            raise StudyError(
-                f"{path}: cannot be read as a private key: {error.strerror}: `voxring keys new {path}` makes one"
-            ) from None
+            missing = isinstance(error, FileNotFoundError)
+            remedy = f"`voxring keys new {path}` makes one" if missing else "give the file that `voxring keys new` made"
+            raise StudyError(f"{path}: cannot be read as a private key: {error.strerror}: {remedy}") from None
         if stat.S_IMODE(mode) & 0o077:
             raise StudyError(
                 f"{path}: expected a private key that its owner alone can read, got mode {stat.S_IMODE(mode):03o}: "
@@ -98,7 +98,7 @@ class PrivateKey:
             if made:  # what cannot be written to the end is no key, and would stand in the way of one
                 Path(path).unlink(missing_ok=True)
             raise StudyError(
-                f"{path}: the key cannot be written: {error.strerror}: make room there, or choose another place"
+                f"{path}: the key cannot be written: {error.strerror}: make the folder, or room in it, or take another"
             ) from None
 
     @property

@@ -48,7 +48,7 @@ class Listener:
             listener = self._socket.listen(address)
         except pynng.NNGException as error:
             self._socket.close()
-            raise PeerError(f"cannot listen at {address}: {error}: choose another port or end what uses it") from None
+            raise cannot_listen(address, error) from None
         self.address = f"{address.rpartition(':')[0]}:{bound_port(listener, address)}"
         contexts = [self._socket.new_context() for _ in range(THREADS)]
         self._threads = [threading.Thread(target=self._serve, args=(context,), daemon=True) for context in contexts]
@@ -83,6 +83,15 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cannot_listen(address: str, error: pynng.NNGException) -> PeerError:
+    """Return the error for an address that cannot be listened at, with what to do about it."""
+    if isinstance(error, pynng.AddressInUse):
+        remedy = "choose another port or end what uses it"
+    else:
+        remedy = "expected an address of this machine, or 0.0.0.0 for all of them, and a port that you may use"
+    return PeerError(f"cannot listen at {address}: {error}: {remedy}")
 
 
 def content_of(message: pynng.Message) -> bytes:

@@ -26,9 +26,8 @@ from contextlib import suppress
 
 import pynng
 
-from voxring.errors import PeerError
 from voxring.net.exchange import Exchange, Limits
-from voxring.net.listener import bound_port, content_of
+from voxring.net.listener import bound_port, cannot_listen, content_of
 from voxring.net.mailbox import MAX_MESSAGE, Reply, write
 
 CONNECTIONS = 512
@@ -72,7 +71,7 @@ class Relay:
             listener = self._socket.listen(address)
         except pynng.NNGException as error:
             self._socket.close()
-            raise PeerError(f"cannot listen at {address}: {error}: choose another port or end what uses it") from None
+            raise cannot_listen(address, error) from None
         self.address = f"{address.rpartition(':')[0]}:{bound_port(listener, address)}"
         self._thread = threading.Thread(target=self._run, name="voxring relay", daemon=True)
         self._thread.start()

@@ -82,7 +82,7 @@ class Ledger:
 
     def __init__(self, state: str | Path, party: str) -> None:
         if not party or Path(party).name != party:  # it becomes a file's name
-            raise StudyError(f"expected the name of a party, got {party!r}")
+            raise StudyError(f"expected the name of a party, as a study gives it, got {party!r}")
         self.party = party
         self.path = _folder(state) / f"{party}{_ENDING}"
         self._salt_path = self.path.with_suffix(".salt")
@@ -137,7 +137,10 @@ class Ledger:
             There is no ledger, or it cannot be read.
         """
         if not self.exists:
-            raise StudyError(f"{self.path}: no such ledger: this party has approved no study with this state folder")
+            raise StudyError(
+                f"{self.path}: no such ledger: this party has approved no study with this state folder: "
+                "check the name, or give --state"
+            )
         with self._errors(), closing(self._connect()) as db:
             return _read(db)
 

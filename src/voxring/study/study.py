@@ -219,9 +219,11 @@ def load_study(path: str | Path) -> Study:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise StudyError(f"{path}: no such study file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read as a study: {error}") from None
+        raise StudyError(f"{path}: no such study file: check the path") from None
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read as a study: {error.strerror}: give the path of a TOML file") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path}: cannot be read as a study: expected TOML, got something that is no text") from None
     study = parse_study(text, source=str(path))
     if study.evaluate is None or not study.evaluate.model:
         return study
