@@ -143,6 +143,10 @@ class Network:
         mine, streamed = self.researcher.streamed, {name: party.streamed for name, party in self.parties.items()}
         if mine is None or mine.part.done or not all(one and one.ready for one in (mine, *streamed.values())):
             return
+        if len({one.plan.identity for one in (mine, *streamed.values())}) > 1:
+            return  # some have started over: their streams do not meet
+        if any(party.state in ("lost", "failed") for party in self.parties.values()):
+            return  # and have ended their streams
         for ring, chunk in product(range(len(mine.agreed.rings)), range(mine.plan.count)):
             frame = memoryview(bytearray(mine.plan.frame_bytes(chunk)))
             mine.part.fill(frame, ring, chunk)

@@ -662,7 +662,8 @@ def test_no_share_leaves_that_the_ledger_was_not_asked_about(tmp_path: Path) -> 
     party.session = b"\1" * 16
     share = reply(party, "share", b"", sum="voxels")
     status = reply(party, "status", bodies.write_status(bodies.Status("ready", "", share)))
-    for frame in (share, status):
+    announced = [reply(party, kind, b"", sum="voxels") for kind in ("stream", "door")]
+    for frame in (share, status, *announced):
         with pytest.raises(LocalProtocolError, match="after what it is made of was admitted"):
             account.sends(frame)
         with pytest.raises(LocalProtocolError, match="after what it is made of was admitted"):

@@ -23,6 +23,7 @@ from voxring.ring.chunks import CHUNK_BYTES, HEAD_BYTES, ChunkedSum, ChunkMember
 from voxring.ring.order import rings_of
 from voxring.ring.protocol import SecureSum
 from voxring.ring.residues import Limbs
+from voxring.session import chunked
 from voxring.session.chunked import Relayed
 from voxring.session.streamed import Streamed
 from wire import Proxy, Tap
@@ -226,6 +227,44 @@ def test_the_sender_ends_when_the_last_frame_was_used_and_the_receiver_when_it_h
         assert time.monotonic() - start < relayed_streams.GOODBYE_SECONDS
 
 
+def test_a_sender_that_does_not_hang_up_is_waited_for_a_moment(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relayed_streams, "GOODBYE_SECONDS", 0.2)
+    with closing(incoming(relay.address, 30)) as of, closing(outgoing(relay.address, 30)) as to:
+        put(to, b"x")
+        take(of, 1)
+        start = time.monotonic()
+        of.finish()
+        assert time.monotonic() - start < 3
+
+
+class Numbered(AesGcm):
+    """Notes the numbers that frames and words are sealed under, which are the nonces of GCM, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(KEY)
+        self.closed: dict[int, bytes] = {}
+
+    def close(self, number: int, frame: memoryview, into: memoryview) -> None:
+        assert self.closed.setdefault(number, bytes(frame)) == frame
+        super().close(number, frame, into)
+
+
+def test_no_number_seals_both_a_frame_and_what_answers_it(relay: Relay) -> None:
+    sends, receives = Numbered(), Numbered()
+    with (
+        closing(RelayIncoming("sender", relay.address, TOKEN, NAME, 5, receives)) as of,
+        closing(RelayOutgoing("receiver", relay.address, TOKEN, NAME, 5, sends)) as to,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        sent = pool.submit(put_many, to, 10)
+        assert [take(of, 1) for _ in range(10)] == [b"y"] * 10
+        of.finish()
+        sent.result(5)
+    frames = {number for number in sends.closed if number not in receives.closed}
+    assert frames == {*range(10)}  # the sender makes the words, too, to compare them
+    assert len(receives.closed) == 10
+
+
 # Those who mean harm. A relay can do what a member of the stream can who lacks the key.
 
 
@@ -409,6 +448,16 @@ def test_only_the_two_ends_find_the_mailbox_of_a_stream() -> None:
             tokens.add(Relayed(streamed, "", 1)._of(sender, receiver, 0)[0])
     assert len(tokens) == 4
     assert {len(token) for token in tokens} == {16}
+
+
+def test_what_a_relay_is_told_to_find_a_mailbox_is_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[bytes] = []
+    monkeypatch.setattr(chunked, "AesGcm", keys.append)
+    plan = ChunkedSum(SecureSum(bytes(32), bytes(16), "sum", rings_of(bytes(32), "abc", 1), Limbs(1, 10), 5))
+    streamed = Streamed(plan, "a", ChunkMember(plan, "a", [0] * 10, secrets.token_bytes), sealed=True, random=bytes)
+    streamed.keys["a", "b", 0] = KEY
+    token, _, _ = Relayed(streamed, "", 1)._of("a", "b", 0)
+    assert token not in keys[0] + KEY
 
 
 def test_a_frame_has_room_for_the_longest_chunk() -> None:

@@ -1,14 +1,17 @@
 """Sums in chunks within whole sessions: the same answers, sealed and in the clear, start-over, and what goes wrong."""
 
+import itertools
 import json
 import os
+import random
 import re
 import secrets
 import signal
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +43,7 @@ from voxring.errors import (
     VoxringError,
 )
 from voxring.net.address import beside
+from voxring.net.relay import Relay
 from voxring.net.streams import Dialler
 from voxring.ring import chunks
 from voxring.ring.chunks import ChunkedSum, ChunkMember
@@ -52,7 +56,8 @@ from voxring.session.account import NoAccount
 from voxring.session.as_party import _Process
 from voxring.session.party import Party
 from voxring.study import Study
-from voxring.totals import ClassTotals, LocalTotals, pooled
+from voxring.totals import ClassTotals, LocalTotals, Statistics, pooled
+from wire import KINDS as ANY_KIND
 from wire import Proxy
 
 read = partial(decode, limit=10**6)
@@ -245,6 +250,7 @@ class Run:
         self.study = a_sealed_study() if sealed else a_study(names)
         self.keys = PRIVATE if sealed else {}
         self.options: dict[str, dict] = {name: {} for name in names}
+        self.relays: dict[str, str] = {}
         self.said: list[str] = []
         self.sums_in_frames: set[str] = set()
 
@@ -257,7 +263,10 @@ class Run:
                     meeting,
                     pool,
                     name,
-                    **{"timeout": self.timeout, "key": self.keys.get(name)} | study | self.options[name],
+                    **{"timeout": self.timeout, "key": self.keys.get(name)}
+                    | study
+                    | ({"relay": self.relays[name], "address": None} if self.relays else {})
+                    | self.options[name],
                 )
                 for name in self.names
             }
@@ -271,6 +280,7 @@ class Run:
                     retries=self.retries,
                     insecure=True,
                     key=self.keys.get("researcher"),
+                    relay=self.relays.get("researcher"),
                     notify=self.said.append,
                 )
                 self.sums_in_frames = {seen.sum for seen in view.received}
@@ -333,6 +343,61 @@ def test_a_fault_on_a_stream_ends_right_or_starts_over_or_is_named(
             assert answer == TRUTH
             assert all(isinstance(one, Heard) for one in ended.values())
         assert number < 6 or not any("starting over" in said for said in run.said)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("batch", range(12))
+def test_whatever_the_network_does_to_streams_all_end_right_or_with_an_error_in_time(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Streams between members, sealed and in the clear, and all that goes through a relay; 36 runs."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", (48, 48))
+    draw, struck, ends = random.Random(batch), Counter(), Counter()  # noqa: S311
+    for kind, way_of in itertools.product(ANY_KIND, (sealed_streams, streams_in_the_clear, streams_at_a_relay)):
+        with ExitStack() as stack:
+            run, proxies = way_of(monkeypatch, stack, draw, kind)
+            answer, ended, took = run.go()
+        assert took < 20
+        struck[kind] += any(proxy.struck.is_set() for proxy in proxies)
+        for one in ended.values():
+            if isinstance(one, Heard):
+                assert one.means == {name: of.mean for name, of in TRUTH.items() if isinstance(of, Statistics)}
+            else:
+                assert isinstance(one, (PeerError, ProtocolError)), one
+        if isinstance(answer, VoxringError):
+            assert re.match(r"(in the secure sum of|while) .*: .*\b([abc]|relay)\b", str(answer)), answer
+        else:
+            assert answer == TRUTH
+        ends[kind, "right" if answer == TRUTH else "ended with an error"] += 1
+    print(f"\nstruck {dict(struck)}; {dict(ends)}; 0 wrong, 0 hung")
+    assert struck.total() > 18
+
+
+def sealed_streams(
+    monkeypatch: pytest.MonkeyPatch, stack: ExitStack, draw: random.Random, kind: str, *, sealed: bool = True
+) -> tuple[Run, list[Proxy]]:
+    way = Way(draw.randint(1, 12), kind=kind, at=draw.randrange(500), answers=draw.random() < 0.3)
+    monkeypatch.setattr(chunked, "Dialler", way)
+    stack.callback(lambda: [proxy.close() for proxy in way.proxies])
+    return Run(sealed=sealed, timeout=1, retries=1), way.proxies
+
+
+def streams_at_a_relay(
+    monkeypatch: pytest.MonkeyPatch, stack: ExitStack, draw: random.Random, kind: str
+) -> tuple[Run, list[Proxy]]:
+    relay, run = stack.enter_context(Relay(ANYWHERE)), Run(sealed=True, timeout=2, retries=1)
+    fault = {"kind": kind, "at": draw.randrange(20_000), "answers": draw.random() < 0.5}
+    proxies = {name: Proxy(relay.address) for name in (*run.names, "researcher")}
+    struck = draw.choice(list(proxies))
+    proxies[struck].close()
+    proxies[struck] = Proxy(relay.address, **fault)
+    for proxy in proxies.values():
+        stack.callback(proxy.close)
+    run.relays = {name: proxy.address for name, proxy in proxies.items()}
+    return run, list(proxies.values())
+
+
+streams_in_the_clear = partial(sealed_streams, sealed=False)
 
 
 def test_who_waits_for_a_stream_hears_that_the_session_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from sessions import (
 )
 from voxring.ring.message import Message, decode, encode
 from voxring.session import bodies
+from voxring.session import plan as plans
 from voxring.session.researcher import Researcher
 from voxring.totals import LocalTotals, pooled
 
@@ -154,11 +155,14 @@ class FaultyNetwork(RuleBasedStateMachine):
     """Whatever the network does, and whoever is started again: the exact answer, or a named error. Never a wrong
     number, and never an end without either."""
 
-    @initialize(coin=st.booleans(), rings=st.sampled_from([1, 2]))
-    def begin(self, coin: bool, rings: int) -> None:
+    @initialize(coin=st.booleans(), rings=st.sampled_from([1, 2]), long=st.booleans())
+    def begin(self, coin: bool, rings: int, long: bool) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(plans, "IN_CHUNKS", 0 if long else plans.IN_CHUNKS)
         self.network = Network(a_study(collusion=rings), coins=dict.fromkeys("abc", COIN) if coin else None)
         self.faulty = False
         FAULTS["runs"] += 1
+        FAULTS["in chunks"] += long
 
     def note(self, kind: str, *, lasting: bool = True) -> None:
         FAULTS[kind] += 1
@@ -252,6 +256,12 @@ class FaultyNetwork(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "network"):
             return
+        try:
+            self.end()
+        finally:
+            self.patch.undo()
+
+    def end(self) -> None:
         for _ in range(3):
             self.network.finish()
             self.nothing_is_wrong()

@@ -18,7 +18,7 @@ from voxring.net import streams as streams_module
 from voxring.net.streams import _DONE as DONE
 from voxring.net.streams import _HELLO as HELLO
 from voxring.net.streams import _WELCOME as WELCOME
-from voxring.net.streams import KEY_BYTES, AesGcm, Connection, Dialler, Incoming, Outgoing, Seal, Streams
+from voxring.net.streams import KEY_BYTES, AesGcm, Connection, Dialler, Incoming, Operation, Outgoing, Seal, Streams
 from voxring.ring.chunks import ChunkedSum, ChunkMaster, ChunkMember
 from voxring.ring.order import rings_of
 from voxring.ring.protocol import SecureSum
@@ -360,6 +360,57 @@ def test_stopping_wakes_whoever_waits(streams: Streams) -> None:
     incoming.stop()  # after it was closed
 
 
+def test_who_was_stopped_before_it_waits_does_not_begin_to(streams: Streams) -> None:
+    incoming, outgoing = pair(streams, timeout=30)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive, incoming, 4)
+        outgoing.send(FOUR)
+        received.result(5)
+        incoming.peer = "st-mary"
+        incoming.stop()
+        check_stopped(partial(receive, incoming, 4))
+
+
+def test_a_connection_that_comes_when_its_stream_was_stopped_is_not_waited_for(streams: Streams) -> None:
+    """As when another stream of the sum fails while this one takes its connection."""
+
+    class Stopping(Dialler):
+        stop: Callable[[], None]
+
+        def connect(self, operation: Operation, until: float) -> Connection | None:
+            connection = super().connect(operation, until)
+            self.stop()
+            return connection
+
+    way = Stopping(streams.addresses[0])
+    with Incoming("st-mary", way, KEY, 30, None) as incoming:
+        way.stop = incoming.stop
+        start = time.monotonic()
+        check_stopped(partial(receive, incoming, 1))
+        assert time.monotonic() - start < 1  # not when nobody has said welcome
+
+
+def test_a_receiver_that_never_says_that_it_is_done_is_named_in_time(streams: Streams) -> None:
+    incoming, outgoing = pair(streams, timeout=0.5)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive, incoming, 4)
+        outgoing.send(FOUR)
+        received.result(5)
+        with pytest.raises(PeerError, match=r"receiver moved nothing of its stream for 0\.5 s"):
+            outgoing.finish()
+
+
+def test_a_sender_that_does_not_hang_up_is_waited_for_a_moment(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "_GREETING_SECONDS", 0.3)
+    incoming, outgoing = pair(streams, timeout=30)
+    with incoming, outgoing, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(receive_one, incoming)
+        outgoing.send(FOUR)
+        received.result(5)
+
+
 def send_on(outgoing: Outgoing) -> None:
     while True:
         outgoing.send(memoryview(bytes(1 << 20)))
@@ -381,6 +432,14 @@ def test_a_stranger_who_comes_first_changes_nothing(streams: Streams, back: bool
         time.sleep(0.05)
         assert carry(streams, streams.addresses[0], frames, back=back) == frames
         assert stranger.recv(1) == b""
+
+
+def test_strangers_who_say_nothing_do_not_take_the_time_of_the_peer_behind_them(streams: Streams) -> None:
+    strangers = [dialled(streams) for _ in range(4)]
+    try:
+        assert carry(streams, streams.addresses[0], [b"frame"], timeout=4) == [b"frame"]
+    finally:
+        shut(*strangers)
 
 
 def suppressed(work: Callable[[bytes], object], with_: bytes) -> None:
@@ -513,6 +572,28 @@ def test_no_more_chunks_are_under_way_than_the_window_allows(monkeypatch: pytest
     values = values_of(plan)
     assert list(sum_up(plan, values).total) == sum(values.values()).tolist()
     assert 1 < most <= plan.window == 8
+
+
+def test_the_master_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of different rings meet in the same slots of the total."""
+    inside = threading.Lock()
+
+    def alone(work: Callable) -> Callable:
+        def works(master: ChunkMaster, *args: object) -> object:
+            assert inside.acquire(blocking=False)
+            try:
+                time.sleep(0.001)
+                return work(master, *args)
+            finally:
+                inside.release()
+
+        return works
+
+    monkeypatch.setattr(ChunkMaster, "fill", alone(ChunkMaster.fill))
+    monkeypatch.setattr(ChunkMaster, "receive", alone(ChunkMaster.receive))
+    plan = a_plan(3, 400, chunk=10, collusion=2)
+    values = values_of(plan)
+    assert list(sum_up(plan, values).total) == sum(values.values()).tolist()
 
 
 @pytest.mark.parametrize("peer", ["researcher", "p0", "p1", "p2"])

@@ -5,8 +5,9 @@ Theory of operation
 A stream is one connection, a byte stream of nng's. One end listens, the other dials: the receiver listens, except that
 the researcher, who has no door, dials the one that it receives from. Three words say which stream it means: the one who
 dialled says hello, is welcomed, and says that it is there; each word is sealed, if frames are. Who says anything else,
-or nothing for two seconds, is closed, and the next one is taken. Once the two ends know each other, nobody else is
-taken until the stream has ended. Frames follow in order; after the last, the receiver says so, and the sender hangs up.
+or nothing for two seconds, is closed, and the next one is taken; who does not even say hello is closed sooner, since
+the peer may wait behind. Once the two ends know each other, nobody else is taken until the stream has ended. Frames
+follow in order; after the last, the receiver says so, and the sender hangs up.
 
 Words and frames go with their length before them, in 4 bytes. Both ends know every length, and the bytes go between the
 system and memory that the caller has for them: whatever a stranger says, it takes no memory. Nothing waits here either:
@@ -33,11 +34,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from voxring.errors import PeerError, RemoteProtocolError
 from voxring.net.link import RECONNECT_MS
+from voxring.net.listener import cannot_listen
 
 KEY_BYTES = 19
 """Bytes of the name of a stream."""
 
 _HELLO, _WELCOME, _HERE, _DONE = range(1 << 90, (1 << 90) + 4)  # numbers that no frame has
+_HELLO_SECONDS = 0.5  # it is said at once: whoever connects and is silent takes no more of the peer's time
 _GREETING_SECONDS = 2.0
 _LENGTH = 4
 _AT_ONCE = b"tcp-nodelay", True  # else the system keeps a short word back for 40 ms
@@ -268,7 +271,7 @@ class Door:
                 self.close()
                 raise
         except pynng.NNGException as error:
-            raise PeerError(f"cannot listen at {address}: {error}: choose another address") from None
+            raise cannot_listen(address, error) from None
         self.address = f"{address.rpartition(':')[0]}:{port[0]}"
 
     def connect(self, operation: Operation, until: float) -> Connection | None:
@@ -448,7 +451,7 @@ class _Stream:
                     self._connection = connection
                     if self._stopped:
                         connection.stop()
-                if not self._greets(connection, soon):
+                if not self._greets(connection, until):
                     with self._ending:
                         self._connection = None
                         connection.close()
@@ -458,9 +461,10 @@ class _Stream:
         """Whether who is at the other end of a connection is the peer, and still there."""
         try:
             for number in (_HELLO, _WELCOME, _HERE):
+                soon = min(until, time.monotonic() + (_HELLO_SECONDS if number == _HELLO else _GREETING_SECONDS))
                 if self._way.listens == (number == _WELCOME):
-                    connection.send(self._word(number), until)
-                elif not self._hears(connection, number, until):
+                    connection.send(self._word(number), soon)
+                elif not self._hears(connection, number, soon):
                     self._refused = "; somebody else, or a member of another sum, was turned away"
                     return False
         except _EndedError:
