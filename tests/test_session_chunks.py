@@ -350,7 +350,7 @@ def test_a_fault_on_a_stream_ends_right_or_starts_over_or_is_named(
 def test_whatever_the_network_does_to_streams_all_end_right_or_with_an_error_in_time(
     monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Streams between members, sealed and in the clear, and all that goes through a relay; 36 runs."""
+    """Streams between members, sealed and in the clear, and all that goes through a relay; 27 runs."""
     monkeypatch.setattr(chunks, "CHUNK_BYTES", (48, 48))
     draw, struck, ends = random.Random(batch), Counter(), Counter()  # noqa: S311
     for kind, way_of in itertools.product(ANY_KIND, (sealed_streams, streams_in_the_clear, streams_at_a_relay)):
@@ -370,13 +370,14 @@ def test_whatever_the_network_does_to_streams_all_end_right_or_with_an_error_in_
             assert answer == TRUTH
         ends[kind, "right" if answer == TRUTH else "ended with an error"] += 1
     print(f"\nstruck {dict(struck)}; {dict(ends)}; 0 wrong, 0 hung")
-    assert struck.total() > 18
+    assert struck.total() > 13
 
 
 def sealed_streams(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, draw: random.Random, kind: str, *, sealed: bool = True
 ) -> tuple[Run, list[Proxy]]:
-    way = Way(draw.randint(1, 12), kind=kind, at=draw.randrange(500), answers=draw.random() < 0.3)
+    answers = draw.random() < 0.3  # two words, against two and chunks
+    way = Way(draw.randint(1, 12), kind=kind, at=draw.randrange(70 if answers else 240), answers=answers)
     monkeypatch.setattr(chunked, "Dialler", way)
     stack.callback(lambda: [proxy.close() for proxy in way.proxies])
     return Run(sealed=sealed, timeout=1, retries=1), way.proxies
@@ -386,7 +387,7 @@ def streams_at_a_relay(
     monkeypatch: pytest.MonkeyPatch, stack: ExitStack, draw: random.Random, kind: str
 ) -> tuple[Run, list[Proxy]]:
     relay, run = stack.enter_context(Relay(ANYWHERE)), Run(sealed=True, timeout=2, retries=1)
-    fault = {"kind": kind, "at": draw.randrange(20_000), "answers": draw.random() < 0.5}
+    fault = {"kind": kind, "at": draw.randrange(8000), "answers": draw.random() < 0.5}
     proxies = {name: Proxy(relay.address) for name in (*run.names, "researcher")}
     struck = draw.choice(list(proxies))
     proxies[struck].close()

@@ -98,7 +98,7 @@ class PrivateKey:
             if made:  # what cannot be written to the end is no key, and would stand in the way of one
                 Path(path).unlink(missing_ok=True)
             raise StudyError(
-                f"{path}: the key cannot be written: {error.strerror}: make the folder, or room in it, or take another"
+                f"{path}: the key cannot be written: {error.strerror}: make room or the folder, or choose another place"
             ) from None
 
     @property

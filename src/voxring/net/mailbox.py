@@ -105,8 +105,8 @@ def read_request(message: bytes) -> Request | None:
     return request
 
 
-def read_reply(message: bytes) -> Reply:
-    """Read what a relay says.
+def read_reply(message: bytes, relay: str) -> Reply:
+    """Read what the relay at an address says.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def read_reply(message: bytes) -> Reply:
         reply: Reply = _replies.decode(message)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise RemoteProtocolError(
-            "expected a relay of this release of voxring, got something else: check its address and release"
+            f"expected a relay of this release of voxring at {relay}, got something else: check its address and release"
         ) from None
     return reply
 

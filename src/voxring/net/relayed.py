@@ -89,7 +89,7 @@ class RelayLink:
         while True:
             name = name_of(next(tokens(self._digest, self.peer, self._clock())))
             asked = write(Ask(name, frame, self._seen))
-            reply = read_reply(self._link.ask(asked, max(PAUSE, until - time.monotonic())))
+            reply = read_reply(self._link.ask(asked, max(PAUSE, until - time.monotonic())), self._relay)
             if isinstance(reply, Answer):
                 self._answered, self._missed, self._seen = True, None, reply.ticket
                 return reply.frame
@@ -158,7 +158,7 @@ class RelayListener:
         self.address = relay
         self._member, self._digest, self._answer, self._closed, self._clock = member, digest, answer, closed, clock
         self._ending = False
-        self._trouble = "the relay was not reached"
+        self._trouble = f"the relay was not reached at {relay}: is it running, and is the address right?"
         self._seen: bytes | None = None  # any that was read will do
         self._askers: set[int] = set()
         self._askers_lock = threading.Lock()
@@ -186,11 +186,11 @@ class RelayListener:
     @property
     def trouble(self) -> str:
         """What is wrong with the relay, in words, or nothing."""
-        return self._trouble and f"{self._trouble} at {self.address}"
+        return self._trouble
 
     def _went(self, _: pynng.Pipe) -> None:
         # The relay is gone, and with it everybody who asked through it. In a thread of nng.
-        self._trouble = "the connection to the relay was lost"
+        self._trouble = f"the connection to the relay at {self.address} was lost"
         with self._askers_lock:
             askers, self._askers = self._askers, set()
         for asker in askers:
@@ -223,9 +223,9 @@ class RelayListener:
         start = time.monotonic()
         try:
             context.send(write(take))
-            reply = read_reply(context.recv())
+            reply = read_reply(context.recv(), self.address)
         except pynng.NNGException:  # most likely a timeout
-            self._trouble = self._trouble or "the relay did not answer"
+            self._trouble = self._trouble or f"the relay at {self.address} did not answer"
             time.sleep(PAUSE)
             return None
         except RemoteProtocolError as error:
@@ -233,7 +233,7 @@ class RelayListener:
             time.sleep(PAUSE)
             return None
         full = not isinstance(reply, Question | Gone | Nothing)
-        self._trouble = "the relay is full" if full else ""
+        self._trouble = f"the relay at {self.address} is full: try later" if full else ""
         if (full or isinstance(reply, Nothing)) and not take.last and time.monotonic() - start < PAUSE:
             time.sleep(PAUSE)
         return reply

@@ -69,7 +69,7 @@ class Requests:
     """
 
     def __init__(self, relay: str) -> None:
-        self._next = 0
+        self._relay, self._next = relay, 0
         self._lost = threading.Event()
         # Raw: replies are matched with requests here, and nng asks nothing again by itself.
         self._socket = pynng.Req0(
@@ -120,7 +120,7 @@ class Requests:
         except pynng.Timeout:
             return None
         head = pynng.ffi.buffer(pynng.lib.nng_msg_header(message._nng_msg), 4)
-        return int.from_bytes(head, "big") & ~_ID, read_reply(bytes(message.bytes))
+        return int.from_bytes(head, "big") & ~_ID, read_reply(bytes(message.bytes), self._relay)
 
     def close(self) -> None:
         """Close the connection; no thread may be in it."""
