@@ -6,8 +6,6 @@ which voxring is checked to give before anything is timed. Writes bench/results/
 Takes about an hour on two cores, a third of it with --quick.
 """
 
-import argparse
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +15,7 @@ import numba
 import numpy as np
 
 from peers import BORDERS, PEERS, SLOW, set_threads
-from timing import interleaved, machine, once
+from timing import interleaved, measure_all, once
 from voxring.kernels import Reduction, cpu
 from workloads import ct, mri, slices_2d, slices_apart, slide
 
@@ -91,10 +89,10 @@ def ours(work, threads):
     return many if work.apart else lambda: one(work.image, work.mask, threads)
 
 
-def measure(work, *, slow):
+def measure(work, *, quick):
     """One workload, on one thread and on two."""
     answer = ours(work, 1)()
-    slow = slow and work.name.endswith("dense")
+    slow = not quick and work.name.endswith("dense")
     peers = {name: prepare for name, prepare in PEERS.items() if slow or name not in SLOW}
     borders = {"reflect", *(BORDERS[name] for name in peers if name in BORDERS)}
     totals = {border: exact_total(work, border) for border in borders}
@@ -160,20 +158,5 @@ def show(row):
         print(f"    not installed: {', '.join(row['missing'])}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the quick peers")
-    parser.add_argument("--only", default="", help="only workloads whose name holds this text; writes no file")
-    options = parser.parse_args()
-    rows = []
-    RESULTS.parent.mkdir(exist_ok=True)
-    for name, make in workloads():
-        if options.only in name:
-            rows.append(measure(make(), slow=not options.quick))
-            show(rows[-1])
-        if not options.only:  # after each, so that a run cut short leaves what it measured
-            RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    measure_all(__doc__, RESULTS, workloads(), measure, show)

@@ -7,8 +7,6 @@ reflected, where a peer can; errors are those where windows lie inside. Writes b
 Takes about half an hour on two cores, a third of it with --quick.
 """
 
-import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from peers import set_threads, window_sums_of
-from timing import interleaved, machine, once
+from timing import interleaved, measure_all, once
 from voxring.kernels import cpu
 from workloads import intensities
 
@@ -283,20 +281,5 @@ def workloads():
     yield from both("2D 15×15, uint8 8000×8000", image, (1, 15, 15))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only the quick peers")
-    parser.add_argument("--only", default="", help="only workloads whose name holds this text; writes no file")
-    options = parser.parse_args()
-    rows = []
-    RESULTS.parent.mkdir(exist_ok=True)
-    for work in workloads():
-        if options.only in work.name:
-            rows.append(measure(work, quick=options.quick))
-            show(rows[-1])
-        if not options.only:  # after each, so that a run cut short leaves what it measured
-            RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    measure_all(__doc__, RESULTS, ((work.name, lambda work=work: work) for work in workloads()), measure, show)

@@ -1,6 +1,8 @@
 """Fair timing on shared machines: everything in one run, in turn, medians."""
 
+import argparse
 import gc
+import json
 import math
 import os
 import platform
@@ -48,6 +50,25 @@ def once(functions):
         function()
         times[name] = time.perf_counter() - start
     return times
+
+
+def measure_all(description, results, workloads, measure, show):
+    """Measure workloads as the command line asks: each is a name and a function that makes it.
+
+    ``measure`` makes a row of one, which ``show`` prints; all go to the file ``results``.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="only the quick peers")
+    parser.add_argument("--only", default="", help="only workloads whose name holds this text; writes no file")
+    options = parser.parse_args()
+    rows = []
+    results.parent.mkdir(exist_ok=True)
+    for name, make in workloads:
+        if options.only in name:
+            rows.append(measure(make(), quick=options.quick))
+            show(rows[-1])
+        if not options.only:  # after each, so that a run cut short leaves what it measured
+            results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def machine():

@@ -293,14 +293,7 @@ class _Process:
             self.notify("finding the landmarks of its images")
             self._reason = "it stopped while finding its landmarks"
             self._landmarks = landmarks()
-        with self.changed:
-            self._look()
-            self._reason = _NOT_ADMITTED
-            self.account.admit_landmarks(self.party.session, self._landmarks)
-            self._reason = "its numbers leave the study's bounds"
-            self.party.supply_landmarks(self._landmarks)
-            self.changed.notify_all()
-        self._reason = "it was stopped"
+        self._bring(self._landmarks, self.account.admit_landmarks, self.party.supply_landmarks)
 
     def _agreed(self) -> Study:
         """Return the study with the standard scale; totals by another, of a session that failed, are dropped."""
@@ -325,12 +318,18 @@ class _Process:
             self.notify("computing local totals")
             self._reason = "it stopped while computing its local totals"
             self._totals = local_totals()
+        self._bring(self._totals, self.account.admit, lambda mine: self.party.supply(mine, self.account.skipped))
+
+    def _bring(
+        self, mine: LocalTotals, admit: Callable[[bytes, LocalTotals], None], supply: Callable[[LocalTotals], None]
+    ) -> None:
+        """Hand in what was computed, once the ledger admits it."""
         with self.changed:
             self._look()
             self._reason = _NOT_ADMITTED
-            self.account.admit(self.party.session, self._totals)
+            admit(self.party.session, mine)
             self._reason = "its numbers leave the study's bounds"
-            self.party.supply(self._totals, self.account.skipped)
+            supply(mine)
             self.changed.notify_all()
         self._reason = "it was stopped"
 

@@ -231,10 +231,8 @@ class Party:
         LocalProtocolError
             They were handed in already, or it is not their turn.
         """
-        if self.state in ENDED or self.state == "lost":
+        if not self._takes("own landmarks"):
             return
-        if (self.state, "own landmarks") not in TRANSITIONS:
-            raise LocalProtocolError(f"landmarks are handed in once, while surveying; this party is {self.state}")
         check_landmarks(landmarks, self._study)
         self._landmarks = landmarks
         self._join(self.plan.images(self.session), self.plan.image_values(landmarks))
@@ -250,10 +248,8 @@ class Party:
         LocalProtocolError
             They were handed in already, or the session has not begun.
         """
-        if self.state in ENDED or self.state == "lost":
+        if not self._takes("own totals"):
             return
-        if (self.state, "own totals") not in TRANSITIONS:
-            raise LocalProtocolError(f"totals are handed in once, while computing; this party is {self.state}")
         check_bounds(totals, self._study)
         # Under differential privacy how many images cannot be used is not told: it may be one patient's.
         self._totals, self._skipped = totals, 0 if self._study.differential_privacy else skipped
@@ -272,19 +268,26 @@ class Party:
         LocalProtocolError
             They were handed in already, or it is not their turn.
         """
-        if self.state in ENDED:
+        if not self._takes("own step") or self.at is None:
             return
-        if (self.state, "own step") not in TRANSITIONS or self.at is None:
-            raise LocalProtocolError(f"a step is handed in once, while stepping; this party is {self.state}")
         for name in self.at.classes:
             if replace(totals[name], statistics=()) != replace(self._totals[name], statistics=()):
                 raise ImageError(
                     f"class {name!r} has other totals than before: images or ground truth changed while the study ran; "
-                    "nothing of this step was sent"
+                    "nothing of this step was sent: leave the files as they are until a study has ended"
                 )
         check_bounds(totals, self.at)
         self._join(self.plan.step(self.session, len(self.steps), self.at), step_totals(totals, self.at))
         self._step("own step")
+
+    def _takes(self, own: str) -> bool:
+        """Whether this party's own numbers are taken now; once it has ended or is lost, they are dropped in silence."""
+        if self.state in ENDED or self.state == "lost":
+            return False
+        if (self.state, own) not in TRANSITIONS:
+            when = next(state for state, event in TRANSITIONS if event == own)
+            raise LocalProtocolError(f"{own}: handed in once, while {when}; this party is {self.state}")
+        return True
 
     def fail(self, reason: str) -> None:
         """End this party; the researcher is told the reason, which must hold no value."""

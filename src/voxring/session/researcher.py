@@ -583,8 +583,8 @@ class Researcher:
 
     @property
     def _at(self) -> AtWeights:
-        study = self._study.with_landmarks(self.scale) if self._study.agrees else self._study
-        return study.at(self._newton.rows if self._newton is not None else (), self._counts)
+        """What the parties sum at this step; its bounds do not depend on a standard scale."""
+        return self._study.at(self._newton.rows if self._newton is not None else (), self._counts)
 
     def _finish_step(self, total: Sequence[int]) -> None:
         mine = tuple(map(int, total))
