@@ -10,6 +10,7 @@ import pytest
 
 from test_cli import run
 from test_images import OBLIQUE, nifti_bytes
+from voxring.batch import Row, image_totals
 from voxring.classify import classify_image, evaluate_image, image_stem, slabs
 from voxring.devices import device_name
 from voxring.errors import ImageError, StudyError
@@ -115,6 +116,40 @@ def test_an_image_in_2d_and_a_nrrd_with_its_names(tmp_path):
     truth = read_ground_truth(labels)
     assert truth.segments == tuple(Segment(name, value, 0) for name, value in CLASSES.items())
     assert np.array_equal(truth.layers[0], of.labels(feature_maps(image, of.study)))
+
+
+@pytest.mark.parametrize(("axes", "give"), [(3, "a whole volume"), (2, "one plane at a time")])
+def test_a_model_of_volumes_takes_no_plane_and_one_of_planes_no_volume(tmp_path, model, axes, give):
+    image, truth = hospital(5)
+    if axes == 3:
+        image, truth = image[0], truth[0]
+    np.save(tmp_path / "ct.npy", image)
+    np.save(tmp_path / "truth.npy", truth)
+    made = Model.of(study(window={"size": 3, "axes": axes}), model.moments, "lda")
+    made = Model.parse(made.canonical())
+    (tmp_path / "maps").mkdir()
+    said = f"study: window.axes is {axes}, the image has {image.ndim} axes: give {give}, or take a study or model of"
+    with pytest.raises(StudyError, match=f"^ct.npy: {said}"):
+        classify_image(tmp_path / "ct.npy", made, tmp_path / "maps")
+    with pytest.raises(StudyError, match=f"^ct.npy: {said}"):
+        evaluate_image(tmp_path / "ct.npy", tmp_path / "truth.npy", made)
+    with pytest.raises(StudyError, match=f"^{said}"):
+        made.predict(image)
+    with pytest.raises(StudyError, match=f"^ct.npy: {said}"):
+        made.predict(tmp_path / "ct.npy")
+    row = Row(2, tmp_path / "ct.npy", tmp_path / "truth.npy", "p")
+    with pytest.raises(ImageError, match=f"^ct.npy: {said}"):
+        image_totals(row, made.study)
+    made.save(tmp_path / "model.json")
+    evaluating = Study.of(
+        name="e", classes={"fat": 3}, evaluate={"model": str(tmp_path / "model.json"), "digest": made.digest}
+    )
+    with pytest.raises(ImageError, match=f"^ct.npy: {said}"):
+        image_totals(row, evaluating)
+    if axes == 3:  # one window of a volume is enough to say so
+        volumes = Model.of(study(window={"size": [3, 3, 3]}), model.moments, "lda")
+        with pytest.raises(StudyError, match=r"window\.size has 3 numbers, the image has 2 axes: give a whole volume"):
+            volumes.predict(image)
 
 
 def test_labels_beyond_a_byte_are_written_in_two(tmp_path):
@@ -238,6 +273,7 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
         read_image(tmp_path / "out" / "ct7_labels.nii").voxels,
         model.labels(feature_maps(hospital(7)[0], model.study)),
     )
+    assert "does not say how many axes its images have" in done.stderr
     again = run("classify", tmp_path / "model.json", images[0], "--out", tmp_path / "out", check=4)
     assert "--force" in again.stderr
     run("classify", tmp_path / "model.json", images[0], "--out", tmp_path / "out", "--force", "--quiet", check=0)
@@ -257,6 +293,7 @@ def test_the_commands_classify_and_evaluate(tmp_path, model):
     assert json.loads((tmp_path / "eval.json").read_text()) == expected
     assert f"{float(counts.outcomes('bone').dice):.4f}" in done.stdout
     assert f"accuracy over {counts.voxels:,} labelled voxels" in done.stdout
+    assert "does not say how many axes its images have" in done.stderr
     everywhere = run(
         "evaluate", tmp_path / "model.json", tmp_path / "manifest.csv", "--out", tmp_path / "eval.json", "--everywhere",
         "--json", "--quiet", check=0,

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -465,6 +466,13 @@ def test_classes_are_told_by_label_and_by_what_they_hold(classes: dict, refused:
         totals = [LocalTotals({"spleen": one["lesion"] + ClassTotals(1)}) for one in totals]
     why = judged((a_study(), patients(*MANY)), (a_study(classes=classes), totals))
     assert bool(why) == refused
+
+
+def test_saying_how_many_axes_images_have_makes_no_other_question() -> None:
+    said = Study.of(**msgspec.to_builtins(a_study()) | {"window": {"size": 3, "axes": 3}})
+    assert said.digest != a_study().digest
+    assert FEW in judged((a_study(), patients(*MANY)), (said, patients(*MANY, 10)))
+    assert brought(said, patients(*MANY), hashed).question == brought(a_study(), patients(*MANY), hashed).question
 
 
 def test_a_changed_image_is_one_patient_though_n_is_the_same() -> None:

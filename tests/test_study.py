@@ -101,6 +101,12 @@ def test_the_digest_is_pinned():
         ("size = 7", "size = [3]", r"window\.size: expected .* or 2 or 3 such in brackets, got \[3\]: "),
         ("size = 7", 'size = "7"', r'window\.size: expected a whole number .*, got "7": '),
         ("size = 7", "size = [2000, 2000, 2000]", r"fewer than 2\^31 voxels"),
+        ("size = 7", "size = 7\naxes = 4", r"window\.axes: expected 2 or 3, got 4: write that, or leave it out$"),
+        (
+            "size = 7",
+            "size = [3, 7, 7]\naxes = 2",
+            r"window\.axes: expected as many as window\.size has numbers, got 2 for \(3, 7, 7\): leave axes out",
+        ),
         ('size = 7\nborder = "reflect"', 'size = 1200\nborder = "clip"', "no common denominator"),
         (
             '"reflect"',
@@ -115,7 +121,7 @@ def test_the_digest_is_pinned():
             r"window\.fill: expected at most bounds\.intensity, got 9",
         ),
         ("[window]", "[windows]", r"toml: windows: expected name, classes, .*, got windows: did you mean window\?"),
-        ("size = 7", "sise = 7", r"window\.sise: expected size, border or fill, got sise: did you mean size\?"),
+        ("size = 7", "sise = 7", r"window\.sise: expected size, border, fill or axes, got sise: did you mean size\?"),
         ("{ lesion = 1, liver = 2 }", "{}", "classes: expected at least one class, got none"),
         ("{ lesion = 1, liver = 2 }", "{ a = 1, b = 1 }", r"classes\.a: label 1 is given to two classes"),
         ("{ lesion = 1, liver = 2 }", '{ "" = 1 }', "a class needs a name"),
@@ -265,7 +271,7 @@ def test_bins_tell_the_integers_apart_at_their_exact_edges():
             r"feature\[1\]\.window: expected .* or 2 or 3 such in brackets, got \[3\]: .*, or leave it out$",
         ),
         ("window = 7", "window = [2000, 2000, 2000]", r"fewer than 2\^31 voxels"),
-        ("window = 7", "window = [7, 7]", r"no image has as many axes as 'std-3x7x7' and also those of the windows"),
+        ("window = 7", "window = [7, 7]", r"no image has as many axes as 'std-3x7x7' and also those of \[window\]"),
         ('"edge"', '"mean-7"', "feature: 'mean-7' stands twice: leave one out, or give each a name"),
         ('"edge"', '"an edge"', r"feature\.name: expected letters, digits, .* got 'an edge'"),
         ("moments = 4", "moments = 1", r"statistics\.moments: expected 0, 2, 3 or 4, got 1: "),
@@ -370,6 +376,50 @@ def test_the_researcher_has_a_key_only_beside_parties_that_have():
 @pytest.mark.parametrize(("size", "ndim", "expected"), [(5, 2, (1, 5, 5)), (5, 3, (5, 5, 5)), ((2, 4), 2, (1, 2, 4))])
 def test_the_window_lies_along_planes_rows_columns(size, ndim, expected):
     assert Study.of(name="s", classes={"a": 1}, window={"size": size}).window.along(ndim) == expected
+
+
+def of_axes(axes=None, size=3, *features):
+    window = {"size": size} | ({} if axes is None else {"axes": axes})
+    return Study.of(name="s", classes={"a": 1}, window=window, feature=features)
+
+
+def test_a_study_says_how_many_axes_its_images_have():
+    either, volumes, planes = of_axes(), of_axes(3), of_axes(2)
+    assert (either.axes, volumes.axes, planes.axes) == ({2, 3}, {3}, {2})
+    assert (of_axes(None, (3, 3, 3)).axes, of_axes(None, (1, 3, 3)).axes, of_axes(2, (1, 3, 3)).axes) == (
+        {3},
+        {2, 3},
+        {2},
+    )
+    assert of_axes(None, 3, {"kind": "mean", "window": [5, 5]}).axes == {2}
+    assert volumes.window.along(3) == either.window.along(3)
+    assert planes.window.along(2) == either.window.along(2)
+    assert volumes.denominator == planes.denominator == either.denominator
+    assert len({either.digest, volumes.digest, planes.digest}) == 3
+    with pytest.raises(StudyError, match=r"no image has as many axes as 'mean-3x3x3' and also those of \[window\]"):
+        of_axes(2, 3, {"kind": "mean", "window": [3, 3, 3]})
+    with pytest.raises(
+        StudyError, match=r"window\.axes is 3, the image has 2 axes: give a whole volume, or take a study or"
+    ):
+        volumes.check_axes(2)
+    with pytest.raises(
+        StudyError, match=r"window\.axes is 2, the image has 3 axes: give one plane at a time, or take a"
+    ):
+        planes.check_axes(3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "features", "blurs"),
+    [
+        (None, [{"kind": "gradient"}], True),
+        (None, [{"kind": "mean", "window": 3}], True),
+        (None, [{"kind": "intensity"}, {"kind": "mean", "window": [1, 3, 3]}], False),
+        (None, [{"kind": "gradient"}, {"kind": "mean", "window": [3, 3, 3]}], False),
+        (2, [{"kind": "gradient"}], False),
+    ],
+)
+def test_features_blur_axes_where_nothing_says_how_many_there_are(axes, features, blurs):
+    assert of_axes(axes, 3, *features).blurs_axes is blurs
 
 
 @pytest.mark.parametrize("size", [2, 3, 6, (2, 3), (1, 4, 5)])

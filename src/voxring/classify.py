@@ -71,7 +71,7 @@ def slabs(
     ImageError
         The image cannot be read, or a value leaves the range that the study declares.
     StudyError
-        A window of the study names axes that the image lacks.
+        The model is of images with other axes.
     ModelError
         Probabilities are asked for and the classifier has none.
     DeviceError
@@ -88,8 +88,8 @@ def slabs(
             stop = min(first + step, planes)
             labels, chances = model.classify_planes(stack, (first, stop), probabilities=probabilities, threads=threads)
             yield Slab(first, stop, labels, chances if probabilities else np.empty((0, *labels.shape), np.float32))
-    except ImageError as error:
-        raise error if name in str(error) else ImageError(f"{name}: {error}") from error
+    except (ImageError, StudyError) as error:
+        raise error if name in str(error) else type(error)(f"{name}: {error}") from error
 
 
 def classify_image(

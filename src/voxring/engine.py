@@ -310,6 +310,7 @@ def widest(study: Study, ndim: int) -> tuple[int, int, int]:
     features = study.feature if of_images(study) or isinstance(study, AtWeights) else ()
     for of_model in _studies(study)[1:]:
         features += of_model.feature
+        of_model.check_axes(ndim)
     sizes = [study.window.along(ndim)]
     for feature in features:
         sizes.append((3 if ndim == 3 else 1, 3, 3) if feature.kind == "gradient" else feature.along(ndim))

@@ -123,6 +123,7 @@ class FeatureStack:
         check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
         self.study, self._shape = study, image.shape
         self._windows = [feature.along(image.ndim) for feature in study.feature]
+        study.check_axes(image.ndim)
         voxels, (a, b) = scaled or standardised(image, Fraction(slope), Fraction(intercept), study)
         fill = study.fill
         if study.window.border == "constant" and (a, b) != (1, 0):  # the fill is a standardised integer

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from voxring.batch.boxes import Box, Reaches, labelled, of_one_image, totals_in_boxes
 from voxring.devices import Device
 from voxring.engine import Scalings, scalings_of
-from voxring.errors import ImageError
+from voxring.errors import ImageError, StudyError
 from voxring.features import SLAB
 from voxring.images import GroundTruthFile, ImageFile, Rectangle, Source, Span, rectangles, together
 from voxring.learn.evaluation import model_of
@@ -158,9 +158,11 @@ def _parts(image: ImageFile, seen: _Seen) -> Iterator[Array]:
         yield read.voxels
 
 
-def named(image: ImageFile, error: ImageError) -> ImageError:
-    """What a reader says has the file's name, what the engine says has not."""
-    return error if str(error).startswith(image.name) else ImageError(f"{Path(image.name).name}: {error}")
+def named(image: ImageFile, error: ImageError | StudyError) -> ImageError:
+    """What a reader says has the file's name, what the engine says has not. No study fits an image that it refuses."""
+    if isinstance(error, ImageError) and str(error).startswith(image.name):
+        return error
+    return ImageError(f"{Path(image.name).name}: {error}")
 
 
 def _moved(span: Span, by: int) -> Span:

@@ -18,10 +18,12 @@ from voxring.batch.contents import Key, Recorded, record
 from voxring.batch.manifest import Row
 from voxring.devices import Device, taken
 from voxring.engine import local_totals, part_totals, planes_needed, scalings_of, widest
-from voxring.errors import DeviceError, ImageError, VoxringError
+from voxring.errors import DeviceError, ImageError, StudyError, VoxringError
 from voxring.images import (
     GroundTruth,
+    GroundTruthFile,
     Image,
+    ImageFile,
     Room,
     Source,
     Span,
@@ -93,7 +95,7 @@ def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int
     Raises
     ------
     ImageError
-        A file cannot be read, or the two lie on different grids.
+        A file cannot be read, the two lie on different grids, or those have axes that the study does not take.
     """
     return _reduce(row, study, device, threads)[0]
 
@@ -101,9 +103,7 @@ def image_totals(row: Row, study: Study, *, device: Device = "cpu", threads: int
 def _reduce(
     row: Row, study: Study, device: Device, threads: int | None
 ) -> tuple[LocalTotals, tuple[Source, ...], tuple[Source, ...]]:
-    image = open_image(row.image, study.colour)
-    opened = open_ground_truth(row.ground_truth, image.grid)
-    check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
+    image, opened = open_row(row, study)
     if blocks.pays(image, opened, blocks.side_of(study)):
         return blocks.totals_in_blocks(image, opened, study, device=device, threads=threads)
     truth = opened.read()
@@ -133,9 +133,27 @@ def _reduce(
                 device=device,
                 threads=threads,
             )
-    except ImageError as error:
+    except (ImageError, StudyError) as error:
         raise blocks.named(image, error) from error
     return totals, part.sources, truth.sources
+
+
+def open_row(row: Row, study: Study) -> tuple[ImageFile, GroundTruthFile]:
+    """Open a row's image and ground truth, and check that they share a grid, which has axes that the study takes.
+
+    Raises
+    ------
+    ImageError
+        Names the file.
+    """
+    image = open_image(row.image, study.colour)
+    opened = open_ground_truth(row.ground_truth, image.grid)
+    check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
+    try:
+        study.check_axes(len(image.grid.shape))
+    except StudyError as error:
+        raise blocks.named(image, error) from None
+    return image, opened
 
 
 def _by_scaling(

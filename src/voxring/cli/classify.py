@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from voxring.cli.progress import Progress
+from voxring.cli.report import warn_of_axes
 
 if TYPE_CHECKING:
     from voxring.devices import Device
@@ -55,6 +56,7 @@ def classify(
     from voxring.learn import Model
 
     read = Model.load(model)
+    warn_of_axes(read.study)
     stems = [image_stem(path) for path in images]
     for path, stem in zip(images, stems, strict=True):
         if stems.count(stem) > 1:

@@ -31,6 +31,7 @@ classes = { lesion = 1, organ = 2, fat = 3 }
 
 [window]
 size = 5
+axes = 3
 
 [standardise]
 method = "rescale"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from voxring.cli.progress import Progress
-from voxring.cli.report import check_writable, print_scores
+from voxring.cli.report import check_writable, print_scores, warn_of_axes
 from voxring.result import write_whole
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def evaluate(
     from voxring.study import load_study
 
     read, rows = Model.load(model), read_manifest(manifest)
+    warn_of_axes(read.study)
     classes = None if study is None else load_study(study).classes
     for path in filter(None, (out, report)):
         check_writable(path)

@@ -433,11 +433,10 @@ def _images(plan: Plan) -> Iterator[Finding]:
 
 def _look(row: Row, study: Study) -> _Looked:
     from voxring.batch import blocks
-    from voxring.images import check_same_grid, open_ground_truth, open_image, rectangles
+    from voxring.batch.row import open_row
+    from voxring.images import rectangles
 
-    image = open_image(row.image, study.colour)
-    opened = open_ground_truth(row.ground_truth, image.grid)
-    check_same_grid(row.image.name, image.grid, row.ground_truth.name, opened.grid)
+    image, opened = open_row(row, study)
     if blocks.pays(image, opened, rectangles.SIDE):  # as a party reads it: never whole
         labels, widest, found = {name: opened.find(label) for name, label in study.classes.items()}, 0, set[str]()
         for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), opened.block or (1, 1)):

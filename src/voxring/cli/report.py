@@ -15,6 +15,7 @@ from voxring.totals import Statistics
 if TYPE_CHECKING:
     from voxring.evaluate import Counts, Region
     from voxring.session import Course
+    from voxring.study import Study
 
 
 def report_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,6 +72,17 @@ def check_writable(out: Path, *inputs: Path) -> None:
         raise StudyError(f"{out}: expected another file than one that is read: write elsewhere")
     if out.is_dir() or not out.parent.is_dir():
         raise StudyError(f"{out}: expected a file in a folder that exists: make the folder, or write elsewhere")
+
+
+def warn_of_axes(study: Study) -> None:
+    """Say so where a model cannot tell whether an image has as many axes as those that it was trained on."""
+    if study.blurs_axes:
+        click.echo(
+            "warning: the model's study does not say how many axes its images have, so it takes planes and volumes "
+            "alike, though its features mean another thing in each: give it such as it was trained on; axes = 3 (or 2) "
+            "under [window] makes the next study and its model refuse others",
+            err=True,
+        )
 
 
 def print_table(answer: Mapping[str, Statistics | str], *, err: bool = False) -> None:

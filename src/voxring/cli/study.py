@@ -104,6 +104,11 @@ def _warnings(checked: Study) -> list[str]:
                 f"standardise: with fraction_bits = {options.fraction_bits} a step of the image is rounded by "
                 f"{float(error):.1%}, the same for all parties; fraction_bits = {enough} brings that below 0.01%"
             )
+    if checked.blurs_axes:
+        found.append(
+            "window: images with 2 and with 3 axes are taken alike, by parties and by a model, and features mean "
+            "another thing in each: write axes = 3 for volumes, axes = 2 for planes"
+        )
     if checked.privacy.min_voxels <= 2 and checked.privacy.min_patients <= 1:
         found.append(
             "privacy: min_voxels and min_patients are at their least: a class that one patient alone has is released"

@@ -87,6 +87,12 @@ class Brought(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     question: str
     classes: dict[str, BroughtClass]
 
+    @classmethod
+    def of(cls, study: Study, question: str, classes: dict[str, BroughtClass]) -> Brought:
+        """Describe classes that a party brings to a study."""
+        least = study.privacy
+        return cls(study.name, study.digest, study.parties, least.min_parties, least.min_patients, question, classes)
+
 
 def brought(study: Study, patients: Iterable[LocalTotals], token: Callable[..., str]) -> Brought:
     """Describe what a party brings.
@@ -125,16 +131,9 @@ def brought(study: Study, patients: Iterable[LocalTotals], token: Callable[..., 
             },
         )
 
-    question = _hash(study.window, study.standardise)
-    return Brought(
-        study.name,
-        study.digest,
-        study.parties,
-        study.privacy.min_parties,
-        study.privacy.min_patients,
-        question,
-        {name: of_class(name, label) for name, label in study.classes.items()},
-    )
+    window = msgspec.structs.replace(study.window, axes=msgspec.UNSET)  # which changes no number
+    question = _hash(window, study.standardise)
+    return Brought.of(study, question, {name: of_class(name, label) for name, label in study.classes.items()})
 
 
 def brought_landmarks(study: Study, patients: Iterable[LocalTotals], token: Callable[..., str]) -> Brought:
@@ -145,15 +144,7 @@ def brought_landmarks(study: Study, patients: Iterable[LocalTotals], token: Call
         tuple(sorted(token("image", one.sum, one.voxels, one.total) for one in having)),
         tuple(sorted(token("landmarks", one.sum, list(map(str, one.statistics))) for one in having)),
     )
-    return Brought(
-        study.name,
-        study.digest,
-        study.parties,
-        study.privacy.min_parties,
-        study.privacy.min_patients,
-        _hash(SCALE, study.standardise),
-        {SCALE: images},
-    )
+    return Brought.of(study, _hash(SCALE, study.standardise), {SCALE: images})
 
 
 def _block_questions(study: Study) -> dict[str, str]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from voxring.study.bounds import feature_bound
-from voxring.study.tables import MOST_LANDMARKS, NAME, Size, Standardise, exact
+from voxring.study.tables import MOST_LANDMARKS, NAME, Standardise, exact, fitting
 
 if TYPE_CHECKING:
     from voxring.study.study import Study
@@ -56,7 +56,12 @@ def faults(study: Study) -> Iterator[tuple[str, str]]:
             f"expected at most bounds.intensity, got {study.window.fill}: raise the bound or lower the fill",
         )
     sizes = study.window.size
-    if prod(sizes if isinstance(sizes, tuple) else (sizes,) * 3) >= 2**31:
+    if not study.window.fits:
+        yield (
+            "window.axes",
+            f"expected as many as window.size has numbers, got {study.window.axes} for {sizes}: leave axes out",
+        )
+    elif prod(sizes if isinstance(sizes, tuple) else (sizes,) * 3) >= 2**31:
         yield "window.size", f"a window must hold fewer than 2^31 voxels, got {sizes}: make it smaller"
     elif study.window.border == "clip" and study.window.denominator.bit_length() > 4096:
         yield (
@@ -125,7 +130,7 @@ def _standardise_faults(standardise: Standardise) -> Iterator[tuple[str, str]]:
 
 def _feature_faults(study: Study) -> Iterator[tuple[str, str]]:
     labels = [feature.label for feature in study.feature]
-    axes = _fitting(study.window.size)
+    axes = study.window.fits
     for feature in study.feature:
         if feature.window is None and feature.kind not in _WITHOUT_WINDOW:
             yield "feature.window", f'kind "{feature.kind}" needs it, it is missing: write window = 7'
@@ -143,23 +148,16 @@ def _feature_faults(study: Study) -> Iterator[tuple[str, str]]:
         sizes = feature.window if isinstance(feature.window, tuple) else (feature.window,) * 3
         if prod(sizes) >= 2**31:
             yield "feature.window", f"a window must hold fewer than 2^31 voxels, got {feature.window}: make it smaller"
-        axes &= _fitting(feature.window)
+        axes &= fitting(feature.window)
         if not axes:
             yield (
                 "feature.window",
-                f"no image has as many axes as {feature.label!r} and also those of the windows before it: "
+                f"no image has as many axes as {feature.label!r} and also those of [window] and the features before: "
                 "give all windows one number, or one per axis of the images",
             )
 
 
 _WITHOUT_WINDOW = ("intensity", "gradient")
-
-
-def _fitting(size: Size) -> set[int]:
-    """How many axes an image may have for a window of this size."""
-    if isinstance(size, int):
-        return {2, 3}
-    return {2, 3} if len(size) == 3 and size[0] == 1 else {len(size)}
 
 
 def _statistics_faults(study: Study) -> Iterator[tuple[str, str]]:

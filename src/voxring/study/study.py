@@ -24,6 +24,7 @@ from voxring.study.tables import (
     Researcher,
     Standardise,
     Window,
+    fitting,
 )
 
 _INTENSITY = {"none": 2**32, "rescale": 2, "zscore": 2**10, "percentile": 2, "nyul": 2**10}
@@ -96,6 +97,32 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def denominator(self) -> int:
         """D = 2^p · L; local means are integers over it."""
         return self.unit * self.window.denominator
+    @property
+    def axes(self) -> frozenset[int]:
+        """How many axes an image of the study may have: 2, 3 or either."""
+        windows = [feature.window for feature in self.feature if feature.window is not None]
+        return self.window.fits.intersection(*map(fitting, windows))
+
+    def check_axes(self, ndim: int) -> None:
+        """Refuse an image with so many axes, if a window of the study does not have them.
+
+        Raises
+        ------
+        StudyError
+            Says what to give instead.
+        """
+        windows: tuple[Window | Feature, ...] = (self.window, *self.feature)
+        for one in windows:
+            one.along(ndim)
+
+    @property
+    def blurs_axes(self) -> bool:
+        """Whether its features mean one thing in planes and another in volumes, and it does not say which it takes."""
+        return len(self.axes) > 1 and any(
+            feature.kind == "gradient" or (isinstance(feature.window, int) and feature.window > 1)
+            for feature in self.feature
+        )
+
 
     @property
     def intensity_bound(self) -> int:

@@ -29,20 +29,42 @@ def _along(size: Size, ndim: int, key: str) -> tuple[int, int, int]:
     if ndim == 2 and len(sizes) == 3 and sizes[0] == 1:
         sizes = sizes[1:]
     if len(sizes) != ndim:
-        raise StudyError(f"study: {key} has {len(sizes)} numbers, the image has {ndim} axes: give one number per axis")
+        raise _other_axes(f"{key} has {len(sizes)} numbers", len(sizes), ndim)
     return (1, *sizes)[-3:]  # type: ignore[return-value]  # 1 + 2 or 1 + 3 numbers, the last 3
+
+
+def _other_axes(what: str, wanted: int, ndim: int) -> StudyError:
+    give = "a whole volume" if wanted == 3 else "one plane at a time"
+    return StudyError(
+        f"study: {what}, the image has {ndim} axes: give {give}, or take a study or model of images with {ndim} axes"
+    )
+
+
+def fitting(size: Size) -> frozenset[int]:
+    """How many axes an image may have for a window of this size."""
+    if isinstance(size, int):
+        return frozenset((2, 3))
+    return frozenset((2, 3) if len(size) == 3 and size[0] == 1 else (len(size),))
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The window of the local mean (Section 3.1: c × c), its size along the axes and what it sees past the border.
 
     ``size`` is one number for all axes or one per axis, (rows, columns) or (planes, rows, columns); 1 leaves an axis
-    out. ``fill`` is what lies outside under ``constant``, in standardised units.
+    out. ``fill`` is what lies outside under ``constant``, in standardised units. ``axes`` is how many all images have,
+    2 or 3. Where neither it nor a size says so, images of both kinds are taken, and one number holds along all axes of
+    each.
     """
 
     size: Size = 7
     border: Border = "reflect"
     fill: float = 0.0
+    axes: Literal[2, 3] | msgspec.UnsetType = msgspec.UNSET  # is left out of the canonical form, as it came later
+
+    @property
+    def fits(self) -> frozenset[int]:
+        """How many axes an image may have."""
+        return fitting(self.size) if self.axes is msgspec.UNSET else fitting(self.size) & {self.axes}
 
     def along(self, ndim: int) -> tuple[int, int, int]:
         """Return the size along (planes, rows, columns) of an image with ndim axes; a 2D image is one plane.
@@ -50,14 +72,19 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Raises
         ------
         StudyError
-            The size names axes that the image does not have.
+            The study is for images with other axes.
         """
+        if self.axes is not msgspec.UNSET and self.axes != ndim:
+            raise _other_axes(f"window.axes is {self.axes}", self.axes, ndim)
         return _along(self.size, ndim, "window.size")
 
     @property
     def denominator(self) -> int:
-        """Least common multiple L of all window counts that can occur in an image of the study."""
-        shapes = [self.along(n) for n in (2, 3)] if isinstance(self.size, int) else [self.along(len(self.size))]
+        """Least common multiple L of all window counts that can occur in an image of the study.
+
+        ``axes`` changes no number of an image that it allows, so it does not change L either.
+        """
+        shapes = [_along(self.size, ndim, "window.size") for ndim in fitting(self.size)]
         if self.border == "clip":
             return lcm(*(prod(lcm(*range(1, c + 1)) for c in shape) for shape in shapes))
         return lcm(*(prod(shape) for shape in shapes))
