@@ -14,7 +14,18 @@ from naive_classifiers import logistic_step as naive_logistic
 from voxring.errors import ModelError
 from voxring.kernels.cpu.classify import LOWEST, exponential
 from voxring.learn import NewtonLogistic
-from voxring.learn.logistic import LARGEST, ONE, Newton, _quotient, local_step, powers, probabilities, width, zero
+from voxring.learn.logistic import (
+    LARGEST,
+    ONE,
+    Newton,
+    _quotient,
+    _sum,
+    local_step,
+    powers,
+    probabilities,
+    width,
+    zero,
+)
 
 UNIT = 1 << 16
 
@@ -160,6 +171,34 @@ def test_a_step_that_overshoots_is_halved():
     expected.fit(integers / UNIT, places)
     assert np.allclose([float(w) for w in states[-1].weights[0][1:]], expected.coef_, rtol=1e-6)
     assert states[-1].steps == len(states) - 1
+
+
+def of_intercept(gradient, hessian=ONE):
+    """Sums of a step of two classes and one feature, which tell of the intercept alone."""
+    return [gradient, 0, hessian, 0, ONE]
+
+
+def test_the_last_step_is_the_one_that_changes_scores_by_2_to_the_minus_30():
+    """−slope is d², for a change d of the intercept; the bound is n / 2^60, and is reached from within."""
+    newton = Newton(zero(2, 1), (UNIT,), (0,), voxels=1 << 20)
+    for gradient, done in ((1 << 20, True), (-(1 << 20), True), ((1 << 20) + 1, False), (-(1 << 20) - 1, False)):
+        after = newton.update(of_intercept(gradient))
+        assert after.done is done
+        assert after.steps == 1
+        assert after.rows == ((round(Fraction(-gradient, 1 << 8)), 0),)  # against the gradient, over 2^32
+
+
+def test_a_step_is_halved_when_more_than_half_of_the_slope_is_left_and_turned():
+    before = Newton(
+        ((1 << 32, 0),), (UNIT,), (0,), 9, base=(Fraction(), Fraction()), direction=(1.0, 0.0), slope=Fraction(-1)
+    )
+    fine, over = (before.update(of_intercept(gradient)) for gradient in (ONE // 2, ONE // 2 + 1))
+    assert fine.base == (1, 0)
+    assert (over.base, over.direction, over.rows, over.done) == (before.base, before.direction, ((1 << 31, 0),), False)
+
+
+def test_floats_are_added_in_order_by_every_version_of_python():
+    assert _sum(iter([1e16, 1.0, -1e16])) == 0.0
 
 
 def test_impossible_sums_are_refused():

@@ -19,7 +19,7 @@ from test_session_sockets import Meeting, run_in_thread
 from voxring.cli.study import check
 from voxring.cli.train import train
 from voxring.engine import local_totals, planes_needed
-from voxring.errors import BoundError, ImageError, ModelError, RemoteProtocolError, StudyError
+from voxring.errors import BoundError, ImageError, LocalProtocolError, ModelError, RemoteProtocolError, StudyError
 from voxring.features import feature_maps
 from voxring.landmarks import landmark_totals
 from voxring.learn import Model, Moments, evaluation, steps
@@ -31,6 +31,8 @@ from voxring.ring.message import step_name
 from voxring.ring.sheet import logistic_warnings, moduli, sheet
 from voxring.session import Account, Ledger, bodies, run_researcher
 from voxring.session import plan as plans
+from voxring.session.account import NoAccount
+from voxring.session.as_party import _Process
 from voxring.session.plan import Plan
 from voxring.statistics import layout, slots
 from voxring.study import AtWeights, Study
@@ -156,6 +158,11 @@ def test_what_is_learned_is_what_the_sheet_says(run):
     agreed = Plan(run.study, COIN).step(bytes(16), 1, at)
     assert moduli(run.study)["step"] == (agreed.bound, agreed.residues.modulus)
     assert "Logistic regression" not in [one.title for one in sheet(a_study(logistic=None)).sections]
+    (table,) = (one for one in sheet(run.study).sections if one.title == "Every message")
+    assert {"weights", "share of step"} <= {row[0] for row in table.rows}
+    assert "for each of at most 15 steps" in table.sentences[0]
+    (table,) = (one for one in sheet(a_study(logistic=None)).sections if one.title == "Every message")
+    assert not {"weights", "share of step"} & {row[0] for row in table.rows}
     few = a_study(privacy={"min_voxels": 5})
     (said,) = logistic_warnings(few)
     assert said.startswith("two classes of 10 voxels together may be released, and the steps tell 675 numbers")
@@ -396,6 +403,47 @@ def test_sums_that_no_voxels_can_have_are_refused_here_and_there():
     assert (step_name(1), LOGISTIC) not in researcher.view.learned
 
 
+def test_what_the_researcher_is_told_of_a_step_that_fails():
+    run = network(a_study())
+    party = until(run, "a", "stepping")
+    process = _Process(party, None, 20.0, lambda what: None, NoAccount())
+
+    def unreadable(at):
+        raise ImageError("scan.npy: it is damaged")
+
+    with pytest.raises(ImageError):
+        process._step(unreadable)
+    assert process._reason == "it stopped while computing a step of the logistic regression"
+    with pytest.raises(ImageError, match="has other totals than before"):
+        process._step(lambda at: totals_of("b", at))
+    assert process._reason == "its images changed, or its numbers leave the study's bounds"
+    assert party.state == "stepping"
+    process._step(lambda at: totals_of("a", at))
+    assert (party.state, process._reason) == ("stepped", "it was stopped")
+    with pytest.raises(LocalProtocolError, match="own step: handed in once, while stepping; this party is stepped"):
+        party.supply_step(totals_of("a", party.at))
+
+
+def test_each_session_of_an_account_counts_its_steps_anew(tmp_path):
+    """Weights of the first step of a second session would else be left out as known."""
+    account = Account(Ledger(tmp_path, "a"), a_study())
+    account.approve(account._study.digest, how="test")
+    for session in (1, 2):
+        run = network(a_study())
+        party = until(run, "a", "stepping")
+        party.session = bytes([session]) * 16
+        account.answered(party, ok(party))
+        party.state = "fitting"
+        account.answered(party, ok(party))
+    account.ended(party)
+    phases = [json.loads(entry.content)["phase"] for entry in account.ledger.verified() if entry.kind == "phase"]
+    assert phases == ["weights 1"] * 2
+
+
+def ok(party):
+    return party._reply("ok", "researcher", party.session, b"weights")
+
+
 def bounds_of(block, at):
     """How much one voxel adds at most: p − [class] is at most 1, p p' at most a quarter, both over 2^40."""
     sizes = [1, *largest(at)]
@@ -480,6 +528,10 @@ def test_a_party_reads_no_more_of_an_image_than_features_need():
     assert [nowhere[name].statistics for name in CLASSES] == [()] * 3
     flat = local_totals(image[4], truth[4], at)
     assert [flat[name].voxels for name in CLASSES] == [local_totals(image, truth, at)[name].voxels for name in CLASSES]
+    plane = local_totals(image[4:5], truth[4:5], at)  # which `reflect` repeats along a window, so that means are those
+    assert [flat[name].statistics for name in CLASSES] == [plane[name].statistics for name in CLASSES]
+    halved = local_totals(image, truth, at, slope=2, intercept=-7)
+    assert halved == local_totals(2 * image.astype(np.int32) - 7, truth, at)
 
 
 def test_a_step_is_the_same_in_parts_and_in_layers(monkeypatch):
@@ -528,6 +580,9 @@ def test_processes_take_the_steps_and_a_ledger_keeps_which_weights_came(tmp_path
         flat = heard[0].view.learned[f"weights {number}", LOGISTIC]
         body = bodies.write_weights([flat[at : at + 3] for at in range(0, 9, 3)])
         assert phase["weights"] == hashlib.sha256(body).hexdigest()
+        assert phase["n"] == {name: one.voxels for name, one in answer.items()}
+        kinds = {row[0] for row in phase["sent"]}
+        assert {"ok", "status"} <= kinds  # what left since the weights before
     assert "weights" not in phases[0]
     assert entries[-1][1]["given"] == [
         "voxels",
