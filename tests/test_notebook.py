@@ -6,15 +6,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import voxring
-from voxring import Classifier, Result, Study, StudyError, local_totals, pooled
+from voxring import Classifier, ImageError, Result, Study, StudyError, local_totals, pooled
 from voxring.errors import ModelError
 from voxring.features import feature_maps
 from voxring.learn import Model, Moments
 
 TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.ipynb"
+NOISE = {"epsilon": 0.5}
 TABLES = {
     "name": "liver",
     "classes": {"lesion": 1, "liver": 2, "bone": 9},
@@ -147,6 +149,70 @@ def test_predict_is_the_label_map_of_the_features(result, image, tmp_path, monke
     assert set(np.unique(expected)) == {1, 2}
 
 
+def test_predict_reads_colour_as_the_study_says(tmp_path):
+    tables = {"classes": {"a": 1, "b": 2}, "feature": [{"kind": "intensity"}], "standardise": {"colour": "red"}}
+    study = Study.of(name="slides", **tables)
+    moments = Moments.of_arrays([[0.0], [1.0], [200.0], [201.0]], [1, 1, 2, 2], names=["intensity"])
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0, 1, 0] = 200
+    PIL.Image.fromarray(pixels).save(tmp_path / "slide.tif")
+    assert Model.of(study, moments, "lda").predict(tmp_path / "slide.tif").tolist() == [[1, 2, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        (lambda result: Result.load("result.json", "study.toml"), StudyError, "expected a Study, got str: read a file"),
+        (lambda result: voxring.simulate("study.toml", {}), StudyError, "expected a Study, got str"),
+        (lambda result: voxring.party_totals("a.csv", None), StudyError, "expected a Study, got NoneType"),
+        (lambda result: local_totals(result.study, None, None), StudyError, "expected a Study, got NoneType"),
+        (lambda result: feature_maps(np.zeros((2, 2)), {}), StudyError, "expected a Study, got dict"),
+        (lambda result: voxring.simulate(result.study, ["a.csv"]), StudyError, "for each party by its name, got list"),
+        (
+            lambda result: Study(name="s", classes={"a": 1}, window={"size": 3}),
+            StudyError,
+            r"make a study .* Study\.of",
+        ),
+        (
+            lambda result: local_totals([[1]], [[1]], result.study),
+            ImageError,
+            "an image as an array of numpy, got list",
+        ),
+        (
+            lambda result: local_totals(np.zeros((2, 2), np.uint8), [[1]], result.study),
+            ImageError,
+            "a ground truth as an array of numpy, got list",
+        ),
+        (lambda result: result.train().predict([[1]]), ImageError, "expected an image as an array of numpy, got list"),
+        (
+            lambda result: result.train(priors="equal"),
+            ModelError,
+            'of lda: priors: expected numbers in .*, got "equal": ',
+        ),
+        (
+            lambda result: result.train(priors=1),
+            ModelError,
+            "of lda: priors: expected numbers in brackets, got 1: write",
+        ),
+        (lambda result: result.train(priors=[1]), ModelError, r"for each of lesion, liver, got \[1\]: give as many"),
+        (
+            lambda result: result.train("gnb", smoothing=-1),
+            ModelError,
+            "smoothing: expected a number from 0 to 1, got -1",
+        ),
+        (
+            lambda result: result.train("ridge", alpha="x"),
+            ModelError,
+            'alpha: expected a number of at least 0, got "x"',
+        ),
+        (lambda result: result.train(["lda"]), ModelError, r"expected one of gnb, .*, got \['lda'\]"),
+    ],
+)
+def test_what_is_of_another_type_is_named_with_the_remedy(result, wrong, error, said):
+    with pytest.raises(error, match=said):
+        wrong(result)
+
+
 class Cells(HTMLParser):
     """Rows of a table, and all tags and attributes."""
 
@@ -204,9 +270,17 @@ def test_a_study_shows_what_it_asks_for(result):
     assert rows["classes"] == "lesion 1, liver 2, bone 9"
     assert rows["features"] == "intensity, std-3"
     assert rows["window"] == "size 3, border reflect"
+    assert rows["statistics"] == (
+        "gram, moments 4, histogram (bins 8, range [0.0, 64.0]), glcm (levels 4, range [0.0, 64.0], distance 1)"
+    )
+    assert "differential privacy" not in rows
     assert rows["parties"] == "north, centre, south"
     assert result.study.digest.startswith(rows["digest"])
     assert len(repr(result.study)) < 150
+    private = Study.of(name="t", classes={"a": 1}, privacy={"voxels_per_patient": {"a": 9}}, differential_privacy=NOISE)
+    rows = dict(table_of(private))
+    assert rows["differential privacy"] == "epsilon 0.5, mechanism laplace, unit patient, runs 1"
+    assert rows["privacy"].endswith("min_patients 1, voxels_per_patient (a 9)")
 
 
 def test_a_classifier_shows_its_classes(result):

@@ -635,15 +635,18 @@ def test_a_study_without_the_table_is_the_same_as_ever() -> None:
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        ({"differential_privacy": {"epsilon": 0.0}}, "epsilon: expected 0.001 to 100"),
+        ({"differential_privacy": {"epsilon": 0.0}}, "epsilon: expected 0.001 to 100, got 0.0: 1 is usual"),
         ({"differential_privacy": {"epsilon": float("nan")}}, "epsilon: expected 0.001 to 100"),
         ({"differential_privacy": {"epsilon": 1.0, "delta": 1e-6}}, 'mechanism "laplace" needs none'),
         ({"differential_privacy": {"epsilon": 1.0, "mechanism": "gaussian"}}, 'mechanism "gaussian" needs one'),
-        ({"differential_privacy": GAUSSIAN | {"delta": 0.1}}, 'mechanism "gaussian" needs one'),
+        ({"differential_privacy": GAUSSIAN | {"delta": 0.1}}, "got 0.1: write far less than one in all patients"),
         ({"differential_privacy": {"epsilon": 1.0, "unit": "voxel"}}, "unit"),
         ({"privacy": {}}, "voxels_per_patient: differential privacy needs it"),
-        ({"privacy": {"voxels_per_patient": {"lesion": 5}}}, "a number for each class"),
-        ({"privacy": {"voxels_per_patient": 10**11}}, "more voxels than bounds.voxels_per_party"),
+        ({"privacy": {"voxels_per_patient": {"lesion": 5}}}, "a number for each of lesion, liver, got lesion: name"),
+        (
+            {"privacy": {"voxels_per_patient": 10**11}},
+            "more voxels than bounds.voxels_per_party = 10000000000: lower it, or raise the bound",
+        ),
         ({"differential_privacy": None}, "only differential privacy uses it"),
         ({"evaluate": {"model": "m.json", "digest": "0" * 64}}, "evaluate: differential privacy does not cover it"),
     ],

@@ -33,7 +33,7 @@ from voxring.standardise import (
     volume,
 )
 from voxring.statistics import layout, of_images
-from voxring.study import AtWeights, Border, Study
+from voxring.study import AtWeights, Border, Study, expect_study
 from voxring.totals import ClassTotals, LocalTotals
 
 Array = npt.NDArray[Any]
@@ -95,6 +95,7 @@ def local_totals(
     >>> totals["lesion"].voxels, totals["lesion"].sum == 5 * study.denominator
     (1, True)
     """
+    expect_study(study)
     named = labels if labels is not None else label_values(study)
     return part_totals(
         image, ground_truth, study, slope=slope, intercept=intercept, labels=named, device=device, threads=threads
@@ -309,8 +310,8 @@ def widest(study: Study, ndim: int) -> tuple[int, int, int]:
     """
     features = study.feature if of_images(study) or isinstance(study, AtWeights) else ()
     for of_model in _studies(study)[1:]:
-        features += of_model.feature
         of_model.check_axes(ndim)
+        features += of_model.feature
     sizes = [study.window.along(ndim)]
     for feature in features:
         sizes.append((3 if ndim == 3 else 1, 3, 3) if feature.kind == "gradient" else feature.along(ndim))

@@ -30,9 +30,9 @@ import numpy.typing as npt
 
 from voxring.devices import Device, chosen, device_name, note, takes_gpu
 from voxring.errors import ImageError
-from voxring.standardise import Scaled, check_shapes, label_values, standardised, volume
+from voxring.standardise import Scaled, check_image, check_shapes, label_values, standardised, volume
 from voxring.statistics import of_images
-from voxring.study import Study
+from voxring.study import Study, expect_study
 
 if TYPE_CHECKING:
     from voxring.kernels.cuda import Asked, Scale, Sums
@@ -119,11 +119,12 @@ class FeatureStack:
         threads: int | None = None,
         scaled: Scaled | None = None,
     ) -> None:
+        expect_study(study)
         on_gpu = takes_gpu(device)
-        check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
+        check_image(image)
         self.study, self._shape = study, image.shape
-        self._windows = [feature.along(image.ndim) for feature in study.feature]
         study.check_axes(image.ndim)
+        self._windows = [feature.along(image.ndim) for feature in study.feature]
         voxels, (a, b) = scaled or standardised(image, Fraction(slope), Fraction(intercept), study)
         fill = study.fill
         if study.window.border == "constant" and (a, b) != (1, 0):  # the fill is a standardised integer

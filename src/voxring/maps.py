@@ -15,7 +15,7 @@ from voxring.engine import reach
 from voxring.errors import ImageError
 from voxring.images import ImageFile, Rectangle, Span, rectangles
 from voxring.kernels.checks import FLOATS, SUMS
-from voxring.standardise import check_shapes, on_grid, volume
+from voxring.standardise import check_image, on_grid, volume
 from voxring.study import Border, Study
 
 Array = npt.NDArray[Any]
@@ -318,7 +318,7 @@ def _study(window: Window, border: Border, fill: float, fraction_bits: int) -> S
 
 def _prepared(image: Array, study: Study) -> tuple[Array, tuple[int, int, int], int, int]:
     """The image as a volume of integers, its window, the fill in its integers, and how many of them make 1."""
-    check_shapes(image, np.broadcast_to(np.uint8(0), image.shape))
+    check_image(image)
     unit = 1
     if image.dtype.kind == "f":
         image, _, _ = on_grid(image, Fraction(1), Fraction(0), study)

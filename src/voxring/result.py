@@ -17,7 +17,7 @@ from voxring.errors import ModelError, StudyError
 from voxring.landmarks import scale_document
 from voxring.learn.logistic import Fitted, fitted_document
 from voxring.statistics import derived, evaluation, fault, integers_of
-from voxring.study import Study
+from voxring.study import Study, expect_study
 from voxring.tables import html_table
 from voxring.totals import LocalTotals, Statistics, result_document
 
@@ -87,6 +87,7 @@ class Result:
         ModelError
             It is missing, none, of another study, or holds numbers that no voxels can have.
         """
+        expect_study(study)
         document = read_result(Path(path))
         check_same(document, study, str(path), "the study")
         classes = document["classes"]

@@ -19,7 +19,7 @@ from voxring.landmarks import landmarks_learned, standard_scale
 from voxring.learn.logistic import fit, fitted_of
 from voxring.result import Result, document_of
 from voxring.ring.order import RESEARCHER
-from voxring.study import Party, Study
+from voxring.study import Party, Study, expect_study
 from voxring.totals import LocalTotals, Statistics, pooled
 
 if TYPE_CHECKING:
@@ -77,6 +77,12 @@ def simulate(
     ImageError, BoundError, PeerError, ProtocolError
         What ended the study; the first cause is told, and every process has ended.
     """
+    expect_study(study)
+    if not isinstance(manifests, Mapping):
+        raise StudyError(
+            f"expected a manifest for each party by its name, got {type(manifests).__name__}: give them as "
+            '{"north": "north/manifest.csv", …}'
+        )
     study = with_parties(study, list(manifests))
     if study.evaluate is not None:
         from voxring.learn.evaluation import model_of

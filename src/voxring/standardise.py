@@ -38,20 +38,36 @@ def label_values(study: Study) -> dict[str, int]:
 
 
 def check_shapes(image: Array, ground_truth: Array) -> None:
-    if image.ndim not in (2, 3):
-        raise ImageError(f"expected an image with 2 or 3 axes, got {image.ndim}: pass one volume at a time")
+    check_image(image)
+    _check_array(ground_truth, "a ground truth")
     if image.shape != ground_truth.shape:
         raise ImageError(
             f"the ground truth has shape {ground_truth.shape}, the image {image.shape}: they must cover the same voxels"
         )
-    if 0 in image.shape:
-        raise ImageError(f"expected at least one voxel, got shape {image.shape}")
     if ground_truth.dtype.kind not in "iub":
         raise ImageError(f"expected a ground truth of integers, got {ground_truth.dtype}: convert it to a label map")
+
+
+def check_image(image: Array) -> None:
+    _check_array(image, "an image")
+    if image.ndim not in (2, 3):
+        raise ImageError(f"expected an image with 2 or 3 axes, got {image.ndim}: pass one volume at a time")
+    if 0 in image.shape:
+        raise ImageError(f"expected at least one voxel, got shape {image.shape}")
     if image.dtype.kind == "b" or (image.dtype.kind not in "iu" and image.dtype not in (np.float32, np.float64)):
-        raise ImageError(f"expected an image of integers or of 32 or 64-bit floats, got {image.dtype}: convert it")
+        raise ImageError(
+            f"expected an image of integers or of 32 or 64-bit floats, got {image.dtype}: convert it, as to int16"
+        )
     if image.dtype.itemsize == 8 and image.dtype.kind in "iu":
-        raise ImageError(f"expected integers of at most 32 bits, got {image.dtype}: convert the image first")
+        raise ImageError(f"expected integers of at most 32 bits, got {image.dtype}: convert it to int32 or float64")
+
+
+def _check_array(given: object, what: str) -> None:
+    if not isinstance(given, np.ndarray):
+        raise ImageError(
+            f"expected {what} as an array of numpy, got {type(given).__name__}: read a file with voxring.read_image or "
+            "read_ground_truth and take its array, or make one with numpy.asarray"
+        )
 
 
 def volume(array: Array) -> Array:

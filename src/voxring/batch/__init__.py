@@ -20,7 +20,7 @@ from voxring.batch.pool import Done, in_processes, in_this_process, in_threads
 from voxring.batch.row import Task, image_totals
 from voxring.devices import Device, in_words, note, takes_gpu
 from voxring.errors import DeviceError, ImageError, ModelError, VoxringError
-from voxring.study import Study
+from voxring.study import Study, expect_study
 from voxring.totals import LocalTotals, clipped
 
 __all__ = [
@@ -182,6 +182,7 @@ def party_batch(
     ...     party_batch(manifest, study).account()
     '1 image used'
     """
+    expect_study(study)
     rows = read_manifest(manifest)
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")

@@ -344,9 +344,12 @@ def _priors(moments: Moments, priors: Sequence[float] | None) -> list[Fraction]:
         return [Fraction(n, moments.count) for n in moments.counts]
     given: list[Any] = list(priors)
     if len(given) != len(moments.classes) or not all(isfinite(p) and p > 0 for p in given):
-        raise ModelError(f"priors: expected a number above 0 for each of {len(moments.classes)} classes")
+        classes = ", ".join(moments.classes)
+        raise ModelError(
+            f"priors: expected a number above 0 for each of {classes}, got {given}: give as many, in order"
+        )
     if abs(sum(given) - 1) > 1e-9:
-        raise ModelError(f"priors: expected probabilities whose sum is 1, got {sum(given)}")
+        raise ModelError(f"priors: expected probabilities whose sum is 1, got {sum(given)}: divide them by that")
     return [Fraction(p) for p in given]
 
 

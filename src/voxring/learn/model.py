@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxring.devices import Device, takes_gpu
-from voxring.errors import ModelError, StudyError
+from voxring.errors import ImageError, ModelError, StudyError
 from voxring.learn import discriminant as made
 from voxring.learn.discriminant import Discriminant
 from voxring.learn.moments import Moments, check_class, fraction_of, pair_of, predicted_labels
@@ -49,11 +49,11 @@ _SETTINGS = {
 
 
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):
-    priors: list[float] | None = None
-    smoothing: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    priors: tuple[float, ...] | None = None
+    smoothing: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     shrinkage: float | str | None = None
-    alpha: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    weights: list[list[tuple[str, str]]] = []
+    alpha: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    weights: tuple[tuple[tuple[str, str], ...], ...] | None = None
 
 
 _TABLES = ("name", "classes", "window", "standardise", "bounds", "feature")  # what feature maps depend on
@@ -102,10 +102,11 @@ class Model:
             The classifier or a setting is unknown, the moments are not those of the study's features, or nothing can
             be made from them, as where a feature is constant.
         """
-        if classifier not in CLASSIFIERS:
+        if not isinstance(classifier, str) or classifier not in CLASSIFIERS:
             raise ModelError(f"classifier: expected one of {', '.join(CLASSIFIERS)}, got {classifier!r}")
         given = {key: value for key, value in settings.items() if value is not None}
-        given |= {"priors": list(given["priors"])} if "priors" in given else {}
+        if isinstance(given.get("priors"), Sequence | np.ndarray) and not isinstance(given["priors"], str):
+            given["priors"] = list(given["priors"])
         unknown = sorted(set(given) - set(_SETTINGS[classifier]))
         if unknown:
             raise ModelError(
@@ -114,7 +115,9 @@ class Model:
         try:
             msgspec.convert(given, _Settings)
         except msgspec.ValidationError as error:
-            raise ModelError(f"settings of {classifier}: {error}") from None
+            from voxring.study.malformed import malformed
+
+            raise ModelError(f"settings of {classifier}: {malformed(error, given, _Settings)}") from None
         features = tuple(feature.label for feature in study.feature)
         if moments.features != features:
             raise ModelError(
@@ -250,8 +253,12 @@ class Model:
         if isinstance(image, str | Path):
             from voxring.images import read_image
 
-            read = read_image(image)
-            image, slope, intercept = read.voxels, read.slope, read.intercept
+            read = read_image(image, self.study.colour)
+            given: dict[str, Any] = {"slope": read.slope, "intercept": read.intercept, "device": device}
+            try:
+                return self.predict(read.voxels, **given, threads=threads)
+            except (ImageError, StudyError) as error:
+                raise type(error)(f"{Path(image).name}: {error}") from error
         stack = self.stack(image, slope=slope, intercept=intercept, device=device, threads=threads)
         count = len(image) if image.ndim == 3 else 1
         step = max(1, _VOXELS * count // image.size)

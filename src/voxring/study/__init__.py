@@ -1,6 +1,6 @@
 """The study: what all parties agree on. Read from ``study.toml``, checked once, frozen; its digest is everywhere."""
 
-from voxring.study.study import AtWeights, Study, load_study, parse_study
+from voxring.study.study import AtWeights, Study, expect_study, load_study, parse_study
 from voxring.study.tables import (
     MOST_LANDMARKS,
     MOST_STEPS,
@@ -49,6 +49,7 @@ __all__ = [
     "Study",
     "Window",
     "exact",
+    "expect_study",
     "load_study",
     "parse_study",
 ]

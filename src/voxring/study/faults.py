@@ -238,13 +238,17 @@ def _noise_faults(study: Study) -> Iterator[tuple[str, str]]:
             )
         return
     if not 0.001 <= table.epsilon <= 100:
-        yield "differential_privacy.epsilon", f"expected 0.001 to 100, got {table.epsilon}"
+        yield (
+            "differential_privacy.epsilon",
+            f"expected 0.001 to 100, got {table.epsilon}: 1 is usual, less tells less of a patient and adds more noise",
+        )
     if table.mechanism == "laplace" and table.delta != 0:
         yield "differential_privacy.delta", 'mechanism "laplace" needs none: leave it out, or take "gaussian"'
     if table.mechanism == "gaussian" and not 1e-15 <= table.delta <= 1e-3:
         yield (
             "differential_privacy.delta",
-            f'mechanism "gaussian" needs one of 1e-15 to 1e-3, far less than one in all patients, got {table.delta}',
+            f'mechanism "gaussian" needs one of 1e-15 to 1e-3, got {table.delta}: write far less than one in all '
+            "patients, such as 1e-6",
         )
     if most is msgspec.UNSET:
         yield (
@@ -252,9 +256,17 @@ def _noise_faults(study: Study) -> Iterator[tuple[str, str]]:
             "differential privacy needs it, it is missing: write how many voxels of a class one patient may count as",
         )
     elif isinstance(most, dict) and set(most) != set(study.classes):
-        yield "privacy.voxels_per_patient", "expected a number for each class of the study, and for no other"
+        yield (
+            "privacy.voxels_per_patient",
+            f"expected a number for each of {', '.join(study.classes)}, got {', '.join(most) or 'none'}: name each "
+            "class of the study once, or write one number for all",
+        )
     elif max(most.values() if isinstance(most, dict) else [most]) > study.bounds.voxels_per_party:
-        yield "privacy.voxels_per_patient", "a patient cannot have more voxels than bounds.voxels_per_party"
+        yield (
+            "privacy.voxels_per_patient",
+            f"a patient cannot have more voxels than bounds.voxels_per_party = {study.bounds.voxels_per_party}: lower "
+            "it, or raise the bound",
+        )
     if study.agrees:
         yield "standardise.landmarks", "differential privacy does not cover landmarks that are agreed on: write them"
     for where, of in (("study", study), ("standardise", study.standardise), ("statistics", study.statistics)):

@@ -144,11 +144,10 @@ def _words(kind: inspect.Type) -> str:
 def _word(kind: inspect.Type) -> str:
     match kind:
         case inspect.IntType():
-            size = f" from {kind.ge} to {kind.le}" if kind.le is not None else f" of at least {kind.ge}"
             several = f" that is a multiple of {kind.multiple_of}" if kind.multiple_of else ""
-            return "a whole number" + (size if kind.ge is not None else "") + several
+            return f"a whole number{_range(kind)}{several}"
         case inspect.FloatType():
-            return "a number"
+            return f"a number{_range(kind)}"
         case inspect.BoolType():
             return "true or false"
         case inspect.StrType():
@@ -165,6 +164,12 @@ def _word(kind: inspect.Type) -> str:
         case inspect.DictType():
             return "a table of one for each class"
     return "a table"
+
+
+def _range(kind: inspect.IntType | inspect.FloatType) -> str:
+    if kind.ge is None:
+        return ""
+    return f" of at least {kind.ge}" if kind.le is None else f" from {kind.ge} to {kind.le}"
 
 
 def _listed(names: Sequence[str]) -> str:

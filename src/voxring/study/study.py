@@ -55,6 +55,10 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     logistic: Logistic | None = None
     differential_privacy: DifferentialPrivacy | None = None
 
+    def __post_init__(self) -> None:
+        if any(isinstance(table, dict) for table in (self.window, self.standardise, self.privacy, self.statistics)):
+            raise StudyError("study: expected checked tables, got dicts: make a study of them with Study.of(…)")
+
     @classmethod
     def of(cls, **tables: object) -> Study:
         """Make a study from the tables of ``study.toml`` given as keywords.
@@ -94,10 +98,6 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return self.standardise.landmarks == "agree"
 
     @property
-    def denominator(self) -> int:
-        """D = 2^p · L; local means are integers over it."""
-        return self.unit * self.window.denominator
-    @property
     def axes(self) -> frozenset[int]:
         """How many axes an image of the study may have: 2, 3 or either."""
         windows = [feature.window for feature in self.feature if feature.window is not None]
@@ -123,6 +123,10 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             for feature in self.feature
         )
 
+    @property
+    def denominator(self) -> int:
+        """D = 2^p · L; local means are integers over it."""
+        return self.unit * self.window.denominator
 
     @property
     def intensity_bound(self) -> int:
@@ -172,8 +176,9 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         from voxring.tables import html_table
 
         tables = msgspec.to_builtins(self)
+        shown = ("window", "standardise", "privacy", "differential_privacy", "bounds", "statistics")
         rows = [("classes", _shown(self.classes))]
-        rows += [(key, _shown(tables[key])) for key in ("window", "standardise", "privacy", "bounds", "statistics")]
+        rows += [(key.replace("_", " "), _shown(tables[key] or {})) for key in shown]
         if self.feature:
             rows.insert(3, ("features", ", ".join(feature.label for feature in self.feature)))
         if self.evaluate is not None:
@@ -230,8 +235,34 @@ class AtWeights(Study, frozen=True, kw_only=True):
         return tuple(tuple(map(int, row)) for row in self.weights)
 
 
+def expect_study(given: object) -> None:
+    """Refuse what is no study, such as the path of its file.
+
+    Raises
+    ------
+    StudyError
+        Says how to make one.
+    """
+    if not isinstance(given, Study):
+        raise StudyError(
+            f"expected a Study, got {type(given).__name__}: read a file with voxring.load_study(path), or make one "
+            "with Study.of(name=…, classes=…)"
+        )
+
+
 def _shown(table: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in table.items() if value not in (None, False, 0, 0.0))
+    """What stands in a table, in one line, without what is off."""
+    found = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found.append(f"{key} ({_shown(value)})")
+        elif isinstance(value, list | tuple):
+            found.append(f"{key} [{', '.join(map(str, value))}]")
+        elif value is True:
+            found.append(key)
+        elif value not in (None, False, 0, 0.0):
+            found.append(f"{key} {value}")
+    return ", ".join(found)
 
 
 def load_study(path: str | Path) -> Study:
