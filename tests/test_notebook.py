@@ -166,6 +166,13 @@ def test_predict_reads_colour_as_the_study_says(tmp_path):
         (lambda result: voxring.simulate("study.toml", {}), StudyError, "expected a Study, got str"),
         (lambda result: voxring.party_totals("a.csv", None), StudyError, "expected a Study, got NoneType"),
         (lambda result: local_totals(result.study, None, None), StudyError, "expected a Study, got NoneType"),
+        (lambda result: voxring.simulate(result.study, {}, timeout=0), StudyError, "timeout: expected seconds above 0"),
+        (
+            lambda result: pooled([], result.study),
+            StudyError,
+            r"totals of all parties added up, got list: add them with",
+        ),
+        (lambda result: voxring.party_totals(".", result.study), StudyError, "no manifest can be read there: Is a dir"),
         (lambda result: feature_maps(np.zeros((2, 2)), {}), StudyError, "expected a Study, got dict"),
         (lambda result: voxring.simulate(result.study, ["a.csv"]), StudyError, "for each party by its name, got list"),
         (

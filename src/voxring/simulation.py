@@ -83,6 +83,8 @@ def simulate(
             f"expected a manifest for each party by its name, got {type(manifests).__name__}: give them as "
             '{"north": "north/manifest.csv", …}'
         )
+    if timeout <= 0:
+        raise StudyError(f"timeout: expected seconds above 0, got {timeout}: 60 is usual")
     study = with_parties(study, list(manifests))
     if study.evaluate is not None:
         from voxring.learn.evaluation import model_of
@@ -138,7 +140,7 @@ def with_parties(study: Study, names: list[str]) -> Study:
         if len(names) < study.privacy.min_parties:
             raise StudyError(
                 f"expected at least {study.privacy.min_parties} parties, got {len(names)}: "
-                "name one more with --party NAME=MANIFEST"
+                "name one more, with its manifest (--party NAME=MANIFEST)"
             )
         return study.with_parties([Party(name=name) for name in names])
     if set(names) != set(study.parties):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
 
-from voxring.errors import BoundError
+from voxring.errors import BoundError, StudyError
 from voxring.evaluate import document as evaluation_document
 from voxring.fixedpoint import square_root
 from voxring.privacy import value_range, voxels_of_patient
@@ -171,7 +171,18 @@ def withheld(voxels: int, patients: int, study: Study) -> str | None:
 
 
 def pooled(totals: LocalTotals, study: Study) -> dict[str, Statistics | str]:
-    """The answer in the open, from everybody's totals added up; a class that is withheld has its reason instead."""
+    """The answer in the open, from everybody's totals added up; a class that is withheld has its reason instead.
+
+    Raises
+    ------
+    StudyError
+        What is given are no totals, or they were made for a study with other statistics.
+    """
+    if not isinstance(totals, LocalTotals):
+        raise StudyError(
+            f"expected the totals of all parties added up, got {type(totals).__name__}: add them with + or "
+            "sum(parts, LocalTotals())"
+        )
     answer: dict[str, Statistics | str] = {}
     for name in study.classes:
         mine = totals[name]

@@ -42,8 +42,10 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
         raise StudyError(
             f"{path}: expected a manifest in UTF-8, got another encoding: save it as CSV in UTF-8"
         ) from None
-    except (OSError, csv.Error) as error:
-        raise StudyError(f"{path}: cannot be read as a CSV manifest: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{path}: no manifest can be read there: {error.strerror}: name the CSV file itself") from None
+    except csv.Error as error:
+        raise StudyError(f"{path}: cannot be read as a CSV manifest: {error}: see that its quotes close") from None
     header = [cell.strip() for cell in lines[0]] if lines else []
     if not {"image", "ground_truth"} <= set(header) <= set(_COLUMNS) or len(set(header)) != len(header):
         raise StudyError(
@@ -52,7 +54,7 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
         )
     rows = tuple(_rows(path, header, lines))
     if not rows:
-        raise StudyError(f"{path}: expected at least one row below the header, got none")
+        raise StudyError(f"{path}: expected at least one row below the header, got none: list the images")
     return rows
 
 

@@ -254,9 +254,10 @@ class Model:
             from voxring.images import read_image
 
             read = read_image(image, self.study.colour)
-            given: dict[str, Any] = {"slope": read.slope, "intercept": read.intercept, "device": device}
             try:
-                return self.predict(read.voxels, **given, threads=threads)
+                return self.predict(
+                    read.voxels, slope=read.slope, intercept=read.intercept, device=device, threads=threads
+                )
             except (ImageError, StudyError) as error:
                 raise type(error)(f"{Path(image).name}: {error}") from error
         stack = self.stack(image, slope=slope, intercept=intercept, device=device, threads=threads)
