@@ -310,7 +310,6 @@ def widest(study: Study, ndim: int) -> tuple[int, int, int]:
     """
     features = study.feature if of_images(study) or isinstance(study, AtWeights) else ()
     for of_model in _studies(study)[1:]:
-        of_model.check_axes(ndim)
         features += of_model.feature
     sizes = [study.window.along(ndim)]
     for feature in features:
