@@ -1,5 +1,6 @@
 """The journal of a batch: what was done is not done again, what changed is, and a kill at any moment costs one row."""
 
+import bz2
 import gzip
 import os
 import shutil
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import nibabel
@@ -21,8 +23,9 @@ import voxring.batch.row
 import voxring.images.payload
 from voxring import ImageError, Study, StudyError, VoxringError
 from voxring.batch import Journal, party_batch
-from voxring.batch.contents import digest
+from voxring.batch.contents import digest, watching
 from voxring.batch.journal import totals_digest
+from voxring.images import open_image
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3})
 KILLS = int(os.environ.get("VOXRING_SOAK", "6"))
@@ -350,6 +353,31 @@ def test_importing_this_needs_no_cluster():
     )
     assert not {"dask", "distributed", "numba", "nibabel"} & set(done.stdout.split()), done.stderr
     assert Path(voxring.batch.__file__).name == "__init__.py"
+
+
+@pytest.mark.parametrize("way", ["nii.gz", "gzip", "bzip2", "mha"])
+@pytest.mark.parametrize("planes", [(0, 9), (2, 3)])
+def test_what_is_hashed_while_it_is_read_is_what_stands_in_the_file(tmp_path, way, planes):
+    image, key = np.random.default_rng(1).integers(-9, 9, (9, 60, 70), np.int16), b"k" * 32
+    path = tmp_path / f"i.{way if '.' in way or way == 'mha' else 'nrrd'}"
+    if way == "nii.gz":
+        nibabel.save(nibabel.Nifti1Image(image.transpose(), np.eye(4)), path)
+    elif way == "mha":
+        header = (
+            "NDims = 3\nDimSize = 70 60 9\nElementType = MET_SHORT\nCompressedData = True\nElementDataFile = LOCAL\n"
+        )
+        path.write_bytes(header.encode() + zlib.compress(image.tobytes()))
+    else:
+        header = f"NRRD0004\ntype: int16\ndimension: 3\nsizes: 70 60 9\nendian: little\nencoding: {way}\n\n"
+        path.write_bytes(header.encode() + {"gzip": gzip, "bzip2": bz2}[way].compress(image.tobytes()))
+    opened = open_image(path)
+    with watching(key):
+        read = opened.read(*planes)
+    assert np.array_equal(read.voxels, image[slice(*planes)])
+    made = [source for source in read.sources if source.content]
+    assert len(made) == 1
+    assert made[0].content == digest(path, made[0].ranges, key)
+    assert not any(source.content for source in opened.read().sources)
 
 
 def test_a_folder_is_known_by_the_names_in_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TypedDict
 import numpy as np
 
 from voxring.batch import blocks, boxes
-from voxring.batch.contents import Key, Recorded, record
+from voxring.batch.contents import Key, Recorded, record, watching
 from voxring.batch.manifest import Row
 from voxring.devices import Device, taken
 from voxring.engine import local_totals, part_totals, planes_needed, scalings_of, widest
@@ -69,7 +69,8 @@ def answer(task: Task, row: Row, room: Room | None = None) -> Answer | VoxringEr
     if task.version != VERSION:
         return DeviceError(f"a worker has voxring {VERSION}, this is {task.version}: install one version on both")
     try:
-        with room.used() if room is not None else nullcontext(), taken() as devices:
+        place = room.used() if room is not None else nullcontext()
+        with place, watching(task.key), taken() as devices:
             totals, image, truth = _reduce(row, task.study, task.device, task.threads)
         _check_unchanged((*image, *truth))
         if task.key is None:

@@ -16,7 +16,7 @@ from voxring.images import rectangles
 from voxring.images.image import Grid, GroundTruth, Image, Segment, check_same_grid
 from voxring.images.rectangles import Rectangle, Span
 from voxring.images.room import Room
-from voxring.images.source import Identity, Source, identify, together
+from voxring.images.source import Identity, Source, hashing, identify, together
 from voxring.images.stored import GroundTruthFile, ImageFile, Stored, as_image_file, readable
 from voxring.study import Colour
 
@@ -32,6 +32,7 @@ __all__ = [
     "Source",
     "Span",
     "check_same_grid",
+    "hashing",
     "identify",
     "known_ending",
     "open_ground_truth",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 from isal import isal_zlib
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from voxring.errors import ImageError
 from voxring.images.rectangles import Span
 from voxring.images.room import empty
-from voxring.images.source import Source, identify
+from voxring.images.source import Source, Watched, identify
 
 # The most bytes that one compressed byte can become: deflate's longest match codes 258 bytes in 2 bits; a block of
 # bzip2 holds 900,000 symbols, each run of 5 of which stands for up to 259 bytes, in some 40 bytes.
@@ -189,9 +189,10 @@ class Packed:
         voxels = empty(shape, self.dtype)
         buffer = memoryview(voxels.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         scratch = memoryview(bytearray(_SCRATCH))
-        with self.path.open("rb") as file:
+        with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            with corruption(self.path), closing(self._unpack(file)) as stream:
+            watched = Watched(file)
+            with corruption(self.path), closing(self._unpack(cast(BinaryIO, watched))) as stream:
                 skipped = _pass_over(stream, self._header + before, scratch) - self._header
                 filled = 0
                 while filled < length and (count := stream.readinto(buffer[filled : filled + _CHUNK])):
@@ -207,7 +208,7 @@ class Packed:
                 f"{self.path}: expected {declared} bytes of voxels, got {max(present, 0)}: "
                 "copy the file again from its source"
             )
-        return voxels, Source(self.path, self.identity, ((self.offset, used),))
+        return voxels, Source(self.path, self.identity, ((self.offset, used),), watched.end())
 
 
 def whole(voxels: NDArray[np.generic] | Mapped | Packed) -> NDArray[np.generic]:

@@ -1,10 +1,12 @@
 """Which bytes of which files a result depends on: what a batch's journal compares before it takes a result again."""
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,15 @@ Identity = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file as it was when a reader opened it, and the bytes of it that were used, as (start, stop)."""
+    """A file as it was when a reader opened it, and the bytes of it that were used, as (start, stop).
+
+    ``content`` is their hash, where it was made when they were read (`hashing`).
+    """
 
     path: Path
     identity: Identity
     ranges: tuple[tuple[int, int], ...]
+    content: str = ""
 
     @classmethod
     def whole(cls, path: Path, identity: Identity) -> "Source":
@@ -37,6 +43,55 @@ def identify(path: str | os.PathLike[str]) -> Identity:
     """
     found = os.stat(path)
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Hash(Protocol):
+    """What bytes are put into, one piece after the other."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take a piece."""
+
+    def finalize(self) -> bytes:
+        """Return the hash of all."""
+
+
+_here = threading.local()
+
+
+@contextmanager
+def hashing(begin: Callable[[], Hash]) -> Iterator[None]:
+    """Have this thread hash what it reads of compressed files, while it is in the processor's cache."""
+    _here.begin = begin
+    try:
+        yield
+    finally:
+        _here.begin = None
+
+
+class Watched:
+    """An open file, from where it stands, and the hash of what is read of it if this thread is `hashing`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        begin: Callable[[], Hash] | None = getattr(_here, "begin", None)
+        self._file, self._hash = file, None if begin is None else begin()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next bytes."""
+        piece = self._file.read(size)
+        if self._hash is not None:
+            self._hash.update(memoryview(piece))
+        return piece
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of a buffer."""
+        count: int = self._file.readinto(buffer)  # type: ignore[attr-defined]  # typing's BinaryIO lacks it
+        if self._hash is not None:
+            self._hash.update(memoryview(buffer)[:count])
+        return count
+
+    def end(self) -> str:
+        """Return the hash of all that was read, "" where none is made."""
+        return "" if self._hash is None else self._hash.finalize().hex()
 
 
 _GAP = 1 << 20
