@@ -84,6 +84,31 @@ def test_slabs_together_are_the_image_at_once(tmp_path, voxels, method):
     assert set(np.unique(labels)) == {3, 5, 9}
 
 
+@pytest.mark.parametrize("border", ["reflect", "mirror", "clip"])
+@pytest.mark.parametrize(("method", "dtype"), [("none", np.int16), ("zscore", np.int16), ("zscore", np.float32)])
+def test_bands_of_rows_together_are_the_image_at_once(tmp_path, monkeypatch, border, method, dtype):
+    kinds = [*FEATURES, {"kind": "mean", "window": 6}]
+    tables = {"window": {"size": 3, "border": border}, "standardise": {"method": method}}
+    of = trained(Study.of(name="t", classes=CLASSES, feature=kinds, **tables))
+    image, truth = hospital(3, (23, 11))
+    image = image.astype(dtype)
+    path, mask = tmp_path / "ct.npy", tmp_path / "truth.npy"
+    np.save(path, image)
+    np.save(mask, truth)
+    labels, chances = of.classify(feature_maps(image, of.study))
+    counts = evaluate_image(path, mask, of)
+    for voxels in (1, 50, 10**6):
+        made = list(slabs(open_image(path), of, probabilities=True, voxels=voxels))
+        assert np.array_equal(np.concatenate([band.labels for band in made]), labels)
+        assert np.array_equal(np.concatenate([band.probabilities for band in made], 1), chances)
+        assert [band.first for band in made] == list(range(0, 23, {1: 1, 50: 4}.get(voxels, 23)))
+    monkeypatch.setitem(slabs.__kwdefaults__, "voxels", 50)
+    assert evaluate_image(path, mask, of) == counts
+    written = classify_image(path, of, tmp_path, probabilities=True)
+    for one, expected in zip(written, (labels, *chances), strict=True):
+        assert np.array_equal(np.load(one), expected)
+
+
 def test_maps_are_written_with_the_images_slope_applied(tmp_path):
     model = trained(study(standardise={"method": "none"}))  # zscore would undo a slope
     image, _ = hospital(4)

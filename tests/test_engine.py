@@ -21,6 +21,7 @@ from voxring import (
 )
 from voxring.engine import planes_needed
 from voxring.kernels.cpu import histogram as kernel
+from voxring.standardise import _sums
 
 BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
 INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32]
@@ -109,7 +110,9 @@ def test_standardisations_equal_the_definition(data):
     )
     study = study_of(3, data.draw(st.sampled_from(BORDERS)), standardise=options)
     try:
-        got = local_totals(image, ground_truth, study, slope=slope, intercept=intercept)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("voxring.standardise._AT_ONCE", data.draw(st.sampled_from([1, 1 << 16])))
+            got = local_totals(image, ground_truth, study, slope=slope, intercept=intercept)
     except ImageError:  # an empty or flat foreground, percentiles that meet: the definition has no answer either
         with pytest.raises((ZeroDivisionError, ValueError, IndexError)):
             naive.standardise(image, image.shape, options, slope, intercept)
@@ -244,6 +247,14 @@ def test_zscore_of_32_bit_values_is_exact():
     options = {"method": "zscore", "foreground": "all", "fraction_bits": 40}
     study = study_of(3, standardise=options, bounds={"intensity": 4})
     assert_equal_to_naive(study, [[(image, rng.integers(0, 3, image.shape, np.uint8))]], options)
+
+
+def test_sums_of_the_widest_integers_are_exact():
+    rng = np.random.default_rng(5)
+    values = np.concatenate((rng.integers(-(2**47), 2**47, 100), [-(2**47), 2**47 - 1] * 50))
+    counts = rng.integers(0, 2**30, values.size)
+    pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
+    assert _sums(values, counts) == tuple(sum(v**k * count for v, count in pairs) for k in range(3))
 
 
 @pytest.mark.parametrize("border", BORDERS)

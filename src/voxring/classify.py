@@ -6,19 +6,31 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from voxring.devices import Device
+from voxring.engine import reach, scaled, scalings_of
 from voxring.errors import ImageError, StudyError
 from voxring.evaluate import BINS, Counts
-from voxring.images import GroundTruth, ImageFile, Segment, check_same_grid, known_ending, open_image, read_ground_truth
+from voxring.images import (
+    GroundTruth,
+    ImageFile,
+    Segment,
+    Span,
+    check_same_grid,
+    known_ending,
+    open_image,
+    read_ground_truth,
+)
 
 if TYPE_CHECKING:
+    from voxring.features import FeatureStack
     from voxring.learn import Model
 
 Array = npt.NDArray[Any]
@@ -28,7 +40,7 @@ SLAB = 1 << 21
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slab:
-    """Planes ``first`` to ``stop`` of an image, or its one plane in 2D, classified.
+    """Planes ``first`` to ``stop`` of an image, or rows of one in 2D, classified.
 
     ``labels`` are label values; ``probabilities`` have a map for each class of the model, or none at all.
     """
@@ -48,7 +60,7 @@ def slabs(
     threads: int | None = None,
     voxels: int = SLAB,
 ) -> Iterator[Slab]:
-    """Classify an image, some planes at a time; the maps do not depend on how many.
+    """Classify an image, some planes at a time, or some rows in 2D; the maps do not depend on how many.
 
     Parameters
     ----------
@@ -64,7 +76,7 @@ def slabs(
     threads : int, optional
         Threads of this call. The maps do not depend on it.
     voxels : int
-        Most voxels of a slab, but that it has a plane at least.
+        Most voxels of a slab, but that it has a plane at least, or a row.
 
     Raises
     ------
@@ -77,19 +89,50 @@ def slabs(
     DeviceError
         ``device="cuda"`` and no GPU answers, or has no room; or the standardised integers have more than 32 bits.
     """
-    name = Path(image.name).name
+    name, of_one = Path(image.name).name, prod(image.grid.shape[1:])
+    step, length = max(1, voxels // of_one), image.grid.shape[0]
+    spans = [(first, min(first + step, length)) for first in range(0, length, step)]
+    how: _How = {"slope": image.slope, "intercept": image.intercept, "device": device, "threads": threads}
+    cut = _bands if len(image.grid.shape) == 2 else _runs
     try:
-        stack = model.stack(
-            image.read().voxels, slope=image.slope, intercept=image.intercept, device=device, threads=threads
-        )
-        planes = _planes(image.grid.shape)
-        step = max(1, voxels // (prod(image.grid.shape) // planes))
-        for first in range(0, planes, step):
-            stop = min(first + step, planes)
-            labels, chances = model.classify_planes(stack, (first, stop), probabilities=probabilities, threads=threads)
-            yield Slab(first, stop, labels, chances if probabilities else np.empty((0, *labels.shape), np.float32))
+        for (first, stop), (stack, planes, inside) in zip(
+            spans, cut(image.read().voxels, model, spans, how), strict=True
+        ):
+            labels, chances = model.classify_planes(stack, planes, probabilities=probabilities, threads=threads)
+            labels = labels[inside]
+            chances = chances[:, inside] if probabilities else np.empty((0, *labels.shape), np.float32)
+            yield Slab(first, stop, labels, chances)
     except (ImageError, StudyError) as error:
         raise error if name in str(error) else type(error)(f"{name}: {error}") from error
+
+
+class _How(TypedDict):
+    slope: float | Fraction
+    intercept: float | Fraction
+    device: Device
+    threads: int | None
+
+
+_Part = tuple["FeatureStack", Span, slice]
+"""A stack, planes of it, and which of their planes, or rows in 2D, are wanted."""
+
+
+def _runs(image: Array, model: Model, spans: Sequence[Span], how: _How) -> Iterator[_Part]:
+    """Runs of planes of a volume, which is standardised once."""
+    stack = model.stack(image, **how)
+    return ((stack, span, slice(None)) for span in spans)
+
+
+def _bands(image: Array, model: Model, spans: Sequence[Span], how: _How) -> Iterator[_Part]:
+    """Bands of rows of an image in 2D, each standardised with all that windows over it read."""
+    study, scale = model.study, (how["slope"], how["intercept"])
+    scaling, _ = scalings_of(lambda: (image,), image.dtype, study, slope=scale[0], intercept=scale[1])
+    size = max(3 if feature.kind == "gradient" else feature.along(2)[1] for feature in study.feature)
+    for first, stop in spans:
+        start, end = reach(first, stop, len(image), size)
+        band = image[start:end]
+        stack = model.stack(band, **how, scaled=scaled(band, *scale, study, scaling))
+        yield stack, (0, 1), slice(first - start, stop - start)
 
 
 def classify_image(
@@ -146,7 +189,7 @@ def classify_image(
     with ExitStack() as stack:
         outs = [stack.enter_context(map_writer(one, path, image.grid, float32, force=force)) for one in chances]
         labels = stack.enter_context(map_writer(label_stem, path, image.grid, dtype, segments=segments, force=force))
-        for slab in slabs(image, model, probabilities=probabilities, device=device, threads=threads):
+        for slab in _pages(slabs(image, model, probabilities=probabilities, device=device, threads=threads)):
             labels.write(slab.labels)
             for number, one in enumerate(outs):
                 one.write(slab.probabilities[number])
@@ -154,6 +197,19 @@ def classify_image(
         map_path(label_stem, path, image.grid, dtype, named=True),
         *(map_path(one, path, image.grid, float32, named=False) for one in chances),
     ]
+
+
+def _pages(made: Iterator[Slab]) -> Iterator[Slab]:
+    """Put bands of rows together again, since formats take a page at once; slabs of planes pass."""
+    bands = []
+    for slab in made:
+        if slab.labels.ndim == 3:
+            yield slab
+        else:
+            bands.append(slab)
+    if bands:
+        labels = np.concatenate([band.labels for band in bands])
+        yield Slab(0, len(labels), labels, np.concatenate([band.probabilities for band in bands], axis=1))
 
 
 def image_stem(path: Path) -> str:
@@ -215,7 +271,7 @@ def evaluate_image(
     of_value[list(model.values)] = range(1, len(model.values) + 1)
     counts = Counts.none(names, bins)
     for slab in slabs(image, model, probabilities=True, device=device, threads=threads):
-        here = indices[slab.first : slab.stop] if indices.ndim == 3 else indices
+        here = indices[slab.first : slab.stop]
         never = np.zeros(here.shape, np.float32)
         chances = dict(zip(model.classes, slab.probabilities, strict=True))
         counts += Counts.of(names, here, of_value[slab.labels], [chances.get(name, never) for name in names], bins)
@@ -242,10 +298,6 @@ def _indices(truth: GroundTruth, names: Sequence[str], classes: Mapping[str, int
             )
         indices[mask] = index
     return indices
-
-
-def _planes(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 3 else 1
 
 
 def _map_name(segment: Segment) -> str:

@@ -124,7 +124,7 @@ def scalings_of(
     slope: float | Fraction,
     intercept: float | Fraction,
 ) -> Scalings:
-    """Return the scalings that depend on all voxels; ``parts`` goes through them once, as for `scaling_of`."""
+    """Return the scalings that depend on all voxels; ``parts`` goes through them, as for `scaling_of`."""
     known: dict[object, Scaling] = {}
     found: list[Scaling | None] = []
     for one in _studies(study):
@@ -133,7 +133,7 @@ def scalings_of(
             continue
         alike = one.standardise, one.intensity_bound
         if alike not in known:
-            known[alike] = scaling_of(parts(), dtype, one, slope=slope, intercept=intercept)
+            known[alike] = scaling_of(parts, dtype, one, slope=slope, intercept=intercept)
         found.append(known[alike])
     return Scalings(*found)
 
@@ -158,9 +158,8 @@ def part_totals(
     pairs, where ``ground_truth`` leaves out labels of the part, which another part sums.
     """
     check_shapes(image, ground_truth)
-    scale = Fraction(slope), Fraction(intercept)
-    scaled = _scaled(image, *scale, study, scalings.own)
-    totals = _totals(scaled, ground_truth, study, labels, device, threads)
+    mine = scaled(image, slope, intercept, study, scalings.own)
+    totals = _totals(mine, ground_truth, study, labels, device, threads)
     if not layout(study):
         return totals
     more: dict[str, tuple[int, ...]] = dict.fromkeys(labels, ())
@@ -172,17 +171,17 @@ def part_totals(
             labels=labels,
             device=device,
             threads=threads,
-            scaled=scaled,
+            scaled=mine,
             neighbours=neighbours,
         )
     if isinstance(study, AtWeights):
         from voxring.learn.steps import class_step
 
-        more = class_step(image, ground_truth, study, labels=labels, device=device, threads=threads, scaled=scaled)
+        more = class_step(image, ground_truth, study, labels=labels, device=device, threads=threads, scaled=mine)
     if study.evaluate is not None:
         from voxring.learn.evaluation import class_evaluation
 
-        given = _scaled(image, *scale, _studies(study)[1], scalings.model) if scalings.model else None
+        given = scaled(image, slope, intercept, _studies(study)[1], scalings.model) if scalings.model else None
         counts = class_evaluation(
             image,
             ground_truth,
@@ -200,10 +199,12 @@ def part_totals(
     )
 
 
-def _scaled(image: Array, slope: Fraction, intercept: Fraction, study: Study, scaling: Scaling | None) -> Scaled:
-    if scaling is None:
-        return standardised(image, slope, intercept, study)
-    return standardised_by(on_integers(image, slope, intercept, study)[0], scaling)
+def scaled(
+    image: Array, slope: float | Fraction, intercept: float | Fraction, study: Study, scaling: Scaling | None
+) -> Scaled:
+    """Standardise an image, or a part of one by the scaling of all its voxels if they have a say in it."""
+    of = Fraction(slope), Fraction(intercept), study
+    return standardised(image, *of) if scaling is None else standardised_by(on_integers(image, *of)[0], scaling)
 
 
 def _studies(study: Study) -> tuple[Study, ...]:

@@ -6,7 +6,7 @@ are stored, for whoever sums them first and applies a and b to the sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -93,9 +93,16 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(
-    parts: Iterable[Array], dtype: np.dtype[Any], study: Study, *, slope: float | Fraction, intercept: float | Fraction
+    parts: Callable[[], Iterable[Array]],
+    dtype: np.dtype[Any],
+    study: Study,
+    *,
+    slope: float | Fraction,
+    intercept: float | Fraction,
 ) -> Scaling:
-    """Return the scaling of an image that is seen in parts, each voxel once; ``dtype`` is that of all its parts.
+    """Return the scaling of an image that is seen in parts; ``dtype`` is that of all of them.
+
+    They are gone through once, or, under ``zscore`` with more than 16 bits, once for each look at all voxels.
 
     Raises
     ------
@@ -103,8 +110,11 @@ def scaling_of(
         As `local_totals`, or more distinct intensities than can be counted.
     """
     of = (Fraction(slope), Fraction(intercept), study)
-    _, scale = on_integers(np.zeros(0, dtype), *of)
-    return _scaling_of_integers((on_integers(part, *of)[0] for part in parts), scale, study)
+    none, scale = on_integers(np.zeros(0, dtype), *of)
+    cut = _pieces if _is_summed(none.dtype, study) else lambda part: (part,)
+    return _scaling_of_integers(
+        lambda: (on_integers(piece, *of)[0] for part in parts() for piece in cut(part)), none.dtype, scale, study
+    )
 
 
 def local_landmarks(
@@ -181,17 +191,29 @@ def on_integers(image: Array, slope: Fraction, intercept: Fraction, study: Study
     return image, (slope, intercept, fixedpoint.FLOAT_SHIFT)
 
 
-def _scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) -> Scaling:
+def _scaling_of_integers(
+    parts: Callable[[], Iterable[Array]], dtype: np.dtype[Any], scale: _Scale, study: Study
+) -> Scaling:
     slope, intercept, shift = scale
     if slope == 0:
         raise ImageError(_FLAT)
     try:
-        counted = _Counted.of(parts) if study.standardise.method in OF_ALL_VOXELS else None
-        if counted is not None:
+        if _is_summed(dtype, study):
+
+            def mean() -> Fraction:
+                (count, total, _), *_ = _summed(parts(), lambda values: values)
+                return Fraction(total, count)
+
+            inside = _foreground(study.standardise.foreground, slope, intercept, mean)
+            sums, low, high = _summed(parts(), lambda values: values[inside(values)])
+            mapping = _zscore(sums, slope, study, shift)
+        elif study.standardise.method in OF_ALL_VOXELS:
+            counted = _Counted.of(parts())
             low, high = int(counted.values[0]), int(counted.values[-1])
+            mapping = _mapping(counted, slope, intercept, study, shift)
         else:
-            low, high = _range(parts, slope, intercept, study)
-        mapping = _mapping(counted, slope, intercept, study, shift)
+            low, high = _range(parts(), slope, intercept, study)
+            mapping = _mapping(None, slope, intercept, study, shift)
         least, largest = mapping.ends(low, high)
         single = mapping.single(low, high)
     except (ValueError, OverflowError) as error:
@@ -209,7 +231,7 @@ def _scaling_of_integers(parts: Iterable[Array], scale: _Scale, study: Study) ->
 def standardised(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> Scaled:
     """Standardise a whole image."""
     image, scale = on_integers(image, slope, intercept, study)
-    return standardised_by(image, _scaling_of_integers((image,), scale, study))
+    return standardised_by(image, _scaling_of_integers(lambda: (image,), image.dtype, scale, study))
 
 
 def standardised_by(image: Array, scaling: Scaling) -> Scaled:
@@ -217,17 +239,15 @@ def standardised_by(image: Array, scaling: Scaling) -> Scaled:
     if scaling.single is not None:
         return _narrowed(image, *scaling.stored), scaling.single
     mapped = np.empty(image.shape, _narrowest(*scaling.standardised))
-    step = max(1, _AT_ONCE * image.shape[0] // image.size)
     low, high = scaling.stored
     try:
         # So few values are mapped once each, and looked up.
         table = scaling.mapping.apply(np.arange(low, high + 1)).astype(mapped.dtype) if image.itemsize <= 2 else None
-        for first in range(0, image.shape[0], step):
-            here = image[first : first + step]
+        for here, there in zip(_pieces(image), _pieces(mapped), strict=True):
             if table is None:
-                mapped[first : first + step] = scaling.mapping.apply(here)
+                there[...] = scaling.mapping.apply(here)
             else:
-                table.take(np.subtract(here, low, dtype=np.intp), out=mapped[first : first + step], mode="wrap")
+                table.take(np.subtract(here, low, dtype=np.intp), out=there, mode="wrap")
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
     return mapped, (1, 0)
@@ -235,16 +255,25 @@ def standardised_by(image: Array, scaling: Scaling) -> Scaled:
 
 def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:
     """Put a float image on the grid 2^-p, its slope and intercept applied in binary64."""
-    values = image.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError("expected finite voxels, got NaN or infinity: replace them before the study")
-    if slope != 1 or intercept != 0:
-        values = values * float(slope) + float(intercept)
-    try:
-        integers = fixedpoint.grid(values, study.standardise.fraction_bits)
-    except OverflowError as error:
-        raise ImageError(f"{error}: use fewer fraction_bits") from None
+    integers = np.empty(image.shape, np.int64)
+    for here, there in zip(_pieces(image), _pieces(integers), strict=True):
+        values = here.astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ImageError("expected finite voxels, got NaN or infinity: replace them before the study")
+        if slope != 1 or intercept != 0:
+            values = values * float(slope) + float(intercept)
+        try:
+            there[...] = fixedpoint.grid(values, study.standardise.fraction_bits)
+        except OverflowError as error:
+            raise ImageError(f"{error}: use fewer fraction_bits") from None
     return integers, Fraction(1, study.unit), Fraction(0)
+
+
+def _pieces(image: Array) -> Iterator[Array]:
+    """Some planes, or rows, at a time: what numpy makes of them on the way is in 64 bits, several times over."""
+    step = max(1, _AT_ONCE * image.shape[0] // max(image.size, 1))
+    for first in range(0, image.shape[0], step):
+        yield image[first : first + step]
 
 
 def _range(parts: Iterable[Array], slope: Fraction, intercept: Fraction, study: Study) -> tuple[int, int]:
@@ -286,7 +315,7 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
     return np.int64
 
 
-_AT_ONCE = 1 << 16  # voxels that are mapped at once, in 64 bits and some times over
+_AT_ONCE = 1 << 16  # voxels, of several arrays of 64 bits
 _DISTINCT = 1 << 24  # intensities that are counted of an image in parts: 16 bytes each, some times over
 
 
@@ -301,7 +330,7 @@ def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, stu
         return fixedpoint.through(_rising(values, [0, 1], slope, intercept), bits, shift=shift)
     foreground = counted.foreground(options.foreground, slope, intercept)
     if options.method == "zscore":
-        return foreground.zscore(bits, shift, negative=slope < 0)
+        return _zscore(_sums(foreground.values, foreground.counts), slope, study, shift)
     if study.agrees:
         raise StudyError(
             "the parties have yet to agree on the landmarks: take the study that with_landmarks makes of their scale, "
@@ -310,6 +339,54 @@ def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, stu
     targets = options.targets or (Fraction(0), Fraction(1))
     knots = [(Fraction(v), x) for v, x in zip(_percentiles(foreground, slope, study), targets, strict=True)]
     return fixedpoint.through(knots if slope > 0 else knots[::-1], bits, shift=shift)
+
+
+def _is_summed(dtype: np.dtype[Any], study: Study) -> bool:
+    """Whether a z-score is made of sums over voxels; integers of up to 16 bits are rather counted, which is faster."""
+    return study.standardise.method == "zscore" and dtype.itemsize > 2
+
+
+_Sums = tuple[int, int, int]
+"""How many stored integers, Σv and Σv²."""
+
+
+def _summed(parts: Iterable[Array], chosen: Callable[[Array], Array]) -> tuple[_Sums, int, int]:
+    """Sums over those stored integers that are chosen, and the least and the largest of all."""
+    sums, low, high = [], [], []
+    for part in parts:
+        for piece in _pieces(part):
+            values = piece.astype(np.int64)
+            low.append(int(values.min()))
+            high.append(int(values.max()))
+            values = chosen(values)
+            sums.append(_sums(values, np.broadcast_to(np.int64(1), values.shape)))
+    counts, totals, squares = zip(*sums, strict=True)
+    return (sum(counts), sum(totals), sum(squares)), min(low), max(high)
+
+
+def _zscore(sums: _Sums, slope: Fraction, study: Study, shift: int) -> AffineMap:
+    made = fixedpoint.zscore(*sums, study.standardise.fraction_bits, shift=shift)
+    if slope < 0:  # round half to even is symmetric
+        return AffineMap((-made.a[0],), (-made.b[0],), shift=shift)
+    return made
+
+
+def _foreground(
+    which: str, slope: Fraction, intercept: Fraction, mean: Callable[[], Fraction]
+) -> Callable[[Array], Array]:
+    """What says which stored integers are foreground: all, those of an intensity that is not 0, or of more than the
+    mean intensity.
+    """
+    if which == "all":
+        return lambda values: np.ones(values.shape, np.bool_)
+    if which == "nonzero":
+        zero = -intercept / slope
+        at = zero.numerator if zero.denominator == 1 else np.iinfo(np.int64).min
+        return lambda values: values != at
+    of_all = mean()
+    if slope > 0:
+        return lambda values: values > of_all.numerator // of_all.denominator
+    return lambda values: values < -(-of_all.numerator // of_all.denominator)
 
 
 def _percentiles(foreground: _Counted, slope: Fraction, study: Study) -> list[int]:
@@ -358,34 +435,17 @@ class _Counted:
         if values.size > _DISTINCT:
             raise ValueError(
                 f"more than {_DISTINCT} distinct intensities in an image too large to be held whole: "
-                "convert it to 16 bits, or use standardise.method rescale or none"
+                "convert it to 16 bits, or use standardise.method zscore, rescale or none"
             )
         counts = np.zeros(values.size, np.int64)
         np.add.at(counts, places, np.concatenate((self.counts, other.counts)))
         return _Counted(values, counts)
 
     def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
-        """Keep all voxels, those of an intensity that is not 0, or those of more than the mean intensity."""
-        if which == "all":
-            return self
-        if which == "nonzero":
-            zero = -intercept / slope
-            keep = self.values != (zero.numerator if zero.denominator == 1 else np.iinfo(np.int64).min)
-        else:
-            mean = Fraction(_dot(self.values, self.counts), int(self.counts.sum()))
-            above = self.values > mean.numerator // mean.denominator
-            below = self.values < -(-mean.numerator // mean.denominator)
-            keep = above if slope > 0 else below
+        """Keep the foreground."""
+        count, total = int(self.counts.sum()), _dot(self.values, self.counts)
+        keep = _foreground(which, slope, intercept, lambda: Fraction(total, count))(self.values)
         return _Counted(self.values[keep], self.counts[keep])
-
-    def zscore(self, bits: int, shift: int, *, negative: bool) -> AffineMap:
-        values, counts = self.values, self.counts
-        high, low = values >> 24, values & 0xFFFFFF
-        squares = (_dot(high * high, counts) << 48) + (_dot(high * low, counts) << 25) + _dot(low * low, counts)
-        made = fixedpoint.zscore(int(counts.sum()), _dot(values, counts), squares, bits, shift=shift)
-        if negative:  # round half to even is symmetric
-            return AffineMap((-made.a[0],), (-made.b[0],), shift=shift)
-        return made
 
     def percentile(self, percentile: Fraction) -> int:
         """The value of rank ⌈q·n/100⌉ (nearest rank), the least value for q = 0."""
@@ -396,6 +456,18 @@ class _Counted:
         return int(self.values[np.searchsorted(ranks, rank)])
 
 
+def _sums(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> _Sums:
+    """Σ counts, Σ values·counts and Σ values²·counts, exact, of values of at most 47 bits."""
+    high, low = values >> 24, values & 0xFFFFFF
+    squares = (_dot(high * high, counts) << 48) + (_dot(high * low, counts) << 25) + _dot(low * low, counts)
+    return int(counts.sum()), _dot(values, counts), squares
+
+
 def _dot(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:
     """Σ values·counts, exact: values below 2^48 in size go in two limbs of 24 bits, counts add up to less than 2^38."""
-    return (int(((values >> 24) * counts).sum()) << 24) + int(((values & 0xFFFFFF) * counts).sum())
+    high = low = 0
+    for first in range(0, len(values), _AT_ONCE):
+        some, of_each = values[first : first + _AT_ONCE], counts[first : first + _AT_ONCE]
+        high += int(((some >> 24) * of_each).sum())
+        low += int(((some & 0xFFFFFF) * of_each).sum())
+    return (high << 24) + low

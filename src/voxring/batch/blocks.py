@@ -3,7 +3,7 @@
 A block of the ground truth is read at a time. Where it holds a class, the rectangle of the image is read that the
 windows over its labels reach, and those labels alone are reduced in it (`voxring.batch.boxes`); blocks without labels
 cost no pixel of the image. The ground truth is read as far past a block as the second voxel of a pair may lie. Where
-the standardisation depends on all voxels, they are first gone through once.
+the standardisation depends on all voxels, they are gone through first, twice for the z-score of more than 16 bits.
 
 In hand is a block of ground truth, its rectangle of the image with a rim of the window's reach, and what the kernels
 take for that: under 256 MiB for images of 8 and 16 bits, whatever their size. Maps of features take 8 bytes a pixel
