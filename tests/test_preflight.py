@@ -251,6 +251,40 @@ def test_memory_is_counted_for_each_worker(place, monkeypatch):
     assert states(look(place)[1])["memory"] == ["note"]
 
 
+FEATURES = """
+standardise = { method = "rescale", range = [-100.0, 100.0], fraction_bits = 8 }
+feature = [{ kind = "mean", window = 3 }, { kind = "gradient" }]
+statistics = { gram = true }
+[window]"""
+
+
+def test_memory_is_counted_for_maps_of_features(place, monkeypatch):
+    """Of 256 voxels: image and ground truth, x in 64 bits twice over, two maps, and these and 1 at labelled places."""
+    rewrite(place, "[window]", FEATURES)
+    need = module.WORKER_BYTES + 256 * (2 * 2 + 8 * 2 + 8 * 6)
+    for free, state in ((need, "ok"), (need - 1, "wrong")):
+        monkeypatch.setattr(module, "free_memory", lambda free=free: free)
+        assert states(look(place)[1])["memory"] == [state]
+
+
+def test_memory_is_counted_for_maps_of_the_model(place, monkeypatch):
+    model = trained()
+    model.save(place[0] / "model.json")
+    rewrite(place, "lesion = 1, liver = 2", "fat = 1, bone = 2")
+    rewrite(place, "[window]", f'[evaluate]\nmodel = "model.json"\ndigest = "{model.digest}"\n[window]')
+    need = module.WORKER_BYTES + 256 * (2 * 2 + 8 + 8 * (2 * len(model.study.feature) + 2))
+    for free, state in ((need, "ok"), (need - 1, "wrong")):
+        monkeypatch.setattr(module, "free_memory", lambda free=free: free)
+        assert states(look(place)[1])["memory"] == [state]
+
+
+def test_a_window_with_other_axes_than_an_image_is_a_bad_row(place):
+    rewrite(place, "size = 3", "size = [3, 3]")
+    code, found, _ = look(place, "--names")
+    assert (code, found["images"][0][0]) == (4, "wrong")
+    assert "2 of 2 rows" in found["images"][0][1]
+
+
 def test_free_memory_is_the_less_of_system_and_container(tmp_path):
     assert free_memory(tmp_path) is None
     (tmp_path / "proc").mkdir()

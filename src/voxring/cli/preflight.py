@@ -25,11 +25,17 @@ from urllib.parse import urlsplit
 
 import click
 
-from voxring.errors import DeviceError, ImageError, PeerError, StudyError, VoxringError
+from voxring.errors import DeviceError, ImageError, ModelError, PeerError, StudyError, VoxringError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from voxring.batch import Row
+    from voxring.images import ImageFile
     from voxring.study import Study
+
+    Array = npt.NDArray[np.integer]
 
 State = Literal["ok", "note", "wrong"]
 
@@ -38,6 +44,8 @@ LEAST_FREE = 64 * MIB
 """Bytes that must be free for the journal and the ledger, which take about a kilobyte for each image."""
 WORKER_BYTES = 300 * MIB
 """Of a worker without any volume: the interpreter, numba, its machine code."""
+_COUNTED = 40
+"""Bytes a voxel of an image of more than 16 bits while its distinct intensities are counted."""
 REACH_SECONDS = 3.0
 _TIMEX_BYTES = 512  # more than struct timex of any Linux
 _TIME_ERROR = 5
@@ -386,9 +394,9 @@ def _model(plan: Plan) -> Iterator[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """What a row's headers and ground truth say: bytes of its largest volume, and which classes it has."""
+    """What a row's headers and ground truth say: bytes that a worker takes for it, and which classes it has."""
 
-    volume: int
+    memory: int
     classes: tuple[str, ...]
 
 
@@ -402,17 +410,18 @@ def _images(plan: Plan) -> Iterator[Finding]:
         yield Finding("manifest", "wrong", "the manifest cannot be used", str(error), error.exit_code)
         return
     yield Finding("manifest", "ok", "it can be read, and every file in it is there", f"{len(rows)} rows")
-    room, largest, bad, having = Room(), 0, [], Counter[str]()
+    room, most, bad, having = Room(), 0, [], Counter[str]()
+    study = _with_its_model(plan.study)
     for row in rows:
         with room.used():
             try:
-                looked = _look(row, plan.study)
+                looked = _look(row, study)
                 if plan.whole:
-                    _read_whole(row, plan.study)
+                    _read_whole(row, study)
             except ImageError as error:
                 bad.append((row.line, error))
                 continue
-        largest = max(largest, looked.volume)
+        most = max(most, looked.memory)
         having.update(looked.classes)
     if bad:
         lines = "".join(f"\n  line {line}: {error}" for line, error in bad)
@@ -428,7 +437,18 @@ def _images(plan: Plan) -> Iterator[Finding]:
         yield Finding("images", "ok", f"all {what} and ground truths can be read, and lie on one grid")
     yield _classes(plan.study, having, len(rows) - len(bad))
     if len(bad) < len(rows):
-        yield _memory(largest, plan.workers)
+        yield _memory(most, plan.workers)
+
+
+def _with_its_model(study: Study) -> Study:
+    """The study without what it evaluates where that cannot be read, which has been said under its own name."""
+    from msgspec.structs import replace
+
+    try:
+        _made_of(study)
+    except ModelError:
+        return replace(study, evaluate=None)
+    return study
 
 
 def _look(row: Row, study: Study) -> _Looked:
@@ -437,21 +457,76 @@ def _look(row: Row, study: Study) -> _Looked:
     from voxring.images import rectangles
 
     image, opened = open_row(row, study)
-    if blocks.pays(image, opened, rectangles.SIDE):  # as a party reads it: never whole
+    side = blocks.side_of(study)
+    if blocks.pays(image, opened, side):  # as a party reads it: never whole
         labels, widest, found = {name: opened.find(label) for name, label in study.classes.items()}, 0, set[str]()
         for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), opened.block or (1, 1)):
             part, _ = opened.read_block(*block)
             widest = max(widest, part.size * max(part.itemsize, image.dtype.itemsize))
             found |= {name for name in labels.keys() - found if (part == labels[name]).any()}
-        return _Looked(widest, tuple(found))
+        return _Looked(2 * widest + _of_maps(study, (side, side)), tuple(found))
     truth = opened.read()
     voxels = prod(image.grid.shape)
-    present = []
+    truths, present = [], []
     for name, label in study.classes.items():
         layer, value = truth.find(label)
+        truths.append((truth.layers[layer], [value]))
         if (truth.layers[layer] == value).any():
             present.append(name)
-    return _Looked(voxels * max(image.dtype.itemsize, *(layer.itemsize for layer in truth.layers)), tuple(present))
+    volume = voxels * max(image.dtype.itemsize, *(layer.itemsize for layer in truth.layers))
+    return _Looked(2 * volume + _on_the_way(study, image, truths), tuple(present))
+
+
+def _on_the_way(study: Study, image: ImageFile, truths: list[tuple[Array, list[int]]]) -> int:
+    """Bytes of what is made of an image before it is summed: standardised integers, and maps of features."""
+    from voxring.engine import planes_needed
+    from voxring.standardise import OF_ALL_VOXELS
+    from voxring.statistics import layout
+
+    shape, method = image.grid.shape, study.standardise.method
+    in_slabs = method in OF_ALL_VOXELS and len(shape) == 3
+    first, stop = planes_needed(
+        truths, image.dtype, study, slope=image.slope, intercept=image.intercept, scaled=in_slabs
+    )
+    if first == stop:
+        return 0
+    wide = image.dtype.kind == "f" or image.dtype.itemsize > 2
+    planes = min(stop - first, max(1, shape[0] // 8)) if in_slabs else stop - first
+    of_voxel = 8 * (wide + (wide or method not in ("none", "zscore")) + bool(layout(study)))
+    counted = _COUNTED * prod(shape) if wide and method in ("percentile", "nyul") else 0
+    return max(counted, of_voxel * planes * prod(shape[1:]) + _of_maps(study, shape))
+
+
+def _of_maps(study: Study, shape: tuple[int, ...]) -> int:
+    """Bytes of the maps of features, of a study or the model that it evaluates, that are in hand at a time.
+
+    They are of whole planes, 8 bytes a voxel and map, and once more those of the voxels of a class.
+    """
+    from voxring.statistics import layout, of_images
+
+    if not layout(study) and not study.logistic:
+        return 0
+    from voxring import features
+    from voxring.learn import evaluation
+
+    voxels, plane = prod(shape), prod(shape[-2:])
+    own, *of_model = [len(one.feature) for one in _made_of(study)]
+    together: list[tuple[int, int]] = [
+        (maps, evaluation.SLAB) for maps in (*of_model, *([own] if study.logistic else ()))
+    ]
+    if of_images(study):
+        maps = own if study.statistics.gram else 0
+        together.append((maps, features.SLAB // max(1, maps)))
+    return max(8 * (2 * maps + 2) * min(voxels, max(plane, most)) for maps, most in together)
+
+
+def _made_of(study: Study) -> tuple[Study, ...]:
+    """A study, and that of the model that it evaluates."""
+    if study.evaluate is None:
+        return (study,)
+    from voxring.learn.evaluation import model_of
+
+    return study, model_of(study).study
 
 
 def _read_whole(row: Row, study: Study) -> None:
@@ -479,15 +554,15 @@ def _classes(study: Study, having: Counter[str], images: int) -> Finding:
     )
 
 
-def _memory(largest: int, workers: int) -> Finding:
-    """Hold two volumes and what an interpreter takes, for each worker, against what is free."""
-    need, free = workers * (2 * largest + WORKER_BYTES), free_memory()
+def _memory(most: int, workers: int) -> Finding:
+    """Hold what the largest row and an interpreter take, for each worker, against what is free."""
+    need, free = workers * (most + WORKER_BYTES), free_memory()
     words = f"{workers} workers need about {_size(need)}"
     if free is None:
         return Finding("memory", "note", f"{words}; how much is free cannot be known here")
     if need <= free:
         return Finding("memory", "ok", f"{words}, {_size(free)} are free")
-    fewer = max(1, free // (2 * largest + WORKER_BYTES))
+    fewer = max(1, free // (most + WORKER_BYTES))
     return Finding(
         "memory",
         "wrong",
