@@ -210,6 +210,14 @@ def test_totals_beyond_the_bounds_are_refused_before_anything_is_sent() -> None:
         _ = network.researcher.answer
 
 
+@pytest.mark.parametrize("how", ["lose", "fail"])
+def test_totals_that_come_too_late_are_dropped_in_silence(how: str) -> None:
+    party = until_computing(Network(a_study(), coins=dict.fromkeys("abc", COIN)))
+    getattr(party, how)("it stopped")
+    party.supply(TOTALS["a"])
+    assert party.state == {"lose": "lost", "fail": "failed"}[how]
+
+
 def test_an_sdsum_beyond_the_bounds_ends_the_party_before_it_is_sent() -> None:
     totals = dict(TOTALS, a=LocalTotals({"lesion": ClassTotals(30, 5, 5, -(10**40), 3)}))
     network = Network(a_study(), totals)
