@@ -99,7 +99,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def axes(self) -> frozenset[int]:
-        """How many axes an image of the study may have: 2, 3 or either."""
+        """How many axes an image of the study may have, 2 or 3 or either."""
         windows = [feature.window for feature in self.feature if feature.window is not None]
         return self.window.fits.intersection(*map(fitting, windows))
 
