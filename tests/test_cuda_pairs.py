@@ -108,6 +108,7 @@ def example(dtype="int16"):
     others = np.repeat(rng.integers(0, 3, (3, 11, 10)), 4, axis=2)[..., :37].astype(np.uint8)
     numbers = np.where(rng.random(shape) < 0.7, others, 0).astype(np.uint8)
     of, bins = asked(2, 5, float(info.min / UNIT), float(info.max / UNIT), 1, False, 3, 7)
+    image.flat[::5] = ((np.array(of.edges) - of.b) // of.a).astype(dtype)  # again and again: on the edges, or next to
     return of, bins, image, numbers, others
 
 
@@ -203,8 +204,6 @@ def test_a_planted_fault_is_found_by_its_layer(layer, old, new, monkeypatch):
     if new == "true":
         monkeypatch.setattr(pairing, "SHARED", 40)
     of, bins, image, numbers, others = example()
-    if "edges" in old:
-        image[...] = np.resize((np.array(of.edges) - of.b) // of.a, image.shape)  # on the edges, or next to them
     expected = processors(of, bins, image, numbers, others)
     how = {"boxes": BOXES, "source_text": text.replace(old, new)}
     if layer == "value":
