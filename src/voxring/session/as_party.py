@@ -357,7 +357,10 @@ class _Process:
             while self.party.state == "waiting":
                 self._look()
                 if self._attempt == 0 and time.monotonic() > until:
-                    remedy = ": agree on a time, let it through the firewall, or wait longer with --timeout"
+                    remedy = (
+                        ": agree on a time, let it through the firewall, or wait longer with --timeout; over a relay, "
+                        "see that this machine's clock is right"
+                    )
                     why = self._refused() + self._trouble() or remedy
                     raise PeerError(f"the researcher was not heard within {self.timeout:g} s{why}")
                 self.changed.wait(TICK)
