@@ -15,7 +15,7 @@ import pytest
 from voxring.errors import PeerError, RemoteProtocolError
 from voxring.net import Listener, exchange, relayed_streams
 from voxring.net.exchange import Exchange, Limits
-from voxring.net.mailbox import MAX_FRAME, MAX_MESSAGE, Ask, Gone, Question, Take, name_of, write
+from voxring.net.mailbox import MAX_FRAME, MAX_MESSAGE, Absent, Ask, Full, Gone, Question, Take, name_of, write
 from voxring.net.relay import Relay
 from voxring.net.relayed_streams import AHEAD, RelayIncoming, RelayOutgoing, Requests
 from voxring.net.streams import AesGcm
@@ -235,6 +235,27 @@ def test_a_sender_that_does_not_hang_up_is_waited_for_a_moment(relay: Relay, mon
         start = time.monotonic()
         of.finish()
         assert time.monotonic() - start < 3
+
+
+def test_a_full_relay_is_asked_again_a_little_later(relay: Relay) -> None:
+    with closing(incoming(relay.address)) as of, closing(outgoing(relay.address)) as to:
+        now, to._asked[1] = time.monotonic(), 0
+        for end in (of, to):
+            end._take(1, Full())
+            assert end._later > now
+        put(to, b"x")
+        assert take(of, 1) == b"x"
+
+
+def test_a_receiver_that_was_there_in_between_is_missed_from_then_on(relay: Relay) -> None:
+    with closing(outgoing(relay.address)) as to:
+        missed = []
+        for seconds in (0, 0, 10):
+            to._absent -= seconds  # as long ago
+            to._asked[1] = 0
+            to._take(1, Absent())
+            missed.append(to._missed)
+        assert missed[0] == missed[1] < missed[2]
 
 
 class Numbered(AesGcm):

@@ -144,6 +144,9 @@ def test_a_stream_that_does_not_fit_is_refused_and_changes_nothing() -> None:
 
     assert "expected a key where links are sealed" in refused(first, body=b"")
     assert "expected a key where links are sealed" in refused(first, body=bytes(31))
+    other = Message(kind="stream", **fits | {"sum": "sum"}, session=bytes(16), sender="researcher", receiver=first)
+    with pytest.raises(RemoteProtocolError, match="expected one of 'voxels', got one of 'sum'"):
+        network.parties[first].streamed.answer(other)
     assert "different rings" in refused(first, digest=network.researcher.plan.digest)
     assert "came early or late" in refused(first, sum="sum")
     assert "expected a ring below 1, got 1" in refused(first, ring=1)
