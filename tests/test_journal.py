@@ -23,9 +23,9 @@ import voxring.batch.row
 import voxring.images.payload
 from voxring import ImageError, Study, StudyError, VoxringError
 from voxring.batch import Journal, party_batch
-from voxring.batch.contents import digest, watching
+from voxring.batch.contents import digest, record, watching
 from voxring.batch.journal import totals_digest
-from voxring.images import open_image
+from voxring.images import Source, identify, open_image
 
 STUDY = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3})
 KILLS = int(os.environ.get("VOXRING_SOAK", "6"))
@@ -115,6 +115,29 @@ def test_a_changed_file_is_read_again(folder, settled, name):
     again, read = run(folder)
     assert read == 1
     assert again.totals == party_batch(folder / "data" / "m.csv", STUDY).totals
+
+
+def test_a_ground_truth_in_two_files_is_read_again_when_the_second_changes(folder, settled):
+    data = folder / "data"
+    header = "NDims = 3\nDimSize = 4 5 6\nElementType = MET_UCHAR\nElementDataFile = 3truth.raw\n"
+    (data / "3truth.mhd").write_text(header)
+    content = bytearray(np.load(data / "3truth.npy").tobytes())
+    (data / "3truth.raw").write_bytes(content)
+    (data / "m.csv").write_text((data / "m.csv").read_text().replace("3truth.npy", "3truth.mhd"))
+    run(folder)
+    content[0] = 1
+    (data / "3truth.raw").write_bytes(content)
+    again, read = run(folder)
+    assert read == 1
+    assert again.totals == party_batch(data / "m.csv", STUDY).totals
+
+
+def test_a_file_whose_time_was_set_back_has_not_been_at_rest_for_that(tmp_path):
+    path = tmp_path / "image"
+    path.touch()
+    os.utime(path, ns=(0, 0))
+    (noted,) = record(path, [Source.whole(path, identify(path))], b"k" * 32)
+    assert not noted.settled
 
 
 def test_what_no_window_reaches_may_change(folder, settled):
@@ -211,6 +234,12 @@ def test_a_journal_is_of_what_totals_depend_on():
         Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3}, standardise={"fraction_bits": 3}),
     ]
     assert len({totals_digest(study) for study in (STUDY, *others)}) == 1 + len(others)
+
+
+def test_another_release_has_a_journal_of_its_own(monkeypatch):
+    before = totals_digest(STUDY)
+    monkeypatch.setattr(voxring.batch.journal, "VERSION", "0")
+    assert totals_digest(STUDY) != before
 
 
 def test_another_study_has_a_journal_of_its_own(folder):
