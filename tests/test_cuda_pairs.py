@@ -79,7 +79,7 @@ def cases(draw):
     a, b = draw(st.sampled_from([(1, 0), (3, -5), (-2, 7), (0, 2)]))
     distance, planar = draw(st.sampled_from([(1, False), (1, True), (2, False), (5, False)]))
     of, bins = asked(classes, draw(st.sampled_from([2, 3, 9])), low, low + span, distance, planar, a, b)
-    z, y = draw(st.integers(0, shape[0])), draw(st.integers(0, shape[1]))
+    z, y = draw(st.integers(1, max(1, shape[0] - 1))), draw(st.integers(0, shape[1]))
     boxes = [(0, z, 0, shape[1]), (z, shape[0], 0, y), (z, shape[0], y, shape[1])]
     boxes = [box for box in boxes if box[0] < box[1] and box[2] < box[3]]
     return of, bins, image, numbers, others, boxes, distance, planar
