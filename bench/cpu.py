@@ -74,17 +74,19 @@ def exact_moments(work):
 
 
 def ours(work, threads):
-    """One call for the image; or one for each of its planes, on so many threads, if they are images of their own."""
+    """One call for the image; or one for each of its planes, dealt out to so many threads, if they are images."""
 
     def one(image, mask, threads):
         (answer,) = cpu.reduce(image, mask, [1], work.window, "reflect", threads=threads)
         return answer
 
+    def some(first):
+        planes = zip(work.image[first::threads, None], work.mask[first::threads, None], strict=True)
+        return sum((one(*plane, 1) for plane in planes), Reduction())
+
     def many():
         with ThreadPoolExecutor(threads) as pool:
-            planes = zip(work.image[:, None], work.mask[:, None], strict=True)
-            answers = pool.map(lambda plane: one(*plane, 1), planes)
-            return sum(answers, Reduction())
+            return sum(pool.map(some, range(threads)), Reduction())
 
     return many if work.apart else lambda: one(work.image, work.mask, threads)
 

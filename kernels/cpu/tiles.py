@@ -66,6 +66,13 @@ class Kept(NamedTuple):
     memory: list[Memory]
 
 
+class Calls(NamedTuple):
+    """Parts of an image, dealt out to kernel calls, and how many threads make them."""
+
+    parts: list[Array]
+    workers: int
+
+
 class Plan(NamedTuple):
     """What depends on shapes alone, made once for the many images of a study."""
 
@@ -73,6 +80,7 @@ class Plan(NamedTuple):
     voxels: Box6  # the q whose windows this road takes
     lanes: Lanes
     parts: Array  # all of them, in pieces, as the kernel takes them
+    calls: Calls  # the same
     kept: dict[np.dtype[Any], Kept]  # for each type of image
 
 
@@ -110,7 +118,7 @@ def plan(shape: Shape, window: Shape, border: str, workers: int) -> Plan | None:
     z_map, y_map, x_map = (axis_map(length, size, border) for length, size in sizes)
     voxels = z0, z1, y0, y1, x0, x1
     parts = np.array(pieces(voxels, window, workers), np.int64)
-    return Plan(Work(shape, window, (z_map, y_map, x_map)), voxels, lanes, parts, {})
+    return Plan(Work(shape, window, (z_map, y_map, x_map)), voxels, lanes, parts, calls_of(parts, window, workers), {})
 
 
 def adjoint_pays(the: Plan, classes: int) -> bool:
@@ -165,7 +173,7 @@ def new(flat: Array, labels: Array, the: Plan) -> Kept:
     )
 
 
-NO_BOXES = np.zeros((0, 6), np.int64)
+NOTHING = Calls([], 1)
 
 
 class Sums(NamedTuple):
@@ -178,22 +186,25 @@ class Sums(NamedTuple):
 
     def lifted(self, lift: int, size: int) -> Sums:
         """The sums of v, where these are of v − lift, and windows hold ``size`` voxels."""
+        if lift == 0:
+            return self
         squares = self.squares + lift * (2 * self.total + lift * self.voxels)
         return Sums(self.voxels, self.sums + lift * size * self.voxels, self.total + lift * self.voxels, squares)
 
-    def plus(self, others: list[Sums]) -> Sums:
-        """All of them added up."""
-        return Sums(*map(sum, zip(self, *others, strict=True)))
+
+def together(sums: list[Sums]) -> Sums:
+    """All of them added up."""
+    return sums[0] if len(sums) == 1 else Sums(*map(sum, zip(Sums(), *sums, strict=True)))
 
 
-def reduce_mixed(image: Array, labels: Array, value: int, the: Plan, parts: Array, workers: int) -> Sums:
+def reduce_mixed(image: Array, labels: Array, value: int, the: Plan, calls: Calls) -> Sums:
     """The sums of a class in parts for `adjoint`. Image and labels are flat."""
     unsigned = image.dtype == np.uint16
     if unsigned:
         image = image.view(np.int16)
     lift = 1 << 15 if unsigned and any_negative(image, SAMPLE_STEP) else 0
     how = Values(-lift, 0xFFFF if unsigned and lift == 0 else -1, value)
-    keep = parts is the.parts
+    keep = calls is the.calls
     window = the.work.window
     kept = the.kept.get(image.dtype) or the.kept.setdefault(image.dtype, new(image, labels, the))
 
@@ -201,19 +212,17 @@ def reduce_mixed(image: Array, labels: Array, value: int, the: Plan, parts: Arra
         try:
             mine = kept.memory.pop() if keep else memory(some, window, the.lanes)
         except IndexError:
-            mine = memory(parts, window, the.lanes)
+            mine = memory(the.parts, window, the.lanes)
         kept.kernel(image, labels, how, the.work, some, *mine)
         numbers: list[int] = mine.result.tolist()
         if keep:
             kept.memory.append(mine)
         return Sums(*numbers[:4])
 
-    places = (parts[:, 7] - parts[:, 6]) * (parts[:, 9] - parts[:, 8]) * (parts[:, 5] - parts[:, 4] + window[2] - 1)
-    workers = thread_count(workers, int(places.sum()))
-    return Sums().plus(in_threads(run, shares(parts, places, workers), workers)).lifted(lift, prod(window))
+    return together(in_threads(run, *calls)).lifted(lift, prod(window))
 
 
-def reduce_whole(image: Array, the: Plan, boxes: Array, workers: int) -> Sums:
+def reduce_whole(image: Array, the: Plan, calls: Calls) -> Sums:
     """The sums of boxes that hold nothing but the class. The image is flat."""
     lift = 0
     if image.dtype == np.uint16:
@@ -227,18 +236,29 @@ def reduce_whole(image: Array, the: Plan, boxes: Array, workers: int) -> Sums:
         whole(image, Values(-lift, -1, 1), shape, window, maps, some, weights, sums)
         return Sums(*sums.tolist())
 
+    return together(in_threads(run, *calls)).lifted(lift, prod(window))
+
+
+def calls_of(parts: Array, window: Shape, workers: int) -> Calls:
+    """Parts for `adjoint`, dealt out."""
+    places = (parts[:, 7] - parts[:, 6]) * (parts[:, 9] - parts[:, 8]) * (parts[:, 5] - parts[:, 4] + window[2] - 1)
+    return dealt(parts, places, workers)
+
+
+def calls_of_boxes(boxes: Array, workers: int) -> Calls:
+    """Boxes for `whole`, dealt out."""
     voxels = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) * (boxes[:, 5] - boxes[:, 4])
-    workers = thread_count(workers, int(voxels.sum()))
-    return Sums().plus(in_threads(run, shares(boxes, voxels, workers), workers)).lifted(lift, prod(window))
+    return dealt(boxes, voxels, workers)
 
 
-def shares(parts: Array, sizes: Array, workers: int) -> list[Array]:
+def dealt(parts: Array, sizes: Array, workers: int) -> Calls:
     """Parts in turn, dealt out to calls: of some for each worker, and none of more than PART voxels unless alone."""
-    if len(parts) == 1:
-        return [parts]
+    workers = thread_count(workers, int(sizes.sum()))
+    if len(parts) < 2:
+        return Calls([parts] * len(parts), workers)
     done = np.cumsum(sizes)
     most = min(PART // 2, -(-int(done[-1]) // (4 * workers if workers > 1 else 1)))
-    return np.split(parts, np.flatnonzero(np.diff(done // (most + 1))) + 1)
+    return Calls(np.split(parts, np.flatnonzero(np.diff(done // (most + 1))) + 1), workers)
 
 
 def reduce_class(
@@ -249,20 +269,19 @@ def reduce_class(
     ``look`` says whether to look first where the class is, and to cut it into boxes; by default a sample decides.
     """
     flat, shape, window = image.reshape(-1), the.work.shape, the.work.window
-    mixed, full = the.parts, NO_BOXES
+    mixed, full = the.calls, NOTHING
     if look is None and image.size > WORTH_A_LOOK:
         look = mixed_share(labels, np.uint8(value), shape[2], BLOCK[2]) <= MIXED_SHARE
     if look:
         held = blocks_of(labels, np.uint8(value), shape, workers)
         if not held.any():
             return Reduction()
-        mixed, full = (within(boxes, the.voxels) for boxes in boxes_of(held, shape, window))
-        mixed, full = parts_of(mixed, window, workers), halves_of(full, window, workers)
-    sums = Sums()
-    if len(mixed) > 0:
-        sums = sums.plus([reduce_mixed(flat, labels, value, the, mixed, workers)])
-    if len(full) > 0:
-        sums = sums.plus([reduce_whole(flat, the, full, workers)])
+        some, all_of_it = (within(boxes, the.voxels) for boxes in boxes_of(held, shape, window))
+        mixed = calls_of(parts_of(some, window, workers), window, workers)
+        full = calls_of_boxes(halves_of(all_of_it, window, workers), workers)
+    sums = reduce_mixed(flat, labels, value, the, mixed) if mixed.parts else Sums()
+    if full.parts:
+        sums = together([sums, reduce_whole(flat, the, full)])
     answer = Reduction(sums.total, sums.squares, {prod(window): (sums.voxels, sums.sums)} if sums.voxels > 0 else {})
     if border in {"clip", "constant"}:
         for part in frame(image, labels.reshape(shape), value, the, border, workers):
