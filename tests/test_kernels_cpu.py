@@ -273,7 +273,7 @@ def test_values_of_uint16_above_the_middle_are_themselves(border, rows_above):
     image = np.random.default_rng(4).integers(0, 2**15, (3, 64, 512), np.uint16)
     image[:, rows_above, ::3] += np.uint16(2**15)
     labels = (image % 3 > 0).astype(np.uint8)
-    assert tiles.any_negative(image.reshape(-1).view(np.int16), tiles.SAMPLE_STEP) == (0 in rows_above)
+    assert tiles.any_negative(image.reshape(-1).view(np.int16), 4096) == (0 in rows_above)
     check_against_window_sums(image, labels, [1, 0], (1, 7, 7), border)
 
 
@@ -711,11 +711,14 @@ def test_blocks_hold_none_of_a_class_some_or_nothing_else(columns):
     rng = np.random.default_rng(columns)
     for share in (0.0005, 0.02, 0.9995):
         labels = np.where(rng.random((9, 21, columns)) < share, 200, 0).astype(np.uint8)
-        held = regions.blocks_of(labels.reshape(-1), np.uint8(200), labels.shape, 2)
-        deep, tall, wide = regions.BLOCK
-        for z, r, b in np.ndindex(held.shape):
-            block = labels[z * deep : (z + 1) * deep, r * tall : (r + 1) * tall, b * wide : (b + 1) * wide] == 200
-            assert held[z, r, b] == (regions.ALL if block.all() else regions.SOME if block.any() else 0)
+        labels[3, 8:12] = 0  # rows of a block without any label
+        labels[8] += np.uint8(7)  # a plane with others
+        for value in (200, 0, 7):
+            held = regions.blocks_of(labels.reshape(-1), np.uint8(value), labels.shape, 2)
+            deep, tall, wide = regions.BLOCK
+            for z, r, b in np.ndindex(held.shape):
+                block = labels[z * deep : (z + 1) * deep, r * tall : (r + 1) * tall, b * wide : (b + 1) * wide] == value
+                assert held[z, r, b] == (regions.ALL if block.all() else regions.SOME if block.any() else 0)
 
 
 def test_boxes_hold_every_block_of_a_class_once_and_whole_ones_nothing_else():

@@ -28,12 +28,13 @@ SOME, ALL = 1, 2
 MOST = 1 << 16
 """Boxes that an image is cut into, at most."""
 
-# Nanoseconds, as in `tiles`, of boxes of all sizes: a box, a row of it, 32 places of a row.
-BOX = 400.0
-ROW = 35.0
-PLACES = 12.0
-WHOLE_ROW = 10.0
-WHOLE_PLACES = 3.0
+# Nanoseconds, as in `tiles`, of boxes of 1,000 to 500,000 voxels anywhere in a large image: a box, a row of it, 32
+# places of a row. A row waits for memory, which is most of what a small box takes.
+BOX = 1500.0
+ROW = 85.0
+PLACES = 11.0
+WHOLE_ROW = 75.0
+WHOLE_PLACES = 3.5
 
 WORTH_A_CUT = 0.8
 """A box is not cut where what it must cost at the least, however it is cut, is so much of what it costs alone."""
@@ -49,6 +50,16 @@ def note(seen: Array, missed: Array, labels: Array, at: tuple[int, int, int, int
         missed[i] |= a | b | c | d
 
 
+@inner
+def any_of(labels: Array, at: tuple[int, int, int, int], n: Number) -> bool:
+    """Whether a label other than 0 is in the first ``n`` columns of four rows."""
+    p, q, r, s = U(at[0]), U(at[1]), U(at[2]), U(at[3])
+    found = np.uint8(0)
+    for i in range(U(n)):
+        found = np.uint8(found | labels[p + i] | labels[q + i] | labels[r + i] | labels[s + i])
+    return bool(found != 0)
+
+
 @jit
 def look(labels: Array, value: Number, shape: Shape, first: int, found: Array, seen: Array, missed: Array) -> None:
     """found[g, r, b] = what block (first + g, r, b) holds of the class: 0, SOME or ALL. Must equal any and all over it.
@@ -62,6 +73,7 @@ def look(labels: Array, value: Number, shape: Shape, first: int, found: Array, s
         for r in range(found.shape[1]):
             fill(seen, 0, columns)
             fill(missed, 0, columns)
+            gap = False
             for z in range((first + g) * deep, min(planes, (first + g + 1) * deep)):
                 first_row, last_row = z * rows + r * tall, z * rows + min(rows, (r + 1) * tall) - 1
                 for row in range(first_row, last_row + 1, 4):  # what is noted twice is noted
@@ -71,13 +83,16 @@ def look(labels: Array, value: Number, shape: Shape, first: int, found: Array, s
                         min(row + 2, last_row) * columns,
                         min(row + 3, last_row) * columns,
                     )
-                    note(seen, missed, labels, at, value)
+                    if value != 0 and not any_of(labels, at, columns):  # most of an image, most of the time
+                        gap = True
+                    else:
+                        note(seen, missed, labels, at, value)
             for b in range(found.shape[2]):
                 some = other = np.uint8(0)
                 for i in range(U(b * wide), U(min(columns, (b + 1) * wide))):
                     some |= seen[i]
                     other |= missed[i]
-                found[g, r, b] = 0 if some == 0 else ALL if other == 0 else SOME
+                found[g, r, b] = 0 if some == 0 else ALL if other == 0 and not gap else SOME
 
 
 def blocks_of(labels: Array, value: np.uint8, shape: Shape, workers: int) -> Array:
