@@ -1027,7 +1027,7 @@ def test_truncation_anywhere_gives_the_same_image_or_an_error(folder, name):
 def test_bytes_flipped_anywhere_give_an_image_or_an_error(folder, name):
     content = SAMPLES[name]
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=int(os.environ.get("VOXRING_SOAK", "100")), deadline=None)
     @given(
         st.lists(
             st.tuples(

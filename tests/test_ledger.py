@@ -1,6 +1,7 @@
 """The ledger: its chain, what gets into it, who may run, and which run is too close to an earlier one."""
 
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -540,7 +541,7 @@ RUNS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=int(os.environ.get("VOXRING_SOAK", "200")), deadline=None)
 @given(RUNS, RUNS, st.booleans())
 def test_the_rule_equals_its_naive_twin(first: dict, second: dict, alike: bool) -> None:
     if alike:  # runs that are close to each other are drawn seldom
