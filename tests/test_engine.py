@@ -310,8 +310,9 @@ def test_histograms_count_every_value(monkeypatch, dtype):
         image = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
         image.flat[0], image.flat[-1] = info.min, info.max
         expected = np.unique(image.astype(np.int64), return_counts=True)
-        for most in (1 << 31, 40):  # that are counted in 32 bits
+        flat = image.reshape(-1)  # all but its first value begins within a word
+        for most in (1 << 31, 41):  # that are counted in 32 bits
             monkeypatch.setattr(kernel, "MOST", most)
-            for parts in ((image,), (image[..., ::-1],), (image[:1], image[1:])):
+            for parts in ((image,), (image[..., ::-1],), (image[:1], image[1:]), (flat[:1], flat[1:])):
                 for found, of in zip(kernel.histogram(parts, image.dtype), expected, strict=True):
                     assert np.array_equal(found, of)

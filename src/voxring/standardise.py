@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -242,7 +243,7 @@ def standardised_by(image: Array, scaling: Scaling) -> Scaled:
     low, high = scaling.stored
     try:
         # So few values are mapped once each, and looked up.
-        table = scaling.mapping.apply(np.arange(low, high + 1)).astype(mapped.dtype) if image.itemsize <= 2 else None
+        table = _table(scaling.mapping, low, high, mapped.dtype) if image.itemsize <= 2 else None
         for here, there in zip(_pieces(image), _pieces(mapped), strict=True):
             if table is None:
                 there[...] = scaling.mapping.apply(here)
@@ -251,6 +252,14 @@ def standardised_by(image: Array, scaling: Scaling) -> Scaled:
     except (ValueError, OverflowError) as error:
         raise ImageError(str(error)) from None
     return mapped, (1, 0)
+
+
+@lru_cache(maxsize=2)
+def _table(mapping: AffineMap, low: int, high: int, dtype: np.dtype[Any]) -> Array:
+    """What stored integers from low to high are mapped to: the same for all slabs of an image."""
+    table: Array = mapping.apply(np.arange(low, high + 1)).astype(dtype)
+    table.flags.writeable = False
+    return table
 
 
 def on_grid(image: Array, slope: Fraction, intercept: Fraction, study: Study) -> tuple[Array, Fraction, Fraction]:

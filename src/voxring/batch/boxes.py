@@ -106,16 +106,17 @@ def labelled(truth: Array, around: Box, within: Box, labels: Iterable[int]) -> B
     """The smallest box with all labels of one that lies in ``truth``, which is that of ``around``; None without any."""
     truth = _cut(truth, around, within)
     info = np.iinfo(np.uint8 if truth.dtype.kind == "b" else truth.dtype)
-    present = np.zeros(truth.shape, np.bool_)
+    present: Array = np.zeros(truth.shape, np.bool_)
     for label in labels:
         if info.min <= label <= info.max:
             present |= truth == label
     found = []
-    for axis, (start, _) in enumerate(within):
-        places = np.flatnonzero(present.any(axis=tuple(other for other in range(truth.ndim) if other != axis)))
+    for start, _ in within:
+        places = np.flatnonzero(present.any(axis=tuple(range(1, present.ndim))))
         if places.size == 0:
             return None
         found.append((start + int(places[0]), start + int(places[-1]) + 1))
+        present = np.any(present[places[0] : places[-1] + 1], axis=0)  # of the axes that follow
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ whole image takes to be reduced, and more where it finds pydicom.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def header_of(start: bytes, size: int, order: str) -> Header:
     return np.frombuffer(start[:size], _layout(size, order)).copy()[0]
 
 
+@lru_cache(maxsize=4)
 def _layout(size: int, order: str) -> np.dtype[np.void]:
     fields = [field.split() for field in FIELDS[size].split(",")]
     return np.dtype([(name, order + kind) for name, kind in fields])

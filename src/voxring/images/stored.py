@@ -82,7 +82,7 @@ class ImageFile:
                 sources = _headers(path, self._identity, self._voxels)
             else:
                 voxels, source = self._voxels.read(first, stop)
-                sources = (*_headers(path, self._identity, self._voxels), *self._sources, source)
+                sources = (*_headers(path, self._identity, self._voxels, source), *self._sources, source)
             voxels = _at_most_32_bits(self.name, voxels) if voxels.size else voxels
         return Image(voxels, self.slope, self.intercept, self.grid, sources)
 
@@ -159,12 +159,14 @@ def _read_block(
     return part, (*_headers(path, identity, voxels), *sources, source)
 
 
-def _headers(path: Path, identity: Identity, voxels: InFile) -> tuple[Source, ...]:
-    """The bytes that a reader took before it came to the voxels."""
-    if isinstance(voxels, InBlocks) and len(voxels.shape) == 2 and voxels.path == path:
+def _headers(path: Path, identity: Identity, voxels: InFile, read: Source | None = None) -> tuple[Source, ...]:
+    """The bytes that a reader took before it came to the voxels: none but what was ``read``, if that is all before."""
+    if len(voxels.shape) == 2 and isinstance(voxels, InBlocks) and voxels.path == path:
         return (Source(path, identity, voxels.headers),)
     if voxels.path != path:
         return (Source.whole(path, identity),)
+    if read is not None and read.ranges[0][0] == 0:
+        return ()
     return (Source(path, identity, ((0, voxels.offset or min(_HEADER, identity[1])),)),)
 
 
@@ -203,7 +205,7 @@ def as_ground_truth(name: str, stored: Stored, identity: Identity) -> GroundTrut
             layer = voxels
         else:
             layer, source = voxels.read(0, voxels.shape[0])
-            sources = (*_headers(Path(name), identity, voxels), source)
+            sources = (*_headers(Path(name), identity, voxels, source), source)
         layers.append(_labels(name, layer, stored.slope, stored.intercept))
     return GroundTruth(tuple(layers), stored.segments, Grid(layers[0].shape, stored.affine), name, sources)
 
