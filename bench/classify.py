@@ -90,14 +90,9 @@ def predict(features, classifier):
 
 
 def ours(image, model, threads, probabilities=False):
-    """Standardise, features, labels: in the slabs that `voxring classify` goes by."""
-    stack = FeatureStack(image, model.study, threads=threads)
-    step = max(1, (1 << 21) // image[0].size)
-    made = []
-    for first in range(0, len(image), step):
-        maps = stack.maps((first, min(first + step, len(image))))
-        made.append((model.classify if probabilities else model.labels)(maps, threads=threads))
-    return made if probabilities else np.concatenate(made)
+    """Standardise, features, labels: as `voxring classify` has them."""
+    stack = model.stack(image, threads=threads)
+    return model.classify_planes(stack, (0, len(image)), probabilities=probabilities)
 
 
 def peers(moments_of, labels):
@@ -117,7 +112,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a smaller image, fewer rounds")
     quick = parser.parse_args().quick
     try:
-        import sklearn  # noqa: F401
+        import sklearn
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError as missing:
         print(f"left out: scikit-learn ({missing.name} is not installed); nothing to compare with")
@@ -133,7 +128,7 @@ def main():
     rows = []
     for kind, classifier in peers(table, labels).items():
         model = Model.of(STUDY, moments, kind)
-        made = ours(image, model, CORES)
+        made, _ = ours(image, model, CORES)
         same = float((made == predict(exact, classifier)).mean())
         near = float((made == segmenter(image, classifier, 1)).mean())
         assert same == 1, f"{kind}: {1 - same:.2e} of the labels differ from scikit-learn's on the same maps"
@@ -159,7 +154,10 @@ def main():
                 flush=True,
             )
     if not quick:
-        RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        on = machine()
+        on["versions"]["scikit-learn"] = sklearn.__version__
+        results = {"machine": on, "voxels": image.size, "features": len(names), "classes": len(STUDY.classes)}
+        RESULTS.write_text(json.dumps(results | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write the tables that pages quote from bench/results: python bench/readme.py [--check].
 
-README's of CPU timings, of maps and of secure sums, and the counted costs of the CUDA kernels in
+README's of CPU timings, of maps, of new images and of secure sums, and the counted costs of the CUDA kernels in
 kernels/cuda/PROOF.md.
 """
 
@@ -67,6 +67,27 @@ def maps_table(results):
     return "\n".join(lines) + said(results["machine"])
 
 
+def classify_table(results):
+    """How long labels of a new image take, against a segmenter with the same features and classifier."""
+    lines = [
+        "| classifier | threads | labels, ns a voxel | with probabilities | segmenter | segmenter's labels that are equal |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["rows"]:
+        labels, segmenter = row["labels"], row["segmenter"]
+        cells = [
+            row["classifier"],
+            str(row["threads"]),
+            f"{labels:.1f}",
+            f"{row['and probabilities']:.1f}",
+            f"{segmenter:.1f}: {segmenter / labels:.1f}× slower",
+            f"{row['equal_on_scipys_features']:.4%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    what = f"{results['voxels']:,} voxels of int16, {results['features']} features, {results['classes']} classes; "
+    return "\n".join(lines) + said(results["machine"], f"{what}medians of one interleaved run. ")
+
+
 def said(machine, how="One thread unless said; medians of one interleaved run. "):
     """How, where and with what it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -114,10 +135,14 @@ def main():
     tables = (
         (readme, "bench", "cpu", table),
         (readme, "maps", "maps", maps_table),
+        (readme, "classify", "classify", classify_table),
         (readme, "ring", "ring", ring_table),
         (proof, "bench", "gpu_cost", gpu_cost.table),
     )
     for page, mark, name, table_of in tables:
+        if not (results / f"{name}.json").exists():
+            print(f"bench/results/{name}.json was not measured: its table stays as it is")
+            continue
         text = page.read_text(encoding="utf-8")
         made = quoted(text, mark, table_of(json.loads((results / f"{name}.json").read_text(encoding="utf-8"))))
         if "--check" not in sys.argv:

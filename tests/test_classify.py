@@ -17,6 +17,7 @@ from voxring.errors import ImageError, StudyError
 from voxring.evaluate import Counts, document
 from voxring.features import feature_maps
 from voxring.images import Segment, open_image, read_ground_truth, read_image
+from voxring.kernels.cpu.classify import floats
 from voxring.learn import Model, Moments
 from voxring.study import Study
 
@@ -66,6 +67,34 @@ def model():
 def write(folder, array, name="ct.nii", **how):
     (folder / name).write_bytes(nifti_bytes(array, **how))
     return folder / name
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_planes_are_classified_in_parts_by_threads_as_at_once(model, monkeypatch, workers):
+    image, _ = hospital(8)
+    labels, chances = model.classify(feature_maps(image, model.study))
+    for values in (4 * 12 * 11 * 2, 1, 1 << 22):  # of two planes, one, and all
+        monkeypatch.setattr("voxring.features.SLAB", values)
+        stack = model.stack(image)
+        stack.workers = workers  # which small images do not get
+        for first, stop in ((0, 7), (2, 7), (6, 7)):
+            made = model.classify_planes(stack, (first, stop), probabilities=True)
+            assert np.array_equal(made[0], labels[first:stop])
+            assert np.array_equal(made[1], chances[:, first:stop])
+        alone = model.classify_planes(stack, (0, 7), probabilities=False)
+        assert np.array_equal(alone[0], labels)
+        assert alone[1].size == 0
+
+
+def test_maps_of_other_integers_are_classified_alike(model):
+    maps = feature_maps(hospital(8)[0], model.study)
+    narrow = [one.astype(np.int32) for one in maps]
+    for one, other in zip(model.classify(narrow), model.classify(maps), strict=True):
+        assert np.array_equal(one, other)
+    wide = np.random.default_rng(1).integers(-(1 << 63), (1 << 63) - 1, 1000)
+    out = np.empty(1000)
+    floats(out, wide, 1000)
+    assert np.array_equal(out, wide.astype(np.float64))
 
 
 @pytest.mark.parametrize("method", ["none", "zscore"])

@@ -20,7 +20,7 @@ from voxring.engine import local_totals, planes_needed
 from voxring.errors import BoundError, ImageError, ModelError, StudyError
 from voxring.evaluate import Counts
 from voxring.features import feature_maps
-from voxring.learn.evaluation import model_of, slabs
+from voxring.learn.evaluation import model_of
 from voxring.result import Result
 from voxring.ring.sheet import sheet
 from voxring.session.differencing import brought
@@ -228,13 +228,14 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path, folder, model):
         evaluation({}, a_study(folder, model, evaluate=None))
 
 
-def test_planes_without_a_class_are_in_no_slab(monkeypatch):
+def test_planes_without_a_class_are_in_no_slab(monkeypatch, model):
     truth = np.zeros((6, 2, 1), np.uint8)
     truth[[0, 2, 3, 4], 1] = 7
-    assert slabs(truth) == [(0, 1), (2, 5)]
-    monkeypatch.setattr("voxring.learn.evaluation.SLAB", 4)  # two planes
-    assert slabs(truth) == [(0, 1), (2, 4), (4, 5)]
-    assert slabs(truth[1]) == [(0, 1)]
+    stack = model.stack(truth.astype(np.int16))
+    assert list(stack.slabs(truth)) == [(0, 1), (2, 5)]
+    monkeypatch.setattr("voxring.features.SLAB", 2 * len(stack.study.feature) * 2)  # two planes of all maps
+    assert list(stack.slabs(truth)) == [(0, 1), (2, 4), (4, 5)]
+    assert list(stack.slabs(truth[2])) == [(0, 1)]
 
 
 def test_classes_that_overlap_are_refused(tmp_path, folder, model):

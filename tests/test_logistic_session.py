@@ -16,13 +16,14 @@ from naive_classifiers import logistic_step as naive_step
 from sessions import COIN, NYUL, Network, ask, until
 from test_classify import hospital
 from test_session_sockets import Meeting, run_in_thread
+from voxring import features
 from voxring.cli.study import check
 from voxring.cli.train import train
 from voxring.engine import local_totals, planes_needed
 from voxring.errors import BoundError, ImageError, LocalProtocolError, ModelError, RemoteProtocolError, StudyError
 from voxring.features import feature_maps
 from voxring.landmarks import landmark_totals
-from voxring.learn import Model, Moments, evaluation, steps
+from voxring.learn import Model, Moments, steps
 from voxring.learn.logistic import LOGISTIC, Fitted, Newton, fit, fitted_of, largest, zero
 from voxring.report import result_report
 from voxring.result import Result
@@ -544,7 +545,7 @@ def test_a_step_is_the_same_in_parts_and_in_layers(monkeypatch):
     ]
     assert sum(layers, LocalTotals()) == whole
     monkeypatch.setattr(steps, "TOGETHER", 7)
-    monkeypatch.setattr(evaluation, "SLAB", 1)
+    monkeypatch.setattr(features, "SLAB", 1)
     assert local_totals(image, truth, at, threads=2) == whole
 
 

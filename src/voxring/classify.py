@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 SLAB = 1 << 21
-"""Voxels that are classified together, unless a plane alone has more: their maps take some 100 bytes a voxel."""
+"""Voxels that are classified together, unless a plane alone has more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +98,7 @@ def slabs(
         for (first, stop), (stack, planes, inside) in zip(
             spans, cut(image.read().voxels, model, spans, how), strict=True
         ):
-            labels, chances = model.classify_planes(stack, planes, probabilities=probabilities, threads=threads)
+            labels, chances = model.classify_planes(stack, planes, probabilities=probabilities)
             labels = labels[inside]
             chances = chances[:, inside] if probabilities else np.empty((0, *labels.shape), np.float32)
             yield Slab(first, stop, labels, chances)

@@ -147,14 +147,35 @@ class FeatureStack:
         self._fill = fill if study.window.border == "constant" else 0
         self.workers = thread_count(threads, image.size)
 
-    def maps(self, planes: tuple[int, int] | None = None) -> list[npt.NDArray[np.int64]]:
-        """Compute the maps of some planes, or of all."""
+    def shape_of(self, planes: tuple[int, int]) -> tuple[int, ...]:
+        """The shape of maps of some planes; that of the image if it has no planes."""
+        return (planes[1] - planes[0], *self._shape[1:]) if len(self._shape) == 3 else self._shape
+
+    @property
+    def deep(self) -> int:
+        """How many planes have SLAB values of all features together, or 1."""
+        return max(1, SLAB // (self._voxels[0].size * max(1, len(self.study.feature))))
+
+    def slabs(self, labelled: Array) -> Iterator[tuple[int, int]]:
+        """Runs of planes in which something is labelled, cut into slabs of at most `deep` planes."""
+        held = [bool(plane.any()) for plane in volume(labelled)]
+        first, count = 0, len(held)
+        while first < count:
+            stop = first + 1
+            while held[first] and stop < min(count, first + self.deep) and held[stop]:
+                stop += 1
+            if held[first]:
+                yield first, stop
+            first = stop
+
+    def maps(self, planes: tuple[int, int] | None = None, workers: int | None = None) -> list[npt.NDArray[np.int64]]:
+        """Compute the maps of some planes, or of all; on as many threads as the stack has, unless fewer are named."""
         count = len(self._voxels)
         first, stop = planes if planes is not None else (0, count)
         if not 0 <= first < stop <= count:
             raise ImageError(f"planes: expected a first plane and a stop within the {count} of the image, got {planes}")
         features, border = self.study.feature, self.study.window.border
-        shape = (stop - first, *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        shape = self.shape_of((first, stop))
         if self.on_gpu:
             return [one.reshape(shape) for one in self._on_gpu((first, stop))]
         from voxring.kernels.checks import WINDOWED
@@ -165,7 +186,7 @@ class FeatureStack:
             "fill": self._fill,
             "magnitude": self._magnitude,
             "planes": (first, stop),
-            "workers": self.workers,
+            "workers": workers or self.workers,
         }
         made: dict[tuple[str, tuple[int, int, int]], Array] = {}
         try:
@@ -231,7 +252,7 @@ class FeatureStack:
             given, chances = cuda.classified(*self._asked(), planes, of)
         except OverflowError as error:
             raise too_wide(error) from None
-        shape = (planes[1] - planes[0], *self._shape[1:]) if len(self._shape) == 3 else self._shape
+        shape = self.shape_of(planes)
         return given.reshape(shape if labels else 0), chances.reshape((-1, *shape) if probabilities else 0)
 
     def summed(self, planes: tuple[int, int], of: Sums, numbers: Array) -> tuple[list[list[int]], Array]:
@@ -384,7 +405,7 @@ class _Sums:
         if self._stack.on_gpu and self._add_on_gpu():
             return
         note(device_name("cpu"))
-        for first, stop in self._slabs():
+        for first, stop in self._stack.slabs(self._numbers):
             numbers = self._numbers[first:stop].reshape(-1)
             maps = self._stack.maps((first, stop)) if asked.gram else []
             intensity = self._stack.intensity((first, stop)).reshape(-1)
@@ -411,7 +432,7 @@ class _Sums:
         if len(self._present) > cuda.MOST_CLASSES:
             return False
         of = sums_asked(self._study, len(self._present))
-        for first, stop in self._slabs():
+        for first, stop in self._stack.slabs(self._numbers):
             sums, counts = self._stack.summed((first, stop), of, self._numbers[first:stop])
             for mine, some, bins in zip(self._sums, sums, counts.tolist(), strict=True):
                 if asked.gram:
@@ -422,20 +443,6 @@ class _Sums:
                 if asked.histogram is not None:
                     _add(mine["histogram"], bins)
         return True
-
-    def _slabs(self) -> Iterator[tuple[int, int]]:
-        """Runs of planes that hold a class, cut into slabs."""
-        count = len(self._numbers)
-        deep = max(1, SLAB // (self._numbers[0].size * max(1, len(self._study.feature))))
-        held = [bool(plane.any()) for plane in self._numbers]
-        first = 0
-        while first < count:
-            stop = first + 1
-            while held[first] and stop < min(count, first + deep) and held[stop]:
-                stop += 1
-            if held[first]:
-                yield first, stop
-            first = stop
 
     def _add_pairs(self, others: Array) -> None:
         from voxring.kernels.cpu import additive

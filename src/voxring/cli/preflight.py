@@ -506,18 +506,15 @@ def _of_maps(study: Study, shape: tuple[int, ...]) -> int:
 
     if not layout(study) and not study.logistic:
         return 0
-    from voxring import features
-    from voxring.learn import evaluation
+    from voxring.features import SLAB
 
     voxels, plane = prod(shape), prod(shape[-2:])
-    own, *of_model = [len(one.feature) for one in _made_of(study)]
-    together: list[tuple[int, int]] = [
-        (maps, evaluation.SLAB) for maps in (*of_model, *([own] if study.logistic else ()))
-    ]
+    own, *together = [len(one.feature) for one in _made_of(study)]
+    if study.logistic:
+        together.append(own)
     if of_images(study):
-        maps = own if study.statistics.gram else 0
-        together.append((maps, features.SLAB // max(1, maps)))
-    return max(8 * (2 * maps + 2) * min(voxels, max(plane, most)) for maps, most in together)
+        together.append(own if study.statistics.gram else 0)
+    return max(8 * (2 * maps + 2) * min(voxels, max(plane, SLAB // max(1, maps))) for maps in together)
 
 
 def _made_of(study: Study) -> tuple[Study, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,6 @@ from voxring.standardise import Scaled
 from voxring.study import Study
 
 Array = npt.NDArray[Any]
-SLAB = 1 << 21
-"""Voxels whose feature maps are in hand together, unless a plane alone has more."""
 
 
 def model_of(study: Study) -> Model:
@@ -119,7 +116,7 @@ def class_evaluation(
     counts = Counts.none(names, bins)
     if truth.any():
         stack = model.stack(image, slope=slope, intercept=intercept, device=device, threads=threads, scaled=scaled)
-        for first, stop in slabs(truth):
+        for first, stop in stack.slabs(truth):
             here = truth[first:stop] if truth.ndim == 3 else truth
             places = np.flatnonzero(here)
             if stack.on_gpu:
@@ -134,17 +131,3 @@ def class_evaluation(
                 names, here.reshape(-1)[places], of_value[given], [of.get(name, never) for name in names], bins
             )
     return {name: counts.of_class(name) for name in labels}
-
-
-def slabs(truth: Array) -> list[tuple[int, int]]:
-    """Runs of planes that hold a class, cut into slabs; an image in 2D is one plane."""
-    if truth.ndim == 2:
-        return [(0, 1)]
-    deep = max(1, SLAB // prod(truth.shape[1:]))
-    found: list[tuple[int, int]] = []
-    for plane in np.flatnonzero(truth.reshape(len(truth), -1).any(1)).tolist():
-        if found and found[-1][1] == plane and plane - found[-1][0] < deep:
-            found[-1] = found[-1][0], plane + 1
-        else:
-            found.append((plane, plane + 1))
-    return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from voxring.tables import html_table
 
 if TYPE_CHECKING:
     from voxring.features import FeatureStack
+    from voxring.kernels.cpu.classify import Weights
 
 FORMAT = "voxring-model"
 VERSION = 1
@@ -60,7 +62,7 @@ _TABLES = ("name", "classes", "window", "standardise", "bounds", "feature")  # w
 
 Array = npt.NDArray[Any]
 _VOXELS = 1 << 21
-"""Voxels that are predicted together, unless a plane alone has more: their maps take some 100 bytes a voxel."""
+"""Voxels that a GPU predicts together, unless a plane alone has more: their maps take some 100 bytes a voxel."""
 
 
 @dataclass(frozen=True)
@@ -262,10 +264,10 @@ class Model:
                 raise type(error)(f"{Path(image).name}: {error}") from error
         stack = self.stack(image, slope=slope, intercept=intercept, device=device, threads=threads)
         count = len(image) if image.ndim == 3 else 1
-        step = max(1, _VOXELS * count // image.size)
+        step = max(1, _VOXELS * count // image.size) if stack.on_gpu else count
         slabs = ((first, min(first + step, count)) for first in range(0, count, step))
-        parts = [self.classify_planes(stack, slab, probabilities=False, threads=threads)[0] for slab in slabs]
-        return np.concatenate(parts) if image.ndim == 3 else parts[0]
+        parts = [self.classify_planes(stack, slab, probabilities=False)[0] for slab in slabs]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def __repr__(self) -> str:
         features = ", ".join(self.moments.features)
@@ -350,20 +352,43 @@ class Model:
         )
 
     def classify_planes(
-        self, stack: FeatureStack, planes: tuple[int, int], *, probabilities: bool, threads: int | None = None
+        self, stack: FeatureStack, planes: tuple[int, int], *, probabilities: bool
     ) -> tuple[Array, Array]:
-        """Return the labels and, if wanted, the probabilities of some planes, made where the stack's features are."""
-        if not stack.on_gpu:
-            labels, chances = self._classify(stack.maps(planes), threads, labels=True, probabilities=probabilities)
-            return labels, chances if probabilities else np.empty(0, np.float32)
+        """Return the labels and, if wanted, the probabilities of some planes, made where the stack's features are.
+
+        On the processor a thread makes the maps of a few planes and classifies them at once: they are still in a cache,
+        no more of them are ever in hand, and threads need not wait for each other after each kind of map.
+        """
         self._check_probabilistic(probabilities)
-        of = self.discriminant
-        weights = of.centres, of.linear, of.constants, of.whiten, of.offsets
-        return stack.classified(planes, weights, self._label_values(), labels=True, probabilities=probabilities)
+        weights, values = self._weights(), self._label_values()
+        if stack.on_gpu:
+            return stack.classified(planes, weights, values, labels=True, probabilities=probabilities)
+        from voxring.kernels.cpu.boxes import evenly
+        from voxring.kernels.cpu.classify import classify_into, room_for
+        from voxring.kernels.cpu.threads import in_threads
+
+        (first, stop), shape, workers = planes, stack.shape_of(planes), stack.workers
+        into = room_for(prod(shape), values, labels=True, probabilities=probabilities)
+        plane, deep, inner = prod(shape) // (stop - first), stack.deep, workers
+        if stop - first >= 2 * workers:
+            deep, inner = min(deep, -(-(stop - first) // (2 * workers))), 1
+
+        def classify(part: tuple[int, int]) -> None:
+            maps = [one.reshape(-1) for one in stack.maps(part, inner)]
+            classify_into(into, (part[0] - first) * plane, maps, self.study.unit, weights, values, inner)
+
+        in_threads(classify, evenly(first, stop, deep), workers // inner)
+        return into[0].reshape(shape), into[1].reshape(-1, *shape) if probabilities else into[1]
 
     def _check_probabilistic(self, wanted: bool) -> None:
         if wanted and not self.probabilistic:
             raise ModelError(f"{self.classifier} gives labels alone: use lda, qda, gnb or logistic for probabilities")
+
+    def _weights(self) -> Weights:
+        from voxring.kernels.cpu.classify import Weights
+
+        of = self.discriminant
+        return Weights(of.centres, of.linear, of.constants, of.whiten, of.offsets)
 
     def _label_values(self) -> Array:
         return np.array(self.values, np.uint8 if max(self.values) < 256 else np.uint16)
@@ -371,16 +396,14 @@ class Model:
     def _classify(
         self, maps: Sequence[Array], threads: int | None, *, labels: bool, probabilities: bool
     ) -> tuple[Any, Any]:
-        from voxring.kernels.cpu.classify import Weights, classify
+        from voxring.kernels.cpu.classify import classify
 
         if len(maps) != len(self.moments.features):
             raise ModelError(f"expected a map of each of {len(self.moments.features)} features, got {len(maps)}")
         if any(one.shape != maps[0].shape or one.dtype.kind not in "iu" for one in maps):
             raise ModelError("expected feature maps of one shape, of integers")
         self._check_probabilistic(probabilities)
-        of = self.discriminant
-        weights = Weights(of.centres, of.linear, of.constants, of.whiten, of.offsets)
-        values = self._label_values()
+        weights, values = self._weights(), self._label_values()
         return classify(
             maps, self.study.unit, weights, values, labels=labels, probabilities=probabilities, threads=threads
         )

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from voxring.devices import Device, device_name, note
 from voxring.features import FeatureStack
-from voxring.learn.evaluation import slabs
 from voxring.learn.logistic import step_of
 from voxring.standardise import Scaled
 from voxring.statistics import slots
@@ -65,7 +64,7 @@ def class_step(
         return {name: tuple(row) for name, row in sums.items()}
     note(device_name("cpu"))
     stack = FeatureStack(image, study, device=device, threads=threads, scaled=scaled)
-    for first, stop in slabs(here):
+    for first, stop in stack.slabs(here):
         part = (ground_truth[first:stop] if ground_truth.ndim == 3 else ground_truth).reshape(-1)
         maps = [one.reshape(-1) for one in stack.maps((first, stop))]
         for name, label in labels.items():
