@@ -70,7 +70,7 @@ def maps_table(results):
 def classify_table(results):
     """How long labels of a new image take, against a segmenter with the same features and classifier."""
     lines = [
-        "| classifier | threads | labels, ns a voxel | with probabilities | segmenter | segmenter's labels that are equal |",
+        "| classifier | threads | labels, ns a voxel | with probabilities | segmenter | its labels that are equal |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in results["rows"]:

@@ -206,6 +206,18 @@ def test_a_model_of_volumes_takes_no_plane_and_one_of_planes_no_volume(tmp_path,
             volumes.predict(image)
 
 
+def test_predict_warns_where_a_model_cannot_tell_planes_from_volumes(tmp_path, model):
+    image, _ = hospital(8)
+    np.save(tmp_path / "ct.npy", image)
+    expected = model.labels(feature_maps(image, model.study))
+    for given in (image, tmp_path / "ct.npy"):
+        with pytest.warns(UserWarning, match=r"takes planes and volumes alike.*axes = 3") as said:
+            assert np.array_equal(model.predict(given), expected)
+        assert [one.filename for one in said] == [__file__]
+    clear = Model.of(study(window={"size": 3, "axes": 3}), model.moments, "lda")
+    assert np.array_equal(clear.predict(image), expected)
+
+
 def test_labels_beyond_a_byte_are_written_in_two(tmp_path):
     of = Study.of(name="t", classes={"fat": 3, "bone": 1000}, feature=[{"kind": "intensity"}])
     made = Model.of(of, Moments.of_arrays([[0.0], [1.0], [9.0], [8.0]], [3, 3, 1000, 1000], names=["intensity"]), "lda")

@@ -195,7 +195,7 @@ def test_parts_of_features_make_the_whole(monkeypatch):
 @pytest.mark.parametrize("classifier", ["qda", "lda", "ridge"])
 def test_labels_and_probabilities_are_the_processors_to_the_bit(classifier):
     features = [{"kind": "intensity"}, {"kind": "mean", "window": 3}, {"kind": "std", "window": 5}]
-    study = Study.of(name="gpu", classes={"a": 1, "b": 2, "c": 3}, feature=features)
+    study = Study.of(name="gpu", classes={"a": 1, "b": 2, "c": 3}, feature=features, window={"axes": 3})
     image, labels = image_of((9, 90, 120), "int16"), labels_of((9, 90, 120), values=(1, 2, 3))
     table = np.stack([one.reshape(-1) for one in feature_maps(image, study)], -1) / study.unit
     table += 2000.0 * labels.reshape(-1, 1)

@@ -306,6 +306,7 @@ def test_weights_that_a_party_must_not_answer_are_refused():
         run.deliver()
     for large in (1 << 62, -(1 << 62)):
         assert "expected scores within 62 bits" in refused(((large, 0, 0), *good[1:]), "step 2")
+    assert "expected scores within 62 bits" in refused((*good[:2], (0, 0, 1 << 78)), "step 2")  # in any row
     reach = (1 << 102) // largest(run.study)[0]  # the score of the largest value of a feature is 2^62
     assert "expected scores within 62 bits" in refused(((0, reach + 1, 0), *good[1:]), "step 2")
     party = until(run, "a", "fitting")
@@ -442,7 +443,52 @@ def test_each_session_of_an_account_counts_its_steps_anew(tmp_path):
 
 
 def ok(party):
-    return party._reply("ok", "researcher", party.session, b"weights")
+    return party._reply("ok", "researcher", party.session, b"weights step 1")
+
+
+def test_weights_that_were_taken_at_an_earlier_step_are_not_taken_for_those_of_the_next():
+    run = network(a_study())
+    until(run, "a", "stepped")
+    while (run.researcher.step, run.researcher._steps) != ("weighing", 2):
+        run.ask()
+        run.deliver()
+    for name, party in run.parties.items():
+        run.researcher.take(name, ok(party))
+    assert run.researcher.step == "weighing"
+    assert run.researcher._answered == set()
+    run.researcher.take("a", run.parties["a"]._reply("ok", "researcher", run.researcher.session, b"weights step 2"))
+    assert run.researcher._answered == {"a"}
+
+
+@pytest.mark.parametrize("state", ["deviated", "stepping", "stepped", "spread"])
+def test_weights_and_the_end_come_when_a_step_is_over(state):
+    """While its own sums are due or under way, a party takes neither; nor weights before the moments, or for none."""
+    run = network(a_study())
+    party = until(run, "a", "fitting")
+    party.state = state
+    early = "'weights' came early or late"
+    assert early in ask(run, "weights", "a", bodies.write_weights(zero(3, 2)), sum="step 1")
+    if state != "spread":
+        assert "'done' came early or late" in ask(run, "done", "a")
+    assert (party.state, party.steps) == (state, [])
+
+
+def test_where_one_class_is_released_nothing_is_fitted():
+    """Steps with one class would sum what nobody was told of."""
+    plan = Plan(a_study(), COIN)
+    assert [plan.share_event("statistics", count) for count in (1, 2, 3)] == [
+        "share statistics",
+        "share statistics to fit",
+        "share statistics to fit",
+    ]
+
+
+def test_a_step_without_noise_is_no_sum_of_a_study_with_differential_privacy():
+    noisy = {"differential_privacy": {"epsilon": 1.0}, "privacy": {"voxels_per_patient": 9}}
+    table = Study.of(name="t", classes={"a": 1}, **noisy).differential_privacy
+    study = msgspec.structs.replace(a_study(), differential_privacy=table)
+    with pytest.raises(LocalProtocolError, match="a sum of 45 values was given 0 noises"):
+        Plan(study, COIN).step(bytes(16), 1, study.at(zero(3, 2), CLASSES))
 
 
 def bounds_of(block, at):

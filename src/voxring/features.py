@@ -154,7 +154,8 @@ class FeatureStack:
     @property
     def deep(self) -> int:
         """How many planes have SLAB values of all features together, or 1."""
-        return max(1, SLAB // (self._voxels[0].size * max(1, len(self.study.feature))))
+        voxels: int = self._voxels[0].size
+        return max(1, SLAB // (voxels * max(1, len(self.study.feature))))
 
     def slabs(self, labelled: Array) -> Iterator[tuple[int, int]]:
         """Runs of planes in which something is labelled, cut into slabs of at most `deep` planes."""

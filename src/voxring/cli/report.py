@@ -77,12 +77,9 @@ def check_writable(out: Path, *inputs: Path) -> None:
 def warn_of_axes(study: Study) -> None:
     """Say so where a model cannot tell whether an image has as many axes as those that it was trained on."""
     if study.blurs_axes:
-        click.echo(
-            "warning: the model's study does not say how many axes its images have, so it takes planes and volumes "
-            "alike, though its features mean another thing in each: give it such as it was trained on; axes = 3 (or 2) "
-            "under [window] makes the next study and its model refuse others",
-            err=True,
-        )
+        from voxring.learn.model import EITHER
+
+        click.echo(f"warning: {EITHER}", err=True)
 
 
 def print_table(answer: Mapping[str, Statistics | str], *, err: bool = False) -> None:

@@ -7,6 +7,7 @@ from them whenever it is read (`voxring.learn.discriminant`).
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -57,6 +58,13 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     alpha: Annotated[float, msgspec.Meta(ge=0)] | None = None
     weights: tuple[tuple[tuple[str, str], ...], ...] | None = None
 
+
+EITHER = (
+    "the model's study does not say how many axes its images have, so it takes planes and volumes alike, though its "
+    "features mean another thing in each: give it such as it was trained on; axes = 3 (or 2) under [window] makes the "
+    "next study and its model refuse others"
+)
+"""Where `Study.blurs_axes`."""
 
 _TABLES = ("name", "classes", "window", "standardise", "bounds", "feature")  # what feature maps depend on
 
@@ -251,18 +259,28 @@ class Model:
             The image cannot be read, or its values or axes are not those that the study expects.
         DeviceError
             As for `stack`.
+
+        Warns
+        -----
+        UserWarning
+            The study does not say how many axes its images have, and features mean another thing with each number.
         """
+        if self.study.blurs_axes:
+            warnings.warn(EITHER, stacklevel=2)
         if isinstance(image, str | Path):
             from voxring.images import read_image
 
             read = read_image(image, self.study.colour)
             try:
-                return self.predict(
+                return self._predict(
                     read.voxels, slope=read.slope, intercept=read.intercept, device=device, threads=threads
                 )
             except (ImageError, StudyError) as error:
                 raise type(error)(f"{Path(image).name}: {error}") from error
-        stack = self.stack(image, slope=slope, intercept=intercept, device=device, threads=threads)
+        return self._predict(image, slope=slope, intercept=intercept, device=device, threads=threads)
+
+    def _predict(self, image: Array, **how: Any) -> Array:
+        stack = self.stack(image, **how)
         count = len(image) if image.ndim == 3 else 1
         step = max(1, _VOXELS * count // image.size) if stack.on_gpu else count
         slabs = ((first, min(first + step, count)) for first in range(0, count, step))

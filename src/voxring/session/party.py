@@ -678,7 +678,8 @@ class Party:
         return self._reply("status", message.sender, self.session, bodies.write_status(status))
 
     def _ok(self, message: Message) -> bytes:
-        what = f"share {message.sum} {message.ring}" if message.kind == "share" else message.kind
+        of = {"share": f" {message.sum} {message.ring}", "weights": f" {message.sum}"}
+        what = message.kind + of.get(message.kind, "")
         return self._reply("ok", message.sender, self.session, what.encode())
 
     def _reply(self, kind: Kind, receiver: str, session: bytes, body: bytes, about: Message | None = None) -> bytes:

@@ -350,7 +350,8 @@ class Researcher:
         share, _, ring = what.rpartition(" ")
         if self.step in BEFORE_RING and share == f"share {self._sum_name}":
             self._taken |= {(party, number) for number, _ in self._first_shares.get(party, []) if str(number) == ring}
-        if self.step not in BROADCAST or what != BROADCAST[self.step]:
+        number = f" {self._sum_name}" if self.step == "weighing" else ""
+        if self.step not in BROADCAST or what != BROADCAST[self.step] + number:
             return  # the repeated answer to a question of an earlier step
         if self._all_answered(party):
             nothing_left = self.step == "releasing" and not self._counts
