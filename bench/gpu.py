@@ -85,7 +85,7 @@ def clocked(function):
 
 def on_device(work, lane):
     """Our kernels alone, over an image that lies on the device, and what they answer."""
-    plan = plan_for(work.image.shape, work.image.dtype, work.window, "reflect", "reduce")
+    plan = plan_for(work.image.shape, work.image.dtype, work.window, "reflect", "reduce", shared=device.shared_memory())
     running = device.start(plan, lane, work.image, work.mask, (1,))
     run = again(running)
     run()

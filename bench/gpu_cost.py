@@ -33,6 +33,7 @@ SIZES = (3, 7, 15, 21)
 FLOOR = 3  # bytes a voxel: 16 bits of image, 8 of class number
 BANDWIDTH, LANES_A_SECOND, EFFICIENCY = 3.35e12, 132 * 128 * 1.7e9, 0.8
 REGISTERS, SHARED, WARPS = 65536, 228 << 10, 64  # of an SM of sm_90
+A_BLOCK = 227 << 10  # of shared memory, at the most
 BARS = {2: {"bytes": (3.6, 21), "sass": (30, 21), "of_floor": 0.6}, 3: {"bytes": (8, 7), "of_floor": 0.4}}
 
 
@@ -41,8 +42,8 @@ def classical(axes, lane=4, voxel=2):
     return voxel + lane + (axes - 1) * 2 * lane + 2 ** (axes - 1) * lane + FLOOR
 
 
-def launch_of(shape, window, segment=None):
-    return plans.plan_for(shape, np.dtype("uint16"), window, "reflect", "reduce", segment=segment).launches[0]
+def launch_of(shape, window):
+    return plans.plan_for(shape, np.dtype("uint16"), window, "reflect", "reduce", shared=A_BLOCK).launches[0]
 
 
 def numbers_of(launch):
@@ -56,7 +57,9 @@ def numbers_of(launch):
 
 def staged_share(window):
     """(columns, rows) that a strip or a tile of a block is good for."""
-    return (256 if window[0] == 1 else 128) - sum(plans.beside(window)), (80 - (window[1] - 1)) // 2 * 2
+    macros = dict(launch_of(STATE, window).macros)
+    tall = 2 * macros["WARPS"] * macros.get("ROWS", 0)
+    return (256 if window[0] == 1 else 128) - sum(plans.beside(window)), (tall - (window[1] - 1)) // 2 * 2
 
 
 def counted(window, columns):
@@ -67,7 +70,7 @@ def counted(window, columns):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 65536, shape, dtype=np.uint16)
     labels = (window_sums(rng.integers(0, 2, shape), (1, 5, 5), "nearest") > 12).astype(np.uint8)  # half, in blobs
-    case = Case(Kind(window, "uint16", 1, framed=False), image, labels, "reflect", None, segment)
+    case = Case(Kind(window, "uint16", 1, framed=False, shared=A_BLOCK), image, labels, "reflect", None, segment)
     plan = case.plan
     buffers = case.buffers(plan)
     launch = plan.launches[0]

@@ -28,6 +28,7 @@ SUMS = example(Kind((1, 3, 5), "uint16", what="sums"), (1, 9, 400))
 SQUARES = example(Kind((1, 5, 4), "int16", what="squares"), (2, 12, 60))
 LONG = example(Kind((1, 3, 5), "int32", classes=3), (1, 30, 300), "high", share=1.0)
 ONE = example(Kind((1, 3, 5), "uint32"), (2, 30, 60), share=1.0)
+RINGED = example(Kind((4, 4, 3), "int16"), (8, 91, 140), segment=3)
 DEEP = example(Kind((3, 3, 3), "int16", classes=3), (7, 91, 140), segment=4)
 LARGE = example(Kind((18, 31, 31), "uint16", framed=False), (3, 12, 40), "high", share=1.0)
 ANY = example(Kind((1, 33, 3), "uint16", classes=3), (2, 20, 70))
@@ -56,6 +57,7 @@ SYNC = "  __syncwarp();\n#pragma unroll"
 AGAIN = "__syncwarp();  // before the next row's prefixes take their place"
 TOTALS = "__syncthreads();  // totals are there; the rows of the plane before were read"
 ROWS = "__syncthreads();  // rows are there; totals were read"
+RING = 'static_assert(!RING || (RING == AHEAD + 2 && !MANY), "a ring for one class");'
 SHUFFLE = "const lane_t other = __shfl_up_sync(ALL, before, step);"
 
 FAULTS = [
@@ -191,7 +193,7 @@ FAULTS = [
     ),
     Fault("another row at the border", "FLAT", "row_at[y0 + k]", "row_at[y0 + k + 1]", soak=True),
     Fault("a prefix too late", "FLAT", "striped(j - BEFORE - 1)", "striped(j - BEFORE)", soak=True),
-    Fault("the plane that leaves is another", "DEEP", "plane_at[z - 1]", "plane_at[z]", soak=True),
+    Fault("the plane that leaves is another", "DEEP", "plane_at[last - CZ]", "plane_at[last - CZ + 1]", soak=True),
     Fault("half a warp counts its own rows twice", "DEEP", "h < half; h++", "h <= half; h++", soak=True),
     Fault("strips that overlap count twice", "NARROW", "(lane * PER < STRIP - RIGHT)", "(lane * PER < STRIP)"),
     Fault(
@@ -208,6 +210,14 @@ FAULTS = [
         soak=True,
     ),
     Fault("what leaves a running sum is another", "ANY", "place[q - 1]", "place[q]", soak=True),
+    # Bits that wait for their windows
+    Fault("a ring of one plane too few", "RINGED", RING, "#undef RING\n#define RING (AHEAD + 1)", "tsan", "data race"),
+    Fault("bits of another plane", "RINGED", "last - CZ / 2;", "last - (CZ - 1) / 2;", soak=True),
+    Fault("bits of another row", "RINGED", "half + CY / 2) * 16", "half + (CY - 1) / 2) * 16", soak=True),
+    Fault("moments of planes that others take", "RINGED", "wait >= z0 && wait < z1", "wait < z1", soak=True),
+    Fault("moments of rows that others take", "RINGED", "(u32)(first_own + r)", "first_own + r", soak=True),
+    Fault("moments of what is in no class", "RINGED", "* 255u;", "| 255u;"),
+    Fault("bits in another order", "RINGED", "last * 0x10204080u", "first * 0x10204080u", soak=True),
     # Numbers
     Fault("high halves of a warp dropped", "ONE", "warp_sum((value) >> 32)", "0"),
     Fault("high halves of a thread dropped", "LONG", "atomicAdd(at + 1, value >> 32);", "", soak=True),
@@ -225,7 +235,11 @@ FAULTS = [
     Fault("squares of what is outside", "SQUARES", "#define NOTHING BIAS_BITS", "#define NOTHING 0u"),
     Fault("the group of another row", "FLAT", "row_part[y]", "row_part[y0]"),
     Fault(
-        "the group of another column", "FLAT", "row_group + column_part[j]", "row_group + column_part[j ^ 1]", soak=True
+        "the group of another column",
+        "FLAT",
+        "middle : row_group + column_part[j]",
+        "middle : row_group + column_part[j ^ 1]",
+        soak=True,
     ),
     Fault(
         "sums of the class before are lost",
@@ -239,8 +253,8 @@ FAULTS = [
     Fault(
         "more blocks an SM than registers for them",
         "DEEP",
-        "WARPS * 32, WIDE ? 1 : 2)",
-        "WARPS * 32, WIDE ? 1 : 3)",
+        "WIDE || WARPS > 8 ? 1 : 2)",
+        "WIDE || WARPS > 8 ? 1 : 3)",
         "budget",
     ),
     Fault("a parameter of another type", "FLAT", "int middle_x)", "u64 middle_x)", "arguments", "middle_x"),

@@ -11,19 +11,28 @@
 // staged row, which begins LEFT before the image's and holds what the border reads beside it; rows and planes are
 // looked up in row_at and plane_at.
 //
-// Macros beside those of voxring.cuh: CZ, CY, CX the window; WARPS, ROWS; REDUCE, or window sums into a map, of what
-// POWER and FLOOR say.
+// Class numbers and voxels would be read again where a window has its middle. Of a single class they need not be: a voxel's
+// moments are taken as its plane enters, and whether it is of the class, a bit, waits for its window in a ring in shared
+// memory, where there is room.
+//
+// Macros beside those of voxring.cuh: CZ, CY, CX the window; WARPS, ROWS; RING, the planes of that ring, or 0 if there is
+// none; REDUCE, or window sums into a map, of what POWER and FLOOR say.
 //
 // Must equal, for every voxel, the sum over its window in Python integers (tests/naive.py).
 #include "voxring.cuh"
+
+typedef long long s64;
 
 #define TILE 128
 #define OUT (TILE - LEFT - RIGHT)
 #define HALVES (2 * WARPS)
 #define TALL (HALVES * ROWS)
 #define OUT_ROWS ((TALL - (CY - 1)) & ~1)  // a warp takes them by twos
+#define AHEAD (CZ - 1 - CZ / 2)            // planes from the middle of a window to the one that enters
 
 static_assert(CX <= 31 && OUT_ROWS > 0, "windows of up to 31, and rows for them");
+// One plane more than wait: a warp may write the next while another still reads the one before.
+static_assert(!RING || (RING == AHEAD + 2 && !MANY), "a ring for one class");
 
 // A lane's 8 columns of a row in shared memory: the first four of all lanes, then the last four, so that lanes read and
 // write side by side.
@@ -36,8 +45,74 @@ INLINE void put_row(lane_t *row, const lane_t *lanes) {
   put_four(row + TILE / 2, lanes + 4);
 }
 
+#if RING
+// Eight bytes, each 0 or 1, as bits: those of the products that reach the upper byte are these.
+INLINE u32 as_bits(u32 first, u32 last) { return (first * 0x01020408u >> 24) + (last * 0x10204080u >> 24); }
+
+// Voxels whose bit is set; the others become 0.
+INLINE Voxels chosen(const Voxels &v, u32 bits) {
+  Voxels some;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const u32 bytes = ((bits >> 4 * half & 15u) * 0x00204081u & 0x01010101u) * 255u;  // 0xff where a bit is
+#pragma unroll
+    for (int i = 0; i < VOXEL; i++) {
+#if VOXEL == 1
+      const u32 mask = bytes;
+#elif VOXEL == 2
+      const u32 mask = __byte_perm(bytes, 0, 0x1100 + 0x2222 * i);
+#else
+      const u32 mask = __byte_perm(bytes, 0, 0x1111 * i);
+#endif
+      some.word[half * VOXEL + i] = v.word[half * VOXEL + i] & mask;
+    }
+  }
+  return some;
+}
+
+// add_voxels in two steps, of the class number 1, where bits say which of the neighbours are of it: window sums,
+INLINE void add_windows(Sums &sums, u32 bits, const lane_t *windows, const Table &table, bool all_middle, int row_group,
+                        const int *column_part) {
+  if (!bits) return;
+  sums.number = 1;
+  if (!all_middle) {
+    for (int j = 0; j < PER; j++)
+      if (bits >> j & 1u) add_window(sums, windows[j], table, row_group + column_part[j]);
+    return;
+  }
+  row_t window_sums = 0;
+  sums.voxels += __popc(bits);
+#pragma unroll
+  for (int j = 0; j < PER; j++) window_sums += bits >> j & 1u ? windows[j] : 0;
+  sums.windows += window_sums;
+}
+
+// and moments.
+INLINE void add_moments(Sums &sums, u32 bits, const Voxels &v) {
+  if (!bits) return;
+  sums.number = 1;
+  const Voxels mine = chosen(v, bits);
+#if VOXEL < 4
+  u32 total = 0;
+#endif
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    const u32 value = get(mine, j);
+#if VOXEL == 4
+    sums.total += value;
+#else
+    total += value;  // eight of them fit
+#endif
+    add_square(sums, value);
+  }
+#if VOXEL < 4
+  sums.total += total;
+#endif
+}
+#endif
+
 // Registers for the blocks that shared memory leaves room for.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, WIDE ? 1 : 2)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, WIDE || WARPS > 8 ? 1 : 2)
 box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int *__restrict__ row_at,
       const int *__restrict__ plane_at, const int *__restrict__ run_at, u64 *__restrict__ table,
       lane_t *__restrict__ map, int planes, int rows, int columns, int pitch, int row_pitch, int plane_rows, int tiles,
@@ -69,16 +144,11 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
   for (int r = 0; r < ROWS; r++)
 #pragma unroll
     for (int j = 0; j < PER; j++) column[r][j] = 0;
-#pragma unroll 1  // here and below: unrolled, ptxas would spill on sm_100
-  for (int k = 0; k < CZ && there; k++) {
-    const voxel *enters = here + plane_at[z0 + k] * plane_size;
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      const Voxels some = read(enters + row_offset[r]);
-#pragma unroll
-      for (int j = 0; j < PER; j++) column[r][j] += term(get(some, j));
-    }
-  }
+  const int stop = min(rows, top + OUT_ROWS);
+#if RING
+  u8 *ring = (u8 *)((lane_t *)memory + (TALL + 1 + HALVES) * TILE + WARPS * (2 * TILE + 2 * PAD)) + part;  // [RING][TALL][16]
+  const int first_own = half * ROWS - CY / 2;  // of its rows the first, from the first that has windows here
+#endif
   const lane_t zeros[PER] = {0, 0, 0, 0, 0, 0, 0, 0};
   if (half == 0) put_row(down, zeros);
   if (lane < PAD) prefix[lane - PAD] = prefix[2 * TILE + lane] = 0;
@@ -96,17 +166,48 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
 #endif
 #endif
 
-  for (int z = z0; z < z1; z++) {
-    if (there && z > z0) {
-      const voxel *enters = here + plane_at[z + CZ - 1] * plane_size;
-      const voxel *leaves = here + plane_at[z - 1] * plane_size;
+  // The plane ``last`` enters the sums over planes, and the one of CZ before leaves them.
+  const auto go_on = [&](int last, bool leaves) {
+#if RING
+    const int wait = last - CZ / 2;  // the plane whose bits wait from now on
+    const u32 taken = wait >= z0 && wait < z1 ? stop - top : 0;  // so many rows of it
+    const u8 *label = numbers + ((s64)wait * rows + top + first_own) * row_pitch + x;
+    u8 *waits = ring + ((u32)(wait + RING) % RING * TALL + half * ROWS) * 16;
+    u32 bits[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) {
-        const Voxels come = read(enters + row_offset[r]), gone = read(leaves + row_offset[r]);
+    for (int r = 0; r < ROWS; r++) {
+      u32 number[2] = {0, 0};
+      const bool inside = (u32)(first_own + r) < taken;
+      if (inside & owned[0]) number[0] = *(const u32 *)(label + r * row_pitch);
+      if (inside & owned[1]) number[1] = *(const u32 *)(label + r * row_pitch + 4);
+      bits[r] = as_bits(number[0], number[1]);
+      waits[r * 16] = bits[r];
+    }
+#endif
+    if (!there) return;
+    const voxel *come_from = here + plane_at[last] * plane_size;
+    const voxel *gone_from = leaves ? here + plane_at[last - CZ] * plane_size : nullptr;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      const Voxels come = read(come_from + row_offset[r]);
+      if (leaves) {
+        const Voxels gone = read(gone_from + row_offset[r]);
 #pragma unroll
         for (int j = 0; j < PER; j++) column[r][j] += term(get(come, j)) - term(get(gone, j));
+      } else {
+#pragma unroll
+        for (int j = 0; j < PER; j++) column[r][j] += term(get(come, j));
       }
+#if RING
+      add_moments(sums, bits[r], come);
+#endif
     }
+  };
+#pragma unroll 1  // here and below: unrolled, ptxas would spill on sm_100
+  for (int k = 0; k < CZ && (RING || there); k++) go_on(z0 + k, false);
+
+  for (int z = z0; z < z1; z++) {
+    if (z > z0) go_on(z + CZ - 1, true);
     lane_t sum[PER];
 #pragma unroll
     for (int j = 0; j < PER; j++) {
@@ -133,10 +234,11 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
     }
     __syncthreads();  // rows are there; totals were read
 
-    const int stop = min(rows, top + OUT_ROWS);
     u64 at = ((u64)z * rows + top + half) * row_pitch + x;
     const lane_t *upper = down + half * TILE;
-#if REDUCE
+#if RING
+    const u8 *waited = ring + ((u32)(z + RING) % RING * TALL + half + CY / 2) * 16;
+#elif REDUCE
     const voxel *centre = here + plane_at[z + CZ / 2] * plane_size + (u64)(top + half + first_row) * pitch;
     const u8 *label = numbers + at;
 #endif
@@ -150,6 +252,7 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
       for (int j = 0; j < PER; j++) over[j] -= first[j];
       along_x<16>(over, prefix, window);
 #if REDUCE
+#if !RING
       u32 number[2] = {0, 0};
       if (owned[0] && y < stop) number[0] = *(const u32 *)label;
       if (owned[1] && y < stop) number[1] = *(const u32 *)(label + 4);
@@ -159,13 +262,19 @@ box3d(const voxel *__restrict__ image, const u8 *__restrict__ numbers, const int
         if (number[i]) read_four(v, centre, i);
       label += HALVES * row_pitch;
       centre += HALVES * pitch;
+#endif
       bool all_middle = columns_middle;
       int row_group = 0;
 #if FRAME
       row_group = plane_part[z] + row_part[min(y, rows - 1)];
-      all_middle &= row_group + middle_x == middle;
+      all_middle &= row_group == middle - middle_x;
 #endif
+#if RING
+      add_windows(sums, *waited, window, into, all_middle, row_group, run_at + x);
+      waited += HALVES * 16;
+#else
       add_voxels(sums, number, window, v, into, all_middle, row_group, run_at + x);
+#endif
 #else
       if (owned[0] && y < stop) put_four(map + at, window);
       if (owned[1] && y < stop) put_four(map + at + 4, window + 4);

@@ -119,6 +119,13 @@ def devices() -> tuple[int, ...]:
 
 
 @cache
+def shared_memory() -> int:
+    """Bytes of shared memory that a block may ask for on every device."""
+    told = cupy().cuda.runtime.getDeviceProperties
+    return min(int(told(device)["sharedMemPerBlockOptin"]) for device in devices())
+
+
+@cache
 def answers() -> bool:
     """Whether a GPU is there. Kept: looking for a CuPy that is not installed takes longer than a small image.
 
@@ -338,7 +345,7 @@ def parts(
     )
     most = min(most, max(MOST_BYTES, 2 * sum(plan.bytes for plan in row)))
     try:
-        yield from boxes(image, window, border, most, what, classes)
+        yield from boxes(image, window, border, most, what, classes, shared_memory())
     except MemoryError as error:
         raise DeviceError(f'{error}: free some, use a smaller window, or device="cpu"') from None
 

@@ -50,6 +50,10 @@ GROUP, MOMENTS = 3, 8
 SHARED = 64 << 10
 """Shared memory that every device since compute capability 7.5 gives a block that asks for it."""
 
+LOW = 15
+"""Rows of windows above which tiles are large: below, the rows that are there for others are few, and two blocks of a
+small tile keep a processor busier than one of a large one."""
+
 FEW = 4
 """Classes: as many comparisons of a label take as long as looking it up."""
 
@@ -187,6 +191,7 @@ def plan_for(
     classes: int = 1,
     box: Box | None = None,
     segment: int | None = None,
+    shared: int = SHARED,
 ) -> Plan:
     """The plan of a box of an image, by default all of it.
 
@@ -203,6 +208,8 @@ def plan_for(
         At most MOST_CLASSES.
     segment : int, optional
         Rows (of flat windows) or planes that a block goes down; by default as many as keep a device busy.
+    shared : int
+        Bytes of shared memory that a block may ask for.
 
     Returns
     -------
@@ -264,7 +271,7 @@ def plan_for(
         launch = flat_launch(made, macros, strips, groups, segment)
     else:
         buffers["plane_at"] = Buffer("int32", len(z.places), local(z))
-        launch = deep_launch(made, (*macros, ("CZ", window[0])), strips, groups, segment)
+        launch = deep_launch(made, (*macros, ("CZ", window[0])), strips, groups, segment, shared)
     bias = (1 << 8 * dtype.itemsize - 1) * size if signed and power == 1 else 0
     return made._replace(launches=(launch,), bias=bias)
 
@@ -322,20 +329,48 @@ def flat_launch(
     )
 
 
+class Tile(NamedTuple):
+    """What a block of box3d works at."""
+
+    warps: int
+    rows: int  # of half a warp
+    ring: int  # planes of a bit a voxel that wait for their windows; or 0
+    shared: int
+
+    @property
+    def tall(self) -> int:
+        """Its rows."""
+        return 2 * self.warps * self.rows
+
+
+def tile_of(window: Shape, settings: dict[str, int], shared: int) -> Tile:
+    """The tile of a window: a large one where many rows are there for others, if the device has room for it."""
+    lane = 8 if settings["WIDE"] else 4
+    one_class = settings["REDUCE"] and not settings["MANY"]
+    ring = window[0] - window[0] // 2 + 1 if one_class else 0  # one more than wait (see box3d.cu)
+
+    def tile(warps: int, ring: int) -> Tile:
+        tall = 2 * warps * 5
+        return Tile(warps, 5, ring, ((tall + 1 + 2 * warps) * 128 + warps * (256 + 16)) * lane + ring * tall * 16)
+
+    small = 4 if settings["WIDE"] else 8
+    large = 16 if ring and window[1] > LOW and not settings["WIDE"] else small
+    room = (one for one in (tile(large, ring), tile(small, ring)) if one.shared <= shared)
+    return next(room, tile(small, 0))
+
+
 def deep_launch(
-    the: Plan, macros: tuple[tuple[str, int], ...], tiles: int, groups: Groups, segment: int | None
+    the: Plan, macros: tuple[tuple[str, int], ...], tiles: int, groups: Groups, segment: int | None, shared: int
 ) -> Launch:
     """box3d over the box."""
     z0, z1, y0, y1 = the.box
     planes, rows, columns = z1 - z0, y1 - y0, len(the.staged.beside) - the.window[2] + 1
-    wide = dict(macros)["WIDE"]
-    warps, tall = (4, 5) if wide else (8, 5)  # 40 rows or 80: shared memory of 58 KiB
-    lane = 8 if wide else 4
-    out_rows = (2 * warps * tall - (the.window[1] - 1)) // 2 * 2
+    tile = tile_of(the.window, dict(macros), shared)
+    out_rows = (tile.tall - (the.window[1] - 1)) // 2 * 2
     tile_rows = -(-rows // out_rows)
     if segment is None:
-        most = THREAD_VOXELS // (8 * -(-out_rows // (2 * warps)))
-        segment = segments_of(planes, tiles * tile_rows * warps, max(64, 4 * the.window[0]), most)
+        most = THREAD_VOXELS // (8 * tile.rows)
+        segment = segments_of(planes, tiles * tile_rows * tile.warps, max(64, 4 * the.window[0]), most)
     numbers = (
         planes,
         rows,
@@ -354,10 +389,10 @@ def deep_launch(
     return Launch(
         "box3d.cu",
         "box3d",
-        (*macros, ("WARPS", warps), ("ROWS", tall)),
+        (*macros, ("WARPS", tile.warps), ("ROWS", tile.rows), ("RING", tile.ring)),
         (tiles * tile_rows * -(-planes // segment), 1, 1),
-        (32 * warps, 1, 1),
-        ((2 * warps * tall + 1 + 2 * warps) * 128 + warps * (256 + 16)) * lane,
+        (32 * tile.warps, 1, 1),
+        tile.shared,
         ("image", "numbers", "row_at", "plane_at", "run_at", "table", "map", *map(np.int32, numbers)),
     )
 
@@ -489,12 +524,19 @@ def reductions(the: Plan, table: Array) -> list[Reduction]:
 
 
 def boxes(
-    image: Array, window: Shape, border: str, memory: int, what: Sequence[What], classes: int = 1
+    image: Array,
+    window: Shape,
+    border: str,
+    memory: int,
+    what: Sequence[What],
+    classes: int = 1,
+    shared: int = SHARED,
 ) -> Iterator[list[Plan]]:
     """Plans of parts of an image, one for each of ``what``, together of at most ``memory`` bytes; see `cut`."""
 
     def plans_of(box: Box) -> list[Plan]:
-        return [plan_for(image.shape, image.dtype, window, border, one, classes=classes, box=box) for one in what]
+        how: dict[str, Any] = {"classes": classes, "box": box, "shared": shared}
+        return [plan_for(image.shape, image.dtype, window, border, one, **how) for one in what]
 
     yield from cut((0, image.shape[0], 0, image.shape[1]), image.shape[2], plans_of, memory)
 

@@ -46,6 +46,12 @@ typedef u64 lane_t;
 typedef u32 lane_t;
 #endif
 
+#if ROW_FITS
+typedef u32 row_t;  // what eight window sums are summed in
+#else
+typedef u64 row_t;
+#endif
+
 // PER consecutive voxels in words of 32 bits, as memory holds them.
 #define PER 8
 struct Voxels { u32 word[PER * VOXEL / 4]; };
@@ -318,20 +324,25 @@ INLINE void flush_warp(Sums &sums, const Table &table) {
 // In each byte, 0x80 where it is not 0.
 INLINE u32 filled_bytes(u32 word) { return (((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word) & 0x80808080u; }
 
+// One window sum, of a voxel of the class that is summed.
+INLINE void add_window(Sums &sums, lane_t window, const Table &table, int group) {
+  if (group == table.middle) {
+    sums.voxels++;
+    sums.windows += window;
+  } else {
+    u64 *at = class_at(table, sums.number) + GROUP * group;
+    atomicAdd(at, 1ull);
+    add_halves(at + 1, window);
+  }
+}
+
 // One voxel of class ``number`` > 0 whose window sum is ``window``.
 INLINE void add_voxel(Sums &sums, u32 number, lane_t window, u32 v, const Table &table, int group) {
   if (sums.number != number) {
     flush_thread(sums, table);
     clear(sums, number);
   }
-  if (group == table.middle) {
-    sums.voxels++;
-    sums.windows += window;
-  } else {
-    u64 *at = class_at(table, number) + GROUP * group;
-    atomicAdd(at, 1ull);
-    add_halves(at + 1, window);
-  }
+  add_window(sums, window, table, group);
   sums.total += v;
   add_square(sums, v);
 }
@@ -366,11 +377,7 @@ INLINE void add_voxels(Sums &sums, const u32 *numbers, const lane_t *windows, co
 #if VOXEL < 4
   u32 total = 0;
 #endif
-#if ROW_FITS
-  u32 window_sums = 0;
-#else
-  u64 window_sums = 0;
-#endif
+  row_t window_sums = 0;
 #pragma unroll
   for (int i = 0; i < PER / 4; i++) sums.voxels += __popc(mine[i] & 0x80808080u);
 #pragma unroll

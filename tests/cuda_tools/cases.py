@@ -28,10 +28,12 @@ class Kind(NamedTuple):
     classes: int = 1
     framed: bool = True
     what: str = "reduce"
+    shared: int = plans.SHARED
 
     def __str__(self) -> str:
         frame = "framed" if self.framed else "unframed"
-        return f"{'x'.join(map(str, self.window))}-{self.dtype}-{self.classes}-{frame}-{self.what}"
+        large = "-large" * (self.shared > plans.SHARED)
+        return f"{'x'.join(map(str, self.window))}-{self.dtype}-{self.classes}-{frame}-{self.what}{large}"
 
     @property
     def borders(self) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ class Case(NamedTuple):
         """The plan of the case's box."""
         kind = self.kind
         how: dict[str, Any] = {"classes": kind.classes, "box": self.box, "segment": self.segment}
+        how["shared"] = kind.shared
         return plans.plan_for(self.image.shape, self.image.dtype, kind.window, self.border, kind.what, **how)
 
     def buffers(self, plan: Plan) -> dict[str, np.ndarray]:

@@ -579,7 +579,7 @@ def memGetInfo() -> tuple[int, int]:  # noqa: N802
 
 def getDeviceProperties(device: int) -> dict[str, Any]:  # noqa: N802
     """What a device is."""
-    return {"name": f"Stand-in {device}".encode()}
+    return {"name": f"Stand-in {device}".encode(), "sharedMemPerBlockOptin": MOST_SHARED}
 
 
 runtime = types.SimpleNamespace(
@@ -612,7 +612,16 @@ def install(*, devices: int = 2, memory: int = 1 << 30, capability: str = "90") 
     machine.devices, machine.memory, machine.capability = devices, memory, capability
     machine.begin()
     # As they are now: a test may put others in their place.
-    kept = device.cupy, device.devices, device.answers, device.name, device.lanes, device.crew, device.function
+    kept = (
+        device.cupy,
+        device.devices,
+        device.shared_memory,
+        device.answers,
+        device.name,
+        device.lanes,
+        device.crew,
+        device.function,
+    )
     _forget(kept)
     try:
         yield machine
