@@ -875,6 +875,7 @@ def test_npy_headers_of_other_writers_are_read(folder, header, version):
     "content",
     [
         npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }", version=4),
+        npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }").replace(b"Y\1", b"Y\4"),
         npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), "),
         npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, 3), }}"),
         npy("{'descr': '<i2', 'fortran_order': False, 'shape': (2, -3), }"),

@@ -202,6 +202,7 @@ def test_voxels_of_a_withheld_class_are_in_no_sum():
     assert fitted_of(run.researcher.view.learned, run.study) == in_the_open(alone)
     model = result_of(run).train("logistic")
     assert model.classes == tuple(kept)
+    assert list(run.researcher._at.classes) == kept  # what bounds its sums, and sizes N
 
 
 @pytest.mark.parametrize("released", [0, 1])
@@ -516,6 +517,11 @@ def test_frames_have_room_for_the_largest_step_and_its_weights():
     plan = Plan(study, COIN)
     at = study.at(((-(1 << 62) + 1, *(((1 << 78) - 1,) * 64)),) * 29, classes)
     assert plan.largest_frame > len(bodies.write_weights(at.rows)) + 512
+    many = a_study(classes={f"c{number}": number for number in range(1, 400)}, feature=features)
+    row = -(1 << 62) + 1, *(((1 << 78) - 1,) * 64)
+    assert (
+        Plan(many, COIN).largest_frame > len(bodies.write_weights([row] * 399)) + 512
+    )  # longer than any other message
     agreed = plan.step(bytes(16), 1, at)
     assert plan.in_chunks(agreed)
     assert plan.may_stream

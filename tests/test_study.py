@@ -406,6 +406,8 @@ def test_a_study_says_how_many_axes_its_images_have():
         StudyError, match=r"window\.axes is 2, the image has 3 axes: give one plane at a time, or take a"
     ):
         planes.check_axes(3)
+    with pytest.raises(StudyError, match="the window of feature 'mean-3x3x3' has 3 numbers, the image has 2 axes"):
+        of_axes(None, 3, {"kind": "mean", "window": [3, 3, 3]}).check_axes(2)
 
 
 @pytest.mark.parametrize(
@@ -415,6 +417,7 @@ def test_a_study_says_how_many_axes_its_images_have():
         (None, [{"kind": "mean", "window": 3}], True),
         (None, [{"kind": "intensity"}, {"kind": "mean", "window": [1, 3, 3]}], False),
         (None, [{"kind": "gradient"}, {"kind": "mean", "window": [3, 3, 3]}], False),
+        (None, [{"kind": "mean", "window": 1}], False),
         (2, [{"kind": "gradient"}], False),
     ],
 )

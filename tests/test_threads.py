@@ -7,9 +7,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
+from voxring.kernels.cpu.boxes import PART
 from voxring.kernels.cpu.threads import SETTINGS, SMALL, helpers, in_threads, processors, thread_count, threads_here
+from voxring.kernels.cpu.tiles import dealt
 
 
 def test_results_come_in_the_order_of_the_tasks():
@@ -121,3 +124,25 @@ def test_a_forked_worker_takes_the_share_it_is_told():
     )
     environment = os.environ | {"NUMBA_NUM_THREADS": "7"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60, env=environment)
+
+
+UNEVEN = [PART // 10 * 3, PART // 10 * 3, PART // 2, PART // 20 * 9, PART // 10 * 4]
+"""Of which the last three end within one stretch of PART voxels."""
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize(
+    "sizes", [[7], [1 << 21] * 50, [1, 1 << 24, 3, 1 << 22] * 9, [PART // 2] * 6, [PART, PART], UNEVEN]
+)
+def test_parts_are_dealt_out_whole_in_order_and_in_calls_of_no_more_than_is_proven(sizes, workers):
+    parts = np.arange(2 * len(sizes)).reshape(-1, 2)
+    calls = dealt(parts, np.array(sizes, np.int64), workers)
+    assert np.array_equal(np.concatenate(calls.parts), parts)
+    of = [[sizes[place // 2] for place in call[:, 0]] for call in calls.parts]
+    assert all(of)
+    assert all(sum(call) <= PART or len(call) == 1 for call in of)
+    assert calls.workers == (workers if sum(sizes) >= SMALL else 1)
+    if workers > 1 and max(sizes) * 8 * workers <= sum(sizes):  # many enough to be shared out
+        assert 2 * workers <= len(calls.parts) <= 8 * workers
+    if workers == 1 and sum(sizes) <= PART // 2:
+        assert len(calls.parts) == 1
