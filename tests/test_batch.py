@@ -177,6 +177,13 @@ def test_the_first_bad_row_may_end_the_batch(folder, monkeypatch):
     assert taken == [2, 3]
 
 
+def test_bad_rows_are_told_by_line_whoever_found_them_first(folder, monkeypatch):
+    real = voxring.batch._pool
+    monkeypatch.setattr(voxring.batch, "_pool", lambda *given: (one for one in [*real(*given)][::-1]))
+    batch = party_batch(bad_rows(folder), STUDY, bad="skip")
+    assert [row.line for row in batch.skipped] == [3, 4]
+
+
 def test_many_bad_rows_are_not_all_listed(folder):
     lines = ["image,ground_truth"]
     for i in range(25):
@@ -326,9 +333,9 @@ def rows_of(folder, count=8):
 
 
 @pytest.mark.parametrize("border", ["reflect", "mirror", "clip"])
-@pytest.mark.parametrize("method", ["zscore", "percentile", "nyul"])
+@pytest.mark.parametrize("method", ["none", "zscore", "percentile", "nyul"])
 def test_what_a_scaling_of_all_voxels_maps_gives_the_totals_of_the_whole(tmp_path, method, border):
-    options = {"zscore": {}, "percentile": {"percentiles": [5, 95]}}.get(method)
+    options = {"none": {}, "zscore": {}, "percentile": {"percentiles": [5, 95]}}.get(method)
     options = options if options is not None else {"percentiles": [5, 50, 95], "landmarks": [0, 1, 5]}
     rng = np.random.default_rng(2)
     for dtype, window, planes in product([np.int16, np.float32], [3, (4, 1, 3), (9, 3, 3)], [(0,), (11,), (4, 6)]):

@@ -21,7 +21,7 @@ from voxring import (
 )
 from voxring.engine import planes_needed
 from voxring.kernels.cpu import histogram as kernel
-from voxring.standardise import _sums
+from voxring.standardise import _Ranked, _sums
 
 BORDERS = ["reflect", "mirror", "nearest", "constant", "clip"]
 INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32]
@@ -316,3 +316,19 @@ def test_histograms_count_every_value(monkeypatch, dtype):
             for parts in ((image,), (image[..., ::-1],), (image[:1], image[1:]), (flat[:1], flat[1:])):
                 for found, of in zip(kernel.histogram(parts, image.dtype), expected, strict=True):
                     assert np.array_equal(found, of)
+
+
+@pytest.mark.parametrize("top", [1, 9, 1 << 16, 1 << 20, 1 << 46])
+def test_values_of_ranks_are_those_of_the_sorted_image(top):
+    """Of few bits and of as many as there may be, which takes four passes; some ranks lie in one value."""
+    image = np.random.default_rng(9).integers(1 - top, top, (40, 5, 7), np.int64)
+    image[:, 0, :2] = -3 if top > 3 else 0
+    known = _Ranked(lambda: (image[:9], image[9:]))
+    for least in (1 - top, 0):
+        among = sorted(value for value in image.flat if value >= least)
+        asked = [1, len(among) // 3, len(among) // 2, len(among) // 2 + 1, len(among)]
+        found = known.ranked(lambda values, least=least: values >= least, lambda count, asked=asked: asked)
+        assert found == [among[rank - 1] for rank in asked]
+    counts = []
+    known.ranked(lambda values: values > top, lambda count: counts.append(count) or [1])
+    assert counts == [0]

@@ -22,7 +22,7 @@ import voxring.batch.pool
 import voxring.batch.row
 import voxring.images.payload
 from voxring import ImageError, Study, StudyError, VoxringError
-from voxring.batch import Journal, party_batch
+from voxring.batch import Journal, image_totals, party_batch, read_manifest
 from voxring.batch.contents import digest, record, watching
 from voxring.batch.journal import totals_digest
 from voxring.images import Source, identify, open_image
@@ -233,6 +233,8 @@ def test_a_journal_is_of_what_totals_depend_on():
         Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3}, bounds={"intensity": 200}),
         Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3}, standardise={"fraction_bits": 3}),
     ]
+    asked = {"name": "test", "classes": {"a": 1}, "window": {"size": 3}, "statistics": {"gram": True}}
+    others += [Study.of(**asked, feature=[{"kind": "mean", "window": size}]) for size in (3, 5)]
     assert len({totals_digest(study) for study in (STUDY, *others)}) == 1 + len(others)
 
 
@@ -240,6 +242,29 @@ def test_another_release_has_a_journal_of_its_own(monkeypatch):
     before = totals_digest(STUDY)
     monkeypatch.setattr(voxring.batch.journal, "VERSION", "0")
     assert totals_digest(STUDY) != before
+
+
+def test_a_known_row_is_what_its_images_are(folder):
+    """Also one without a class, which makes no patient."""
+    run(folder)
+    with Journal(folder / "state", STUDY, "here") as journal:
+        for row in read_manifest(folder / "data" / "m.csv"):
+            assert journal.find(row) == image_totals(row, STUDY)
+
+
+def test_the_header_of_a_run_that_was_quicker_stands(folder, monkeypatch):
+    first, _ = run(folder)
+    path = path_of(folder)
+    quicker, real = path.read_bytes(), voxring.batch.journal._append
+    path.unlink()
+
+    def slow(file, payload):
+        real(file, payload)
+        path.write_bytes(quicker)
+
+    monkeypatch.setattr(voxring.batch.journal, "_append", slow)
+    again, read = run(folder)
+    assert (again.totals, read) == (first.totals, 0)
 
 
 def test_another_study_has_a_journal_of_its_own(folder):
@@ -290,15 +315,16 @@ def test_a_journal_that_cannot_be_written_is_told(folder, monkeypatch):
         Journal(folder / "file", STUDY, "here")
 
 
-def test_a_file_that_changes_while_it_is_read_is_bad(folder, monkeypatch):
+@pytest.mark.parametrize("kind", ["image", "truth"])
+def test_a_file_that_changes_while_it_is_read_is_bad(folder, monkeypatch, kind):
     real = voxring.batch.row.local_totals
 
     def slow(image, *arguments, **options):
-        (folder / "data" / "1image.npy").touch()
+        (folder / "data" / f"1{kind}.npy").touch()
         return real(image, *arguments, **options)
 
     monkeypatch.setattr(voxring.batch.row, "local_totals", slow)
-    with pytest.raises(ImageError, match=r"line 3: 1image\.npy: it changed while it was read"):
+    with pytest.raises(ImageError, match=rf"line 3: 1{kind}\.npy: it changed while it was read"):
         run(folder)
     monkeypatch.undo()
     assert run(folder)[1] == 1
@@ -308,7 +334,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from voxring import Study
-from voxring.batch import Journal, party_batch
+from voxring.batch import Journal, image_totals, party_batch, read_manifest
 folder, workers = Path(sys.argv[1]), int(sys.argv[2])
 study = Study.of(name="test", classes={"a": 1, "b": 2}, window={"size": 3})
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_landmarks_of_images_equal_the_definition_wherever_they_are_cut(dtype, s
     tables = NYUL | options
     assert standard_scale(found, study) == naive.standard_scale([(image, *scale) for image in images], tables)
     parts = (images[0][:1], images[0][1:, :2], images[0][1:, 2:])
-    assert landmarks_in(parts, images[0].dtype, study, **of) == local_landmarks(images[0], study, **of)
+    assert landmarks_in(lambda: parts, images[0].dtype, study, **of) == local_landmarks(images[0], study, **of)
 
 
 def test_landmarks_depend_on_neither_scale_nor_unit_of_the_intensities() -> None:

@@ -6,18 +6,21 @@ import os
 import re
 import socket
 import time
+import tracemalloc
 
+import nibabel
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import voxring.cli.preflight as module
 from test_classify import trained
+from voxring.batch import Row, image_totals
 from voxring.cli import voxring
 from voxring.cli.preflight import MIB, free_memory
 from voxring.net import PrivateKey
 from voxring.session import Account, Ledger
-from voxring.study import load_study
+from voxring.study import Study, load_study
 
 NAMES = ("north", "centre", "south")
 
@@ -259,12 +262,47 @@ statistics = { gram = true }
 
 
 def test_memory_is_counted_for_maps_of_features(place, monkeypatch):
-    """Of 256 voxels: image and ground truth, x in 64 bits twice over, two maps, and these and 1 at labelled places."""
+    """Of 256 voxels: image and ground truth, x in 64 bits twice over, numbers of classes; two maps, these and 1 at
+    labelled places, and what lies beside them."""
     rewrite(place, "[window]", FEATURES)
-    need = module.WORKER_BYTES + 256 * (2 * 2 + 8 * 2 + 8 * 6)
+    need = module.WORKER_BYTES + 256 * (2 * 2 + 8 * 2 + 2 + 8 * 9)
     for free, state in ((need, "ok"), (need - 1, "wrong")):
         monkeypatch.setattr(module, "free_memory", lambda free=free: free)
         assert states(look(place)[1])["memory"] == [state]
+
+
+MAPS = {"feature": [{"kind": "mean", "window": 3}, {"kind": "gradient"}], "statistics": {"gram": True}}
+PERCENTILES = {"method": "percentile", "percentiles": [1, 99]}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "standardise", "more"),
+    [
+        ("float32", {"method": "none"}, {}),
+        ("float32", {"method": "zscore"}, {}),
+        ("float32", PERCENTILES, {}),
+        ("int32", PERCENTILES, {}),
+        ("int16", {"method": "rescale", "range": [50, 150]}, MAPS),
+    ],
+)
+def test_a_row_takes_no_more_memory_than_is_counted(tmp_path, dtype, standardise, more):
+    """Of floats and integers of 32 bits no more than twice what is stored, but for pieces of one size."""
+    rng = np.random.default_rng(0)
+    study = Study.of(name="m", classes={"a": 1}, window={"size": 3}, standardise=standardise, **more)
+    shape, row = (48, 96, 96), Row(1, tmp_path / "i.nii.gz", tmp_path / "t.nii.gz", "")
+    nibabel.save(nibabel.Nifti1Image(rng.normal(100, 30, shape).astype(dtype).T, np.eye(4)), row.image)
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.uint8).T, np.eye(4)), row.ground_truth)
+    image_totals(row, study, threads=1)  # what is loaded and compiled is no volume
+    counted = module._look(row, study).memory
+    tracemalloc.start()
+    try:
+        image_totals(row, study, threads=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= counted
+    if not more:
+        assert peak <= 2 * 4 * 48 * 96 * 96 + module._AT_ONCE * module._PIECE
 
 
 def test_memory_is_counted_for_maps_of_the_model(place, monkeypatch):
@@ -272,7 +310,7 @@ def test_memory_is_counted_for_maps_of_the_model(place, monkeypatch):
     model.save(place[0] / "model.json")
     rewrite(place, "lesion = 1, liver = 2", "fat = 1, bone = 2")
     rewrite(place, "[window]", f'[evaluate]\nmodel = "model.json"\ndigest = "{model.digest}"\n[window]')
-    need = module.WORKER_BYTES + 256 * (2 * 2 + 8 + 8 * (2 * len(model.study.feature) + 2))
+    need = module.WORKER_BYTES + 256 * (2 * 2 + 8 + 2 + 8 * (2 * len(model.study.feature) + 5))
     for free, state in ((need, "ok"), (need - 1, "wrong")):
         monkeypatch.setattr(module, "free_memory", lambda free=free: free)
         assert states(look(place)[1])["memory"] == [state]

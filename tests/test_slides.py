@@ -180,6 +180,31 @@ def test_no_more_of_a_slide_is_read_than_windows_over_its_ground_truth_reach(tmp
     assert [path for path, _ in read if path == row.image] == []
 
 
+def test_all_that_a_slides_totals_depend_on_is_recorded(tmp_path, small_blocks, monkeypatch):
+    monkeypatch.setattr(source, "_GAP", -1)
+    image = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96)
+    truth = np.zeros(image.shape, np.uint8)
+    agreeing = study_of(method="nyul", percentiles=[1.0, 50.0, 99.0], landmarks="agree")
+    for label, study, tiles in ((0, study_of(), 0), (1, study_of(method="zscore"), 12), (1, agreeing, 12)):
+        truth[20, 40] = label
+        row = row_of(tmp_path, image, truth)
+        found = blocks.totals_in_blocks(open_image(row.image), open_ground_truth(row.ground_truth), study)[1:]
+        for path, sources, wanted in zip((row.image, row.ground_truth), found, (tiles, 13), strict=True):
+            with tifffile.TiffFile(path) as tiff:
+                page = tiff.pages[0]
+                places = [*zip(page.dataoffsets, page.databytecounts, strict=True), (page.offset, 8)]
+            (one,) = sources
+            known = [any(a <= at and at + size <= b for a, b in one.ranges) for at, size in places]
+            assert (sum(known[:-1]), known[-1]) == (wanted, True)
+
+
+def test_the_landmarks_pass_looks_for_the_classes_too(tmp_path, small_blocks):
+    image = np.arange(64 * 96, dtype=np.uint16).reshape(64, 96)
+    row = row_of(tmp_path, image, np.ones(image.shape, np.uint8))
+    study = study_of(method="nyul", percentiles=[1.0, 50.0, 99.0], landmarks="agree", classes={"a": "lesion"})
+    refused('asked for segment "lesion", but the file names none', image_totals, row, study)
+
+
 def test_a_journal_knows_a_slide_again_by_its_tiles(tmp_path):
     """What is between is another's: a label that is painted elsewhere leaves the tiles of the image alone."""
     here = source.Source(tmp_path, (1, 2, 3, 4), ((0, 10), (5_000_000, 5_000_100)))
@@ -445,17 +470,6 @@ def test_values_beyond_the_bound_are_refused_wherever_they_are(tmp_path, small_b
     refused("slide.tif: standardised values run from 0 to 300", image_totals, row, study)
     image[60, 60] = 100
     assert image_totals(row_of(tmp_path, image, truth), study)["a"].voxels == 1
-
-
-def test_an_image_with_too_many_intensities_to_count_is_refused(tmp_path, small_blocks, monkeypatch):
-    monkeypatch.setattr("voxring.standardise._DISTINCT", 1000)
-    image = np.arange(64 * 64, dtype=np.int32).reshape(64, 64)
-    row = row_of(tmp_path, image, np.ones(image.shape, np.uint8))
-    refused(
-        "more than 1000 distinct intensities", image_totals, row, study_of(method="percentile", percentiles=[1, 99])
-    )
-    for method in ("none", "zscore"):
-        assert image_totals(row, study_of(method=method))["a"].voxels == image.size
 
 
 def test_scan_pairs_slides(tmp_path):

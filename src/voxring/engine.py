@@ -128,7 +128,7 @@ def scalings_of(
     known: dict[object, Scaling] = {}
     found: list[Scaling | None] = []
     for one in _studies(study):
-        if not depends_on_all(dtype, Fraction(slope), Fraction(intercept), one):
+        if not _depends_on_all(dtype, Fraction(slope), Fraction(intercept), one):
             found.append(None)
             continue
         alike = one.standardise, one.intensity_bound
@@ -278,9 +278,7 @@ def planes_needed(
     >>> planes_needed([(truth, [1])], np.dtype(np.int16), study)
     (3, 6)
     """
-    everything = not scaled and any(
-        depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in _studies(study)
-    )
+    everything = not scaled and depends_on_all(dtype, study, slope=slope, intercept=intercept)
     planes, first, stop = 0, 0, 0
     size = 1
     for truth, labels in truths:
@@ -347,8 +345,14 @@ def _holds(dtype: np.dtype[Any], value: int) -> bool:
     return int(info.min) <= value <= int(info.max)
 
 
-def depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
+def depends_on_all(
+    dtype: np.dtype[Any], study: Study, *, slope: float | Fraction = 1.0, intercept: float | Fraction = 0.0
+) -> bool:
     """Whether the totals, or whether there is an error, may depend on voxels that no window reaches."""
+    return any(_depends_on_all(dtype, Fraction(slope), Fraction(intercept), one) for one in _studies(study))
+
+
+def _depends_on_all(dtype: np.dtype[Any], slope: Fraction, intercept: Fraction, study: Study) -> bool:
     if dtype.kind == "f" or dtype.itemsize > 2:
         return True
     if study.standardise.method == "none":

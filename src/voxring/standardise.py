@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,10 @@ Scaled = tuple[Array, tuple[int, int]]
 """Integers and the (a, b) that make them standardised: stored ones with theirs, or x with (1, 0)."""
 
 
+_Parts = Callable[[], Iterable[Array]]
+"""Goes through the parts of an image."""
+
+
 class Scaling(NamedTuple):
     """How the stored integers of an image become standardised ones."""
 
@@ -94,7 +98,7 @@ class Scaling(NamedTuple):
 
 
 def scaling_of(
-    parts: Callable[[], Iterable[Array]],
+    parts: _Parts,
     dtype: np.dtype[Any],
     study: Study,
     *,
@@ -103,18 +107,25 @@ def scaling_of(
 ) -> Scaling:
     """Return the scaling of an image that is seen in parts; ``dtype`` is that of all of them.
 
-    They are gone through once, or, under ``zscore`` with more than 16 bits, once for each look at all voxels.
+    They are gone through once, and those of more than 16 bits once for each look at all voxels: twice for a z-score,
+    up to four times for percentiles.
 
     Raises
     ------
     ImageError
-        As `local_totals`, or more distinct intensities than can be counted.
+        As `local_totals`.
     """
     of = (Fraction(slope), Fraction(intercept), study)
     none, scale = on_integers(np.zeros(0, dtype), *of)
-    cut = _pieces if _is_summed(none.dtype, study) else lambda part: (part,)
-    return _scaling_of_integers(
-        lambda: (on_integers(piece, *of)[0] for part in parts() for piece in cut(part)), none.dtype, scale, study
+    return _scaling_of_integers(_on_integers(parts, of), none.dtype, scale, study)
+
+
+def _on_integers(parts: _Parts, of: tuple[Fraction, Fraction, Study]) -> _Parts:
+    """The parts of an image on integers; of floats these take more memory, so they come in pieces."""
+    return lambda: (
+        on_integers(piece, *of)[0]
+        for part in parts()
+        for piece in (_pieces(part) if part.dtype.kind == "f" else (part,))
     )
 
 
@@ -154,20 +165,20 @@ def local_landmarks(
     >>> found["standard scale"].statistics == (2**16 // 4,)
     True
     """
-    return landmarks_in((image,), image.dtype, study, slope=slope, intercept=intercept)
+    return landmarks_in(lambda: (image,), image.dtype, study, slope=slope, intercept=intercept)
 
 
 def landmarks_in(
-    parts: Iterable[Array], dtype: np.dtype[Any], study: Study, *, slope: float | Fraction, intercept: float | Fraction
+    parts: _Parts, dtype: np.dtype[Any], study: Study, *, slope: float | Fraction, intercept: float | Fraction
 ) -> LocalTotals:
     """Find the landmarks of an image that is seen in parts, as `local_landmarks` does and `scaling_of` gets them."""
     of = (Fraction(slope), Fraction(intercept), study)
-    _, (slope, intercept, _) = on_integers(np.zeros(0, dtype), *of)
+    none, (slope, intercept, _) = on_integers(np.zeros(0, dtype), *of)
     if slope == 0:
         raise ImageError(_FLAT)
     try:
-        counted = _Counted.of(on_integers(part, *of)[0] for part in parts)
-        stored = _percentiles(counted.foreground(study.standardise.foreground, slope, intercept), slope, study)
+        known = _known(_on_integers(parts, of), none.dtype)
+        stored = _percentiles(known, slope, intercept, study)
     except ValueError as error:
         raise ImageError(str(error)) from None
     first, last = stored[0], stored[-1]
@@ -176,7 +187,7 @@ def landmarks_in(
             "two percentiles of the image are one intensity: use other standardise.percentiles or another foreground"
         )
     inner = tuple(round(Fraction((value - first) * study.unit, last - first)) for value in stored[1:-1])
-    return landmark_totals(int(counted.counts.sum()), _dot(counted.values, counted.counts), inner)
+    return landmark_totals(known.count, known.total, inner)
 
 
 _FLAT = "the image's slope is 0: every voxel would have one intensity; correct the file"
@@ -192,9 +203,7 @@ def on_integers(image: Array, slope: Fraction, intercept: Fraction, study: Study
     return image, (slope, intercept, fixedpoint.FLOAT_SHIFT)
 
 
-def _scaling_of_integers(
-    parts: Callable[[], Iterable[Array]], dtype: np.dtype[Any], scale: _Scale, study: Study
-) -> Scaling:
+def _scaling_of_integers(parts: _Parts, dtype: np.dtype[Any], scale: _Scale, study: Study) -> Scaling:
     slope, intercept, shift = scale
     if slope == 0:
         raise ImageError(_FLAT)
@@ -202,16 +211,16 @@ def _scaling_of_integers(
         if _is_summed(dtype, study):
 
             def mean() -> Fraction:
-                (count, total, _), *_ = _summed(parts(), lambda values: values)
+                (count, total, _), *_ = _summed(parts(), lambda values: values, squares=False)
                 return Fraction(total, count)
 
             inside = _foreground(study.standardise.foreground, slope, intercept, mean)
             sums, low, high = _summed(parts(), lambda values: values[inside(values)])
             mapping = _zscore(sums, slope, study, shift)
         elif study.standardise.method in OF_ALL_VOXELS:
-            counted = _Counted.of(parts())
-            low, high = int(counted.values[0]), int(counted.values[-1])
-            mapping = _mapping(counted, slope, intercept, study, shift)
+            known = _known(parts, dtype)
+            low, high = known.low, known.high
+            mapping = _mapping(known, slope, intercept, study, shift)
         else:
             low, high = _range(parts(), slope, intercept, study)
             mapping = _mapping(None, slope, intercept, study, shift)
@@ -325,28 +334,29 @@ def _narrowest(least: int, largest: int) -> npt.DTypeLike:
 
 
 _AT_ONCE = 1 << 16  # voxels, of several arrays of 64 bits
-_DISTINCT = 1 << 24  # intensities that are counted of an image in parts: 16 bytes each, some times over
 
 
-def _mapping(counted: _Counted | None, slope: Fraction, intercept: Fraction, study: Study, shift: int) -> AffineMap:
+def _mapping(
+    known: _Counted | _Ranked | None, slope: Fraction, intercept: Fraction, study: Study, shift: int
+) -> AffineMap:
     """The integer map of one image under the study's method."""
     options, bits = study.standardise, study.standardise.fraction_bits
     if options.method == "none":
         return fixedpoint.plain(slope, intercept, bits)
-    if counted is None:  # rescale
+    if known is None:  # rescale
         low, high = options.range or (0.0, 1.0)
         values = [Fraction(repr(low)), Fraction(repr(high))]
         return fixedpoint.through(_rising(values, [0, 1], slope, intercept), bits, shift=shift)
-    foreground = counted.foreground(options.foreground, slope, intercept)
-    if options.method == "zscore":
-        return _zscore(_sums(foreground.values, foreground.counts), slope, study, shift)
+    if isinstance(known, _Counted) and options.method == "zscore":
+        keep = _foreground(options.foreground, slope, intercept, known.mean)(known.values)
+        return _zscore(_sums(known.values[keep], known.counts[keep]), slope, study, shift)
     if study.agrees:
         raise StudyError(
             "the parties have yet to agree on the landmarks: take the study that with_landmarks makes of their scale, "
             "or write into the study the ones that stand in the result"
         )
     targets = options.targets or (Fraction(0), Fraction(1))
-    knots = [(Fraction(v), x) for v, x in zip(_percentiles(foreground, slope, study), targets, strict=True)]
+    knots = [(Fraction(v), x) for v, x in zip(_percentiles(known, slope, intercept, study), targets, strict=True)]
     return fixedpoint.through(knots if slope > 0 else knots[::-1], bits, shift=shift)
 
 
@@ -359,7 +369,9 @@ _Sums = tuple[int, int, int]
 """How many stored integers, Σv and Σv²."""
 
 
-def _summed(parts: Iterable[Array], chosen: Callable[[Array], Array]) -> tuple[_Sums, int, int]:
+def _summed(
+    parts: Iterable[Array], chosen: Callable[[Array], Array], *, squares: bool = True
+) -> tuple[_Sums, int, int]:
     """Sums over those stored integers that are chosen, and the least and the largest of all."""
     sums, low, high = [], [], []
     for part in parts:
@@ -368,9 +380,9 @@ def _summed(parts: Iterable[Array], chosen: Callable[[Array], Array]) -> tuple[_
             low.append(int(values.min()))
             high.append(int(values.max()))
             values = chosen(values)
-            sums.append(_sums(values, np.broadcast_to(np.int64(1), values.shape)))
-    counts, totals, squares = zip(*sums, strict=True)
-    return (sum(counts), sum(totals), sum(squares)), min(low), max(high)
+            sums.append(_sums(values, np.broadcast_to(np.int64(1), values.shape), squares=squares))
+    counts, totals, of_squares = zip(*sums, strict=True)
+    return (sum(counts), sum(totals), sum(of_squares)), min(low), max(high)
 
 
 def _zscore(sums: _Sums, slope: Fraction, study: Study, shift: int) -> AffineMap:
@@ -398,10 +410,20 @@ def _foreground(
     return lambda values: values < -(-of_all.numerator // of_all.denominator)
 
 
-def _percentiles(foreground: _Counted, slope: Fraction, study: Study) -> list[int]:
-    """The stored integers at the study's percentiles of the intensity; with a slope below 0 they fall."""
+def _percentiles(known: _Counted | _Ranked, slope: Fraction, intercept: Fraction, study: Study) -> list[int]:
+    """The stored integers at the study's percentiles of the intensity; with a slope below 0 they fall.
+
+    That is the value of rank ⌈q·n/100⌉ (nearest rank), the least value for q = 0.
+    """
     percentiles = [Fraction(repr(q)) for q in study.standardise.percentiles or ()]
-    return [foreground.percentile(q if slope > 0 else 100 - q) for q in percentiles]
+    inside = _foreground(study.standardise.foreground, slope, intercept, known.mean)
+
+    def ranks(count: int) -> list[int]:
+        if count == 0:
+            raise ValueError("the foreground is empty: use another standardise.foreground")
+        return [max(1, -(-(q if slope > 0 else 100 - q) * count // 100)) for q in percentiles]
+
+    return known.ranked(inside, ranks)
 
 
 def _rising(
@@ -412,64 +434,95 @@ def _rising(
     return knots if slope > 0 else knots[::-1]
 
 
+_Ranks = Callable[[int], list[int]]
+"""Which ranks are asked for, from 1, among so many."""
+
+
 class _Counted:
-    """An image as its distinct stored integers, rising, and how often each occurs: all its statistics are exact."""
+    """An image of at most 16 bits as its distinct stored integers, rising, and how often each occurs."""
 
     def __init__(self, values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> None:
         self.values, self.counts = values, counts
+        self.count, self.total = int(counts.sum()), _dot(values, counts)
+        self.low, self.high = int(values[0]), int(values[-1])
 
-    @classmethod
-    def of(cls, parts: Iterable[Array]) -> _Counted:
-        """Count an image that comes in parts."""
-        parts = iter(parts)
-        first = next(parts, None)
-        if first is None:
-            raise ValueError("expected at least one voxel, got none")
-        if first.dtype.itemsize <= 2:
-            from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
+    def mean(self) -> Fraction:
+        """Of all its stored integers."""
+        return Fraction(self.total, self.count)
 
-            return cls(*histogram(chain((first,), parts), first.dtype))
-        counted = cls._of_one(first)
-        for part in parts:
-            counted = counted._with(cls._of_one(part))
-        return counted
-
-    @classmethod
-    def _of_one(cls, image: Array) -> _Counted:
-        values, counts = np.unique(image, return_counts=True)
-        return cls(values.astype(np.int64), counts.astype(np.int64))
-
-    def _with(self, other: _Counted) -> _Counted:
-        values, places = np.unique(np.concatenate((self.values, other.values)), return_inverse=True)
-        if values.size > _DISTINCT:
-            raise ValueError(
-                f"more than {_DISTINCT} distinct intensities in an image too large to be held whole: "
-                "convert it to 16 bits, or use standardise.method zscore, rescale or none"
-            )
-        counts = np.zeros(values.size, np.int64)
-        np.add.at(counts, places, np.concatenate((self.counts, other.counts)))
-        return _Counted(values, counts)
-
-    def foreground(self, which: str, slope: Fraction, intercept: Fraction) -> _Counted:
-        """Keep the foreground."""
-        count, total = int(self.counts.sum()), _dot(self.values, self.counts)
-        keep = _foreground(which, slope, intercept, lambda: Fraction(total, count))(self.values)
-        return _Counted(self.values[keep], self.counts[keep])
-
-    def percentile(self, percentile: Fraction) -> int:
-        """The value of rank ⌈q·n/100⌉ (nearest rank), the least value for q = 0."""
-        if not self.counts.size:
-            raise ValueError("the foreground is empty: use another standardise.foreground")
-        ranks = np.cumsum(self.counts)
-        rank = max(1, -(-percentile * int(ranks[-1]) // 100))
-        return int(self.values[np.searchsorted(ranks, rank)])
+    def ranked(self, inside: Callable[[Array], Array], ranks: _Ranks) -> list[int]:
+        """The values of some ranks among those that are inside."""
+        keep = inside(self.values)
+        values, upto = self.values[keep], np.cumsum(self.counts[keep])
+        return [int(values[np.searchsorted(upto, rank)]) for rank in ranks(int(upto[-1]) if upto.size else 0)]
 
 
-def _sums(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> _Sums:
-    """Σ counts, Σ values·counts and Σ values²·counts, exact, of values of at most 47 bits."""
-    high, low = values >> 24, values & 0xFFFFFF
-    squares = (_dot(high * high, counts) << 48) + (_dot(high * low, counts) << 25) + _dot(low * low, counts)
-    return int(counts.sum()), _dot(values, counts), squares
+class _Ranked:
+    """An image of more bits, which is gone through anew for each question: nothing of its size is made."""
+
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
+        (self.count, self.total, _), self.low, self.high = _summed(parts(), lambda values: values, squares=False)
+
+    def mean(self) -> Fraction:
+        """Of all its stored integers."""
+        return Fraction(self.total, self.count)
+
+    def ranked(self, inside: Callable[[Array], Array], ranks: _Ranks) -> list[int]:
+        """The values of some ranks among those that are inside.
+
+        Their bits are found `_BITS` at a time, the highest first: a value lies in ``begin`` … ``begin + 2^bits − 1``,
+        and how many lie in each part of that says in which one.
+        """
+        bits = max(1, (self.high - self.low).bit_length())
+        begins, left = [self.low], list[int]()
+        while bits:
+            step = max(0, bits - _BITS)
+            tables = {begin: np.zeros(1 << (bits - step), np.int64) for begin in begins}
+            for values in self._chosen(inside):
+                for begin, table in tables.items():
+                    places = (values - begin) >> step
+                    if left:
+                        places = places[(places >= 0) & (places < table.size)]
+                    found = np.bincount(places)
+                    table[: found.size] += found
+            if not left:  # all that is inside is counted by now
+                left = list(ranks(int(tables[self.low].sum())))
+                begins *= len(left)
+            for number, begin in enumerate(begins):
+                upto = np.cumsum(tables[begin])
+                place = int(np.searchsorted(upto, left[number]))
+                left[number] -= int(upto[place - 1]) if place else 0
+                begins[number] += place << step
+            bits = step
+        return begins
+
+    def _chosen(self, inside: Callable[[Array], Array]) -> Iterator[Array]:
+        for part in self._parts():
+            for piece in _pieces(part):
+                values = piece.astype(np.int64)
+                yield values[inside(values)]
+
+
+_BITS = 16
+
+
+def _known(parts: _Parts, dtype: np.dtype[Any]) -> _Counted | _Ranked:
+    """What percentiles are taken from."""
+    if dtype.itemsize > 2:
+        return _Ranked(parts)
+    from voxring.kernels.cpu.histogram import histogram  # numba takes a second to import
+
+    return _Counted(*histogram(parts(), dtype))
+
+
+def _sums(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], *, squares: bool = True) -> _Sums:
+    """Σ counts, Σ values·counts and, if asked for, Σ values²·counts, exact, of values of at most 47 bits."""
+    of_squares = 0
+    if squares:
+        high, low = values >> 24, values & 0xFFFFFF
+        of_squares = (_dot(high * high, counts) << 48) + (_dot(high * low, counts) << 25) + _dot(low * low, counts)
+    return int(counts.sum()), _dot(values, counts), of_squares
 
 
 def _dot(values: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> int:

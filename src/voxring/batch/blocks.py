@@ -3,7 +3,8 @@
 A block of the ground truth is read at a time. Where it holds a class, the rectangle of the image is read that the
 windows over its labels reach, and those labels alone are reduced in it (`voxring.batch.boxes`); blocks without labels
 cost no pixel of the image. The ground truth is read as far past a block as the second voxel of a pair may lie. Where
-the standardisation depends on all voxels, they are gone through first, twice for the z-score of more than 16 bits.
+the standardisation depends on all voxels, they are gone through first, those of more than 16 bits once for each look at
+them (`voxring.standardise.scaling_of`).
 
 In hand is a block of ground truth, its rectangle of the image with a rim of the window's reach, and what the kernels
 take for that: under 256 MiB for images of 8 and 16 bits, whatever their size. Maps of features take 8 bytes a pixel
@@ -126,7 +127,9 @@ def _landmarks(
     for block in rectangles.rectangles(image.grid.shape, image.block or (1, 1), ground_truth.block or (1, 1)):
         truth_seen.add(ground_truth.read_block(*block)[1])
     try:
-        found = landmarks_in(_parts(image, seen), image.dtype, study, slope=image.slope, intercept=image.intercept)
+        found = landmarks_in(
+            lambda: _parts(image, seen), image.dtype, study, slope=image.slope, intercept=image.intercept
+        )
     except ImageError as error:
         raise named(image, error) from error
     return found, seen.sources, truth_seen.sources

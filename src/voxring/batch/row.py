@@ -17,7 +17,7 @@ from voxring.batch import blocks, boxes
 from voxring.batch.contents import Key, Recorded, record, watching
 from voxring.batch.manifest import Row
 from voxring.devices import Device, taken
-from voxring.engine import local_totals, part_totals, planes_needed, scalings_of, widest
+from voxring.engine import depends_on_all, local_totals, part_totals, planes_needed, scalings_of, widest
 from voxring.errors import DeviceError, ImageError, StudyError, VoxringError
 from voxring.images import (
     GroundTruth,
@@ -32,7 +32,7 @@ from voxring.images import (
     open_ground_truth,
     open_image,
 )
-from voxring.standardise import OF_ALL_VOXELS, local_landmarks
+from voxring.standardise import local_landmarks
 from voxring.statistics import layout
 from voxring.study import Study
 from voxring.totals import ClassTotals, LocalTotals
@@ -117,7 +117,7 @@ def _reduce(
         if study.agrees:
             part = image.read()
             return local_landmarks(part.voxels, study, **scale), part.sources, truth.sources
-        by_all = study.standardise.method in OF_ALL_VOXELS and len(image.grid.shape) == 3
+        by_all = len(image.grid.shape) == 3 and depends_on_all(image.dtype, study, **scale)
         first, stop = planes_needed(truths, image.dtype, study, **scale, scaled=by_all)
         if by_all and first < stop:
             part = image.read()
@@ -166,16 +166,17 @@ def _by_scaling(
     device: Device,
     threads: int | None,
 ) -> LocalTotals:
-    """Reduce a volume whose scaling takes all voxels; no others are mapped but those that windows in some planes reach.
+    """Reduce a volume of which all voxels have a say; none are mapped but those that windows in some planes reach.
 
     Where one piece of the map holds all of it, these planes are reduced as they are stored. Else what is mapped takes
-    more memory than what is stored, and it is done a slab at a time.
+    more memory than what is stored, as integers of more than 16 bits and floats do, and it is done a slab at a time.
     """
     scale: _Scale = {"slope": part.slope, "intercept": part.intercept}
     image = part.voxels
     scalings = scalings_of(lambda: (image,), image.dtype, study, **scale)
     totals = LocalTotals()
-    as_stored = scalings.own is not None and scalings.own.single is not None and not layout(study)
+    narrow = image.dtype.kind != "f" and image.dtype.itemsize <= 2
+    as_stored = narrow and scalings.own is not None and scalings.own.single is not None and not layout(study)
     whole = tuple((0, length) for length in image.shape)
     reaches = boxes.Reaches(image.shape, study)
     for layer, labels in layers.items():

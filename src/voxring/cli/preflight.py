@@ -44,8 +44,9 @@ LEAST_FREE = 64 * MIB
 """Bytes that must be free for the journal and the ledger, which take about a kilobyte for each image."""
 WORKER_BYTES = 300 * MIB
 """Of a worker without any volume: the interpreter, numba, its machine code."""
-_COUNTED = 40
-"""Bytes a voxel of an image of more than 16 bits while its distinct intensities are counted."""
+_PIECE = 1 << 16
+_AT_ONCE = 64
+"""Bytes a voxel of the pieces in which images of more than 16 bits are looked through: `_PIECE` voxels, or a plane."""
 REACH_SECONDS = 3.0
 _TIMEX_BYTES = 512  # more than struct timex of any Linux
 _TIME_ERROR = 5
@@ -479,28 +480,28 @@ def _look(row: Row, study: Study) -> _Looked:
 
 def _on_the_way(study: Study, image: ImageFile, truths: list[tuple[Array, list[int]]]) -> int:
     """Bytes of what is made of an image before it is summed: standardised integers, and maps of features."""
-    from voxring.engine import planes_needed
-    from voxring.standardise import OF_ALL_VOXELS
+    from voxring.engine import depends_on_all, planes_needed, widest
     from voxring.statistics import layout
 
     shape, method = image.grid.shape, study.standardise.method
-    in_slabs = method in OF_ALL_VOXELS and len(shape) == 3
-    first, stop = planes_needed(
-        truths, image.dtype, study, slope=image.slope, intercept=image.intercept, scaled=in_slabs
-    )
+    scale = {"slope": image.slope, "intercept": image.intercept}
+    in_slabs = len(shape) == 3 and depends_on_all(image.dtype, study, **scale)
+    first, stop = planes_needed(truths, image.dtype, study, **scale, scaled=in_slabs)
     if first == stop:
         return 0
     wide = image.dtype.kind == "f" or image.dtype.itemsize > 2
-    planes = min(stop - first, max(1, shape[0] // 8)) if in_slabs else stop - first
+    plane = prod(shape[1:])
+    size = widest(study, len(shape))[0]  # a slab is read with what windows over it reach
+    planes = min(stop - first, max(size, shape[0] // 8) + size - 1) if in_slabs else stop - first
     of_voxel = 8 * (wide + (wide or method not in ("none", "zscore")) + bool(layout(study)))
-    counted = _COUNTED * prod(shape) if wide and method in ("percentile", "nyul") else 0
-    return max(counted, of_voxel * planes * prod(shape[1:]) + _of_maps(study, shape))
+    return of_voxel * planes * plane + wide * _AT_ONCE * max(_PIECE, plane) + _of_maps(study, shape)
 
 
 def _of_maps(study: Study, shape: tuple[int, ...]) -> int:
     """Bytes of the maps of features, of a study or the model that it evaluates, that are in hand at a time.
 
-    They are of whole planes, 8 bytes a voxel and map, and once more those of the voxels of a class.
+    They are of whole planes, 8 bytes a voxel and map, and once more those of the voxels of a class; beside them lie the
+    intensities, those of a class, their places, and the number of each voxel's class.
     """
     from voxring.statistics import layout, of_images
 
@@ -514,7 +515,7 @@ def _of_maps(study: Study, shape: tuple[int, ...]) -> int:
         together.append(own)
     if of_images(study):
         together.append(own if study.statistics.gram else 0)
-    return max(8 * (2 * maps + 2) * min(voxels, max(plane, SLAB // max(1, maps))) for maps in together)
+    return 2 * voxels + max(8 * (2 * maps + 5) * min(voxels, max(plane, SLAB // max(1, maps))) for maps in together)
 
 
 def _made_of(study: Study) -> tuple[Study, ...]:
