@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of `read_batch`, all but the state folder and the device."""
+    """Options of `Reading`, all but the device."""
     for option in (
         click.option(
             "--workers",
@@ -50,83 +51,87 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def read_batch(
-    manifest: Path,
-    study: Study,
-    name: str,
-    state: Path,
-    *,
-    device: str,
-    workers: int,
-    scheduler: str | None,
-    bad: str | None,
-    progress: Progress,
-) -> Batch:
-    """Reduce the images of a party, with a journal in its state folder, and say what was used.
+def device_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Where a command computes ``what``, and with how many threads."""
 
-    Why rows were left out stands beside the journal, in a file that its owner alone can read.
-
-    Raises
-    ------
-    VoxringError
-        As `voxring.batch.party_batch`.
-    """
-    from voxring.batch import Journal, party_batch
-
-    with Journal(state, study, name) as journal:
-        batch = party_batch(
-            manifest,
-            study,
-            device=device,  # type: ignore[arg-type]  # click checks the choice
-            workers=workers,
-            scheduler=scheduler,
-            journal=journal,
-            bad=bad or "list",  # type: ignore[arg-type]  # click's flags
-            progress=lambda done, total: progress.images(name, done, total),
-            report=lambda row: progress.bad_row(name, row.line, row.error),
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")(
+            command
         )
-    if batch.skipped:
-        _keep_reasons(journal.path.with_suffix(".skipped"), batch)
-    if batch.devices:
-        progress(name, batch.computed())
-    progress(name, batch.account())
-    if batch.skipped and progress.quiet:
-        click.echo(f"voxring: {name}: {batch.account()}", err=True)
-    return batch
+        return click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help=f"Where to compute; every device gives the same {what}.",
+        )(command)
+
+    return add
 
 
-def read_again(
-    manifest: Path,
-    study: Study,
-    name: str,
-    *,
-    device: str,
-    workers: int,
-    scheduler: str | None,
-    bad: str | None,
-    progress: Progress,
-) -> LocalTotals:
-    """Reduce the images of a party for a step. No journal: a session that has released something does not start over.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the images of a party are read, as its operator said."""
 
-    Raises
-    ------
-    VoxringError
-        As `voxring.batch.party_batch`.
-    """
-    from voxring.batch import party_batch
+    manifest: Path
+    name: str
+    device: str
+    workers: int
+    scheduler: str | None
+    bad: str | None
+    progress: Progress
 
-    batch = party_batch(
-        manifest,
-        study,
-        device=device,  # type: ignore[arg-type]  # click checks the choice
-        workers=workers,
-        scheduler=scheduler,
-        bad=bad or "list",  # type: ignore[arg-type]  # click's flags
-        progress=lambda done, total: progress.images(name, done, total),
-    )
-    if batch.devices:
-        progress(name, batch.computed())
-    return batch.totals
+    def kept(self, study: Study, state: Path) -> Batch:
+        """Reduce the images with a journal in the party's state folder, and say what was used.
+
+        Why rows were left out stands beside the journal, in a file that its owner alone can read.
+
+        Raises
+        ------
+        VoxringError
+            As `voxring.batch.party_batch`.
+        """
+        from voxring.batch import Journal
+
+        with Journal(state, study, self.name) as journal:
+            batch = self._batch(
+                study,
+                journal=journal,
+                report=lambda row: self.progress.bad_row(self.name, row.line, row.error),
+            )
+        if batch.skipped:
+            _keep_reasons(journal.path.with_suffix(".skipped"), batch)
+        self.progress(self.name, batch.account())
+        if batch.skipped and self.progress.quiet:
+            click.echo(f"voxring: {self.name}: {batch.account()}", err=True)
+        return batch
+
+    def again(self, study: Study) -> LocalTotals:
+        """Reduce the images for a step. No journal: a session that has released something does not start over.
+
+        Raises
+        ------
+        VoxringError
+            As `voxring.batch.party_batch`.
+        """
+        return self._batch(study).totals
+
+    def _batch(self, study: Study, **more: Any) -> Batch:
+        from voxring.batch import party_batch
+
+        batch = party_batch(
+            self.manifest,
+            study,
+            device=self.device,  # type: ignore[arg-type]  # click checks the choice
+            workers=self.workers,
+            scheduler=self.scheduler,
+            bad=self.bad or "list",  # type: ignore[arg-type]  # click's flags
+            progress=lambda done, total: self.progress.images(self.name, done, total),
+            **more,
+        )
+        if batch.devices:
+            self.progress(self.name, batch.computed())
+        return batch
 
 
 def _keep_reasons(path: Path, batch: Batch) -> None:

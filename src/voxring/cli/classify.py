@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voxring.cli.batch import device_options
 from voxring.cli.progress import Progress
 from voxring.cli.report import warn_of_axes
 
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
     help="Folder for the maps; made if missing.",
 )
 @click.option("--probabilities", is_flag=True, help="Also write a map of each class's probability.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; every device gives the same maps.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")
+@device_options("maps")
 @click.option("--force", is_flag=True, help="Take the place of maps that are there.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def classify(

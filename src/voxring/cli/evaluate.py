@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from voxring.cli.batch import device_options
 from voxring.cli.progress import Progress
 from voxring.cli.report import check_writable, print_scores, warn_of_axes
 from voxring.result import write_whole
@@ -33,14 +34,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Also write a page for a browser, with ROC curves, calibration and the confusion matrix.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute; every device gives the same counts.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; all processors when left out.")
+@device_options("counts")
 @click.option("--json", "as_json", is_flag=True, help="Print the document as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def evaluate(

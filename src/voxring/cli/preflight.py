@@ -158,7 +158,8 @@ def _approve(study: Path, name: str, state: Path | None) -> str:
 
 
 def _print(finding: Finding, *, private: bool, as_json: bool) -> None:
-    words = "; ".join(filter(None, (finding.words, finding.private if private else "")))
+    more = finding.private if private else "--names says which" if finding.private and finding.state == "wrong" else ""
+    words = "; ".join(filter(None, (finding.words, more)))
     if as_json:
         import msgspec
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from voxring.cli.batch import batch_options, read_again, read_batch, resumable
+from voxring.cli.batch import Reading, batch_options, resumable
 from voxring.cli.progress import Progress
 from voxring.cli.report import (
     check_writable,
@@ -25,8 +25,7 @@ from voxring.cli.report import (
 )
 
 if TYPE_CHECKING:
-    from voxring.batch import Batch
-    from voxring.study import AtWeights, Study
+    from voxring.study import Study
     from voxring.totals import LocalTotals
 
 
@@ -191,37 +190,21 @@ def party(
             page = stack.enter_context(StatusServer(status, lambda: progress.snapshot(name)))
             progress(name, f"status at {page.url}")
 
-        def patients(study: Study) -> Batch:
-            return read_batch(
-                manifest,
-                study,
-                name,
-                folder,
-                device=device,
-                workers=workers,
-                scheduler=scheduler,
-                bad=bad,
-                progress=progress,
-            )
+        reading = Reading(manifest, name, device, workers, scheduler, bad, progress)
 
         def local_totals(study: Study) -> LocalTotals:
-            batch = patients(study)
+            batch = reading.kept(study, folder)
             return account.add_up(batch.patients, len(batch.skipped))
 
         def landmarks() -> LocalTotals:
-            return account.add_up_landmarks(patients(checked).patients)
-
-        def step(study: AtWeights) -> LocalTotals:
-            return read_again(
-                manifest, study, name, device=device, workers=workers, scheduler=scheduler, bad=bad, progress=progress
-            )
+            return account.add_up_landmarks(reading.kept(checked, folder).patients)
 
         progress(name, f"computes on {computes_on}")
         heard = run_party(
             checked,
             name,
             InTwoPasses(landmarks, local_totals) if checked.agrees else partial(local_totals, checked),
-            step=None if checked.logistic is None else step,
+            step=None if checked.logistic is None else reading.again,
             state=folder,
             ledger=account,
             address=address,
