@@ -299,6 +299,9 @@ def test_the_whole_image_is_needed_where_all_voxels_have_a_say(dtype, standardis
     assert planes_needed([(truth, [300])], np.dtype(dtype), study, **scale) == expected
     assert planes_needed([(truth, [301]), (truth.astype(np.uint8), [300])], np.dtype(dtype), study, **scale) == (0, 0)
     assert planes_needed([(truth == 300, [1, 300])], np.dtype(dtype), study, **scale) == expected
+    lower = np.where(truth == 300, 7, 0)  # of two labels, the less stands alone
+    for of in (lower, lower.astype(np.uint8)):
+        assert planes_needed([(of, [7, 9])], np.dtype(dtype), study, **scale) == expected
     assert planes_needed([(truth[4], [300])], np.dtype(dtype), study_of(3, classes={"a": 300})) == (0, 4)
 
 

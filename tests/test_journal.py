@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel
@@ -429,6 +430,9 @@ def test_what_is_hashed_while_it_is_read_is_what_stands_in_the_file(tmp_path, wa
     with watching(key):
         read = opened.read(*planes)
     assert np.array_equal(read.voxels, image[slice(*planes)])
+    ranges = sorted(span for source in read.sources for span in source.ranges)
+    assert ranges[0][0] == 0
+    assert all(stop >= start for (_, stop), (start, _) in pairwise(ranges))  # the header too, and nothing left between
     made = [source for source in read.sources if source.content]
     assert len(made) == 1
     assert made[0].content == digest(path, made[0].ranges, key)

@@ -89,6 +89,7 @@ def test_numbers_of_each_class_are_those_of_the_image(report, hospital):
 def test_a_bad_image_is_told_and_the_others_are_shown(report):
     text = "".join(Page(report).text)
     assert "Not shown: other-grid-truth.npy does not lie on the grid of other-grid.npy" in text
+    assert "cannot be used, as said below" in text
     assert "No voxel has a class of the study." in text
 
 

@@ -59,15 +59,17 @@ def local_report(
         The manifest is wrong.
     """
     rows = read_manifest(manifest)
-    shown = rows[:most]
-    sections = []
-    for number, row in enumerate(shown, 1):
-        progress(f"image {number} of {len(shown)}", "is read")
-        sections.append(Section(f"image-{number}", row.image.name, _image(row, study)))
+    first = rows[:most]
+    sections, shown = [], 0
+    for number, row in enumerate(first, 1):
+        progress(f"image {number} of {len(first)}", "is read")
+        content, usable = _image(row, study)
+        shown += usable
+        sections.append(Section(f"image-{number}", row.image.name, content))
     return page(
         kind="A hospital's own images, for the hospital alone",
         title=study.name,
-        head=_head(study, len(rows), len(shown)),
+        head=_head(study, len(rows), len(first), shown),
         sections=sections,
         foot=ALARM[0],
         alarm=ALARM,
@@ -75,9 +77,10 @@ def local_report(
     )
 
 
-def _head(study: Study, rows: int, shown: int) -> Html:
+def _head(study: Study, rows: int, first: int, shown: int) -> Html:
+    bad = f"; {first - shown:,} cannot be used, as said below" if first > shown else ""
     told: list[tuple[object, object]] = [
-        ("images shown", f"{shown:,} of {rows:,}"),
+        ("images shown", f"{shown:,} of {rows:,}{bad}"),
         ("standardisation", f"{study.standardise.method}; not applied here"),
     ]
     digest = tag("p", tag("span", "study digest ", class_="unit"), tag("code", study.digest))
@@ -91,15 +94,16 @@ def _swatch(number: int) -> Html:
     return tag("svg", square, viewBox="0 0 10 10", class_="swatch", aria_hidden="true")
 
 
-def _image(row: Row, study: Study) -> Html:
+def _image(row: Row, study: Study) -> tuple[Html, bool]:
+    """What is shown of a row, and whether it can be used."""
     where = tag("p", f"line {row.line} of the manifest", class_="unit")
     try:
         image = read_image(row.image, study.colour)
         truth = read_ground_truth(row.ground_truth, image.grid)
         check_same_grid(row.image.name, image.grid, row.ground_truth.name, truth.grid)
-        return join([where, *_shown(image, truth, study)])
+        return join([where, *_shown(image, truth, study)]), True
     except ImageError as error:
-        return join([where, tag("p", f"Not shown: {error}", class_="withheld")])
+        return join([where, tag("p", f"Not shown: {error}", class_="withheld")]), False
 
 
 def _shown(image: Image, truth: GroundTruth, study: Study) -> Iterator[Html]:
