@@ -24,7 +24,7 @@ from voxring.errors import BoundError, ImageError, LocalProtocolError, ModelErro
 from voxring.features import feature_maps
 from voxring.landmarks import landmark_totals
 from voxring.learn import Model, Moments, steps
-from voxring.learn.logistic import LOGISTIC, Fitted, Newton, fit, fitted_of, largest, zero
+from voxring.learn.logistic import LOGISTIC, Fitted, Newton, begin, fit, fitted_of, largest, zero
 from voxring.report import result_report
 from voxring.result import Result
 from voxring.ring.disclosure import disclosure
@@ -140,6 +140,17 @@ def test_every_step_sums_the_integers_of_the_definition(monkeypatch):
     flat = heard["weights 3", LOGISTIC]
     rows = tuple(flat[at : at + 3] for at in range(0, 9, 3))
     assert list(steps_of(run)[2]) == naive_step(integers.tolist(), places, rows)
+
+
+def test_the_steps_begin_at_0_round_the_mean_of_all_voxels():
+    study = a_study(logistic={"strength": 7.0})
+    newton = begin(study, pooled(everybody(study), study))
+    integers, labels = voxels_of(study)
+    assert newton.rows == zero(3, 2)
+    assert newton.voxels == len(labels)
+    assert newton.centre == tuple(round(Fraction(int(column.sum()), len(labels))) for column in integers.T)
+    assert (newton.units, newton.strength) == ((study.unit,) * 2, 7.0)
+    assert newton.largest == (study.intensity_bound,) * 2  # means are no larger
 
 
 def test_what_is_learned_is_what_the_sheet_says(run):

@@ -272,7 +272,10 @@ def read_result(path: Path) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ModelError(f"{path}: expected a result file, which is JSON, got something else") from None
     if not isinstance(document, dict) or not {"study", "digest", "classes"} <= set(document):
-        raise ModelError(f"{path}: expected a result file with study, digest and classes, got other JSON")
+        raise ModelError(
+            f"{path}: expected a result file with study, digest and classes, got other JSON: give what --out of "
+            "`voxring simulate` or `voxring research` named"
+        )
     return document
 
 
