@@ -122,11 +122,13 @@ def test_an_iterator_that_is_closed_takes_no_more_rows(machine, manifest):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_batch_says_which_device_took_which_images(machine, manifest, workers):
-    np.save(manifest.parent / "image4.npy", np.full((2, 12, 20), 1.5))  # floats become integers of 64 bits
+    np.save(manifest.parent / "image3.npy", np.full((2, 11, 20), 1.5))  # on the grid it fits 32 bits
+    np.save(manifest.parent / "image4.npy", np.full((2, 12, 20), 40000.5))  # and does not
     np.save(manifest.parent / "truth5.npy", np.zeros((2, 13, 20), np.uint8))  # nothing to compute
+    study = Study.of(name="test", classes={"a": 1, "b": 2}, bounds={"intensity": 50000}, window=WINDOW)
     with taken() as devices:
-        batch = party_batch(manifest, STUDY, device="auto", workers=workers)
-    assert batch == party_batch(manifest, STUDY)
+        batch = party_batch(manifest, study, device="auto", workers=workers)
+    assert batch == party_batch(manifest, study)
     assert batch.computed() == f"1 image computed on CPU, 7 images computed on {GPU}"
     assert devices == {"CPU", GPU}
 

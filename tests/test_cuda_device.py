@@ -220,6 +220,18 @@ def test_what_the_pool_keeps_counts_as_free(machine):
     assert device.memory() == int(machine.memory * device.SHARE)
 
 
+def test_parts_fit_the_least_of_devices_that_differ(machine, monkeypatch):
+    free, shared = {0: 1 << 20, 1: 1 << 14}, {0: 227 << 10, 1: 160 << 10}
+    monkeypatch.setattr(standin.runtime, "memGetInfo", lambda: (free[machine.here.device], 1 << 30))
+    monkeypatch.setattr(
+        standin.runtime, "getDeviceProperties", lambda number: {"sharedMemPerBlockOptin": shared[number]}
+    )
+    assert device.memory() == int((1 << 14) * device.SHARE)
+    assert device.shared_memory() == 160 << 10
+    (plan,) = next(device.parts(image_of((9, 40, 50), "int16"), (5, 17, 3), "clip", 1 << 30, ("reduce",)))
+    assert plans.SHARED < plan.launches[0].shared <= 160 << 10  # a large tile
+
+
 PATIENCE = 10.0  # seconds until what others should have done counts as not done
 
 
@@ -548,12 +560,18 @@ def test_totals_and_maps_are_the_processors(machine):
             assert np.array_equal(made(image, (3, 4), "clip", device=where), made(image, (3, 4), "clip"))
     gpu, processor = (local_mean(image, (3, 4), "clip", exact=True, device=one) for one in ("cuda", "cpu"))
     assert all(np.array_equal(*pair) for pair in zip(gpu, processor, strict=True))
-    ran = len(machine.log)
     floats = image.astype(np.float64) / 4
-    assert np.array_equal(local_mean(floats, 3, device="auto"), local_mean(floats, 3))
-    assert len(machine.log) == ran
-    with pytest.raises(DeviceError, match="8 to 32 bits, got int64"):
-        local_mean(floats, 3, device="cuda")
+    floats[0, :2] = 32767.5, -32768  # the ends of 32 bits, on the grid
+    options = {"window": (3, 4), "border": "clip", "exact": True}
+    gpu, processor = (local_mean(floats, device=one, **options) for one in ("cuda", "cpu"))
+    assert all(np.array_equal(*pair) for pair in zip(gpu, processor, strict=True))
+    ran = len(machine.log)
+    for beyond in (32768, -32768.5):
+        floats[0, 0] = beyond
+        assert np.array_equal(local_mean(floats, 3, device="auto"), local_mean(floats, 3))
+        assert len(machine.log) == ran
+        with pytest.raises(DeviceError, match="8 to 32 bits, got int64: take fewer fraction_bits"):
+            local_mean(floats, 3, device="cuda")
 
 
 def test_what_auto_took_is_said(machine):
@@ -561,7 +579,8 @@ def test_what_auto_took_is_said(machine):
     for where, voxels, name in (
         ("cuda", image, GPU),
         ("auto", image, GPU),
-        ("auto", image / 4, "CPU"),  # floats become integers of 64 bits
+        ("auto", image / 4, GPU),  # on the grid they fit 32 bits
+        ("auto", image / 0.9, "CPU"),  # and do not
         ("cpu", image, "CPU"),
     ):
         for made in (

@@ -260,7 +260,10 @@ def checked(image: Array, window: Shape, border: str) -> Array:
     """The image in native order, when all arguments are ones that the kernels take."""
     check_kind(image.shape, image.dtype, window, border)
     if image.dtype.itemsize == 8:
-        raise DeviceError(f'the CUDA engine takes integers of 8 to 32 bits, got {image.dtype}: use device="cpu"')
+        raise DeviceError(
+            f"the CUDA engine takes integers of 8 to 32 bits, got {image.dtype}: take fewer fraction_bits, of floats, "
+            'or device="cpu"'
+        )
     return image if image.dtype.isnative else image.astype(image.dtype.newbyteorder("="))
 
 

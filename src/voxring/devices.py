@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from voxring.errors import DeviceError
 
@@ -60,6 +63,19 @@ def chosen(device: Device, *, able: bool) -> bool:
     on_gpu = takes_gpu(device) and (able or device == "cuda")
     note(device_name("cuda" if on_gpu else "cpu"))
     return on_gpu
+
+
+def placed(voxels: npt.NDArray[Any], device: Device) -> tuple[npt.NDArray[Any], bool]:
+    """Integers as what computes takes them, and whether that is a GPU, which is noted for `taken`.
+
+    A GPU has kernels for 32 bits at most. Integers of 64, as floats become on their grid, go there as int32 if all of
+    them fit.
+    """
+    if takes_gpu(device) and voxels.dtype.itemsize == 8 and voxels.size > 0:
+        ends = np.iinfo(np.int32)
+        if ends.min <= voxels.min() and voxels.max() <= ends.max:
+            voxels = voxels.astype(np.int32)
+    return voxels, chosen(device, able=voxels.dtype.itemsize < 8)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device, chosen
+from voxring.devices import Device, placed
 from voxring.errors import ImageError
 from voxring.features import class_statistics
 from voxring.kernels import Reduction
@@ -226,7 +226,7 @@ def _totals(
 ) -> LocalTotals:
     voxels, (a, b) = scaled
     window = study.window.along(voxels.ndim)
-    on_gpu = chosen(device, able=voxels.dtype.itemsize < 8)  # it has no kernels for what is standardised beyond 32 bits
+    voxels, on_gpu = placed(voxels, device)
     reductions = _reduce(voxels, ground_truth, named, window, study.window.border, threads, on_gpu)
     return LocalTotals(
         {name: _class_totals(reduction, a, b, window, study) for name, reduction in zip(named, reductions, strict=True)}

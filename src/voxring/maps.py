@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from voxring.devices import Device, chosen
+from voxring.devices import Device, placed
 from voxring.engine import reach
 from voxring.errors import ImageError
 from voxring.images import ImageFile, Rectangle, Span, rectangles
@@ -110,7 +110,7 @@ def local_mean(
     StudyError
         The window does not fit the axes or the border is unknown.
     DeviceError
-        ``device="cuda"`` and no GPU answers, or the integers have 64 bits, as those of floats do.
+        ``device="cuda"`` and no GPU answers, or the integers, of floats those on the grid, do not fit 32 bits.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def local_mean(
     if isinstance(image, ImageFile):
         image = image.read().voxels
     voxels, along, outside, _ = _prepared(image, _study(window, border, fill, fraction_bits))
-    kernels = _kernels(device, voxels)
+    kernels, voxels = _kernels(device, voxels)
     try:
         sums = kernels.window_sums(voxels, along, border, fill=outside, threads=threads).reshape(image.shape)
     except OverflowError as error:
@@ -285,8 +285,9 @@ def _fill(
     threads: int | None,
 ) -> None:
     voxels, along, outside, unit = _prepared(image, study)
+    kernels, voxels = _kernels(device, voxels)
     try:
-        make = getattr(_kernels(device, voxels), kernel)
+        make = getattr(kernels, kernel)
         make(voxels, along, study.window.border, fill=outside, out=into, threads=threads)
     except OverflowError as error:
         raise ImageError(f"{error}: use a smaller window or fewer fraction_bits") from None
@@ -294,15 +295,16 @@ def _fill(
         into /= unit ** _POWER[kernel]
 
 
-def _kernels(device: Device, voxels: Array) -> Any:
-    """The backend that makes a map."""
-    if chosen(device, able=voxels.dtype.itemsize < 8):
+def _kernels(device: Device, voxels: Array) -> tuple[Any, Array]:
+    """The backend that makes a map, and the voxels as it takes them."""
+    voxels, on_gpu = placed(voxels, device)
+    if on_gpu:
         from voxring.kernels import cuda
 
-        return cuda
+        return cuda, voxels
     from voxring.kernels import cpu  # numba takes a second to import
 
-    return cpu
+    return cpu, voxels
 
 
 def _study(window: Window, border: Border, fill: float, fraction_bits: int) -> Study:
