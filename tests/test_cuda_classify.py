@@ -99,6 +99,17 @@ def test_labels_and_probabilities_are_those_of_the_loops(features, classes, quad
     assert plan.launches[0].block[0] == (64 if features == 40 else 128)
 
 
+def test_probabilities_below_the_least_normal_float_are_not_lost():
+    apart = np.linspace(86, 106, 150)  # of scores: exp(-87.3) is 2^-126, exp(-103.3) 2^-149
+    zero, one = np.zeros((2, 1)), np.array([[0.0], [1.0]])
+    weights = [zero, one, np.zeros(2), np.zeros((2, 0, 1)), np.zeros((2, 0))]
+    stack = -np.rint(apart * 2**8).astype(np.int64).reshape(1, -1)
+    chances = run(weights, stack, np.array([1, 2], np.uint16))[0]["chances"].reshape(2, -1)[1]
+    expected = np.array([naive(x, 2**8, *weights)[1][1] for x in stack.T], np.float32)
+    assert ((expected > 0) & (expected < np.finfo(np.float32).tiny)).sum() > 100
+    assert chances.tobytes() == expected.tobytes()
+
+
 def test_what_is_not_wanted_is_not_written():
     weights, stack = example(3, 2, False)
     values = np.array([1, 2], np.uint16)
@@ -133,10 +144,10 @@ def test_machine_code_keeps_its_budget_and_takes_the_arguments(arch):
 
 def fused(text, macros):
     """Instructions of PTX that work on floats and are not single steps rounded to nearest, as IEEE has them."""
-    ptx = nvrtc.compile(text, macros, 80, cubin=False, options=("--fmad=true",)).image.decode()
+    ptx = nvrtc.compile(text, macros, 80, cubin=False, options=("--fmad=true", "-ftz=true")).image.decode()
     floats = re.findall(r"\b[a-z][a-z.]*\.(?:f32|f64)\b[.\w]*", ptx)
     steps, moves = (
-        r"(add|mul|rcp)\.rn\.f64|cvt\.rn\.f32\.f64",
+        r"(add|mul|rcp)\.rn\.f64|cvt\.rn\.ftz\.f32\.f64",
         r"(mov|neg|max|selp|setp\.\w+)\.f64|(ld|st)[.\w]*\.f(32|64)",
     )
     plain = rf"{steps}|{moves}|cvt\.rn\.f64\.s64"

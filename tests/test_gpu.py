@@ -159,7 +159,8 @@ def test_totals_and_maps_of_the_package():
     study = Study.of(name="gpu", classes={"a": 1, "b": 2}, window={"size": (5, 7), "border": "nearest"})
     image, labels = image_of((300, 400), "int16"), labels_of((1, 300, 400))[0]
     assert local_totals(image, labels, study, device="cuda") == local_totals(image, labels, study)
-    assert np.array_equal(local_mean(image, 5, device="cuda"), local_mean(image, 5))
+    for one in (image, image / 4):  # floats on the grid fit 32 bits
+        assert np.array_equal(local_mean(one, 5, device="cuda"), local_mean(one, 5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -228,3 +229,14 @@ def test_statistics_of_classes_are_the_processors(border, levels, distance, monk
     assert class_statistics(image, labels, study, device="cuda") == expected
     monkeypatch.setattr(device, "memory", lambda: 6 << 20)
     assert class_statistics(image, labels, study, device="cuda") == expected
+
+
+def test_probabilities_below_the_least_normal_float_are_not_lost():
+    """CuPy compiles with -ftz=true, which makes 0 of them."""
+    image = np.arange(-25600, -22600, 5, dtype=np.int16).reshape(1, 20, 30)  # over 256: -100 to -88
+    model = np.array([0, 0, 0, 1, 0, 0], np.float64)  # a score of 0, and one of the intensity
+    of = cuda.Classifier(model, 1, 2, 0, np.array([1, 2], np.uint8), 256, True, True)
+    asked, scale = [cuda.Asked("intensity", (1, 1, 1))], cuda.Scale(1, 0, 8, 0, 2**15)
+    _, chances = cuda.classified(image, asked, "clip", scale, (0, 1), of)
+    assert ((chances[1] > 0) & (chances[1] < np.finfo(np.float32).tiny)).all()
+    assert np.array_equal(chances[1], np.exp(image / 256.0).astype(np.float32))

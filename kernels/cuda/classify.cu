@@ -10,7 +10,6 @@
 // Macro beside those of voxring.cuh: LABEL, bytes of a label.
 #include "voxring.cuh"
 
-typedef long long s64;
 #if LABEL == 1
 typedef u8 label_t;
 #else
@@ -44,6 +43,15 @@ INLINE double exponential(double value) {
   e = plus(times(e, r), 1.0);
   const u64 power = ((u64)__double_as_longlong(shifted) << 52) + (1023ull << 52);  // 2^k
   return times(value >= lowest ? e : 0.0, __longlong_as_double((s64)power));
+}
+
+// A probability as float32. CuPy compiles with -ftz=true: a conversion makes 0 of what is below 2^-126, so that the bits of
+// such a one, its multiple of 2^-149 rounded half to even, are those that an addition leaves last.
+INLINE void put(float *at, double p) {
+  if (p < 0x1p-126)
+    *(u32 *)at = (u32)__double_as_longlong(plus(times(p, 0x1p149), 4503599627370496.0));
+  else
+    *at = __double2float_rn(p);
 }
 
 // Terms of the weight 0 are left out, as the processor leaves them out.
@@ -88,5 +96,5 @@ classify(const s64 *__restrict__ stack, const double *__restrict__ model, const 
     total = plus(total, power);
   }
   total = __ddiv_rn(1.0, total);
-  for (int k = 0; k < classes; k++) chances[k * voxels + at] = __double2float_rn(times(score[k * blockDim.x], total));
+  for (int k = 0; k < classes; k++) put(chances + k * voxels + at, times(score[k * blockDim.x], total));
 }
