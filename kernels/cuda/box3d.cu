@@ -21,8 +21,6 @@
 // Must equal, for every voxel, the sum over its window in Python integers (tests/naive.py).
 #include "voxring.cuh"
 
-typedef long long s64;
-
 #define TILE 128
 #define OUT (TILE - LEFT - RIGHT)
 #define HALVES (2 * WARPS)

@@ -17,8 +17,6 @@
 // Must equal half-even rounding of Python fractions and of roots by math.isqrt (tests/naive_features.py).
 #include "voxring.cuh"
 
-typedef long long s64;
-
 // Maps of sums, as the streamed kernels make them, or wide.cu.
 #if DENSE
 typedef s64 x_map;

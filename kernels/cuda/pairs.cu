@@ -10,8 +10,6 @@
 // Must equal loops over voxels and steps (tests/naive_features.py), and cpu/additive.py.
 #include "voxring.cuh"
 
-typedef long long s64;
-
 // coded[at]: the class number of a voxel, and its level, which is how many of the edges between levels, which do not
 // fall, are at most a · x + b; 0 where it has no class.
 extern "C" __global__ void __launch_bounds__(256)
@@ -20,16 +18,8 @@ code_levels(const voxel *__restrict__ image, const u8 *__restrict__ numbers, con
   const u64 sign = SIGNED ? 1ull << (8 * VOXEL - 1) : 0;
   for (u64 at = blockIdx.x * (u64)blockDim.x + threadIdx.x; at < voxels; at += (u64)gridDim.x * blockDim.x) {
     const u32 number = numbers[at];
-    int low = 0, high = number ? edge_count : 0;
     const s64 x = a * ((s64)(image[at] ^ sign) - (s64)sign) + b;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (edges[middle] <= x)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    coded[at] = (u16)(number << 8 | low);
+    coded[at] = (u16)(number << 8 | level_of(edges, number ? edge_count : 0, x));
   }
 }
 

@@ -10,8 +10,6 @@
 // Must equal sums of Python integers (tests/naive_features.py).
 #include "voxring.cuh"
 
-typedef long long s64;
-
 // value · factor, modulo 2^(64 WORDS): of a factor below 0, factor + 2^64 counts, less one word up.
 INLINE void multiply(u64 *value, s64 factor) {
   u64 carry = 0, before = 0, borrow = 0;
@@ -94,15 +92,7 @@ count_bins(const s64 *__restrict__ stack, const u8 *__restrict__ numbers, const 
   for (u64 at = blockIdx.x * (u64)blockDim.x + threadIdx.x; at < voxels; at += (u64)gridDim.x * blockDim.x) {
     const u32 number = numbers[at];
     if (number == 0) continue;
-    const s64 x = stack[first + at];
-    int low = 0, high = edge_count;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (edges[middle] <= x)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    atomicAdd(counts + (u64)(number - 1) * (edge_count + 1) + low, 1ull);
+    const int bin = level_of(edges, edge_count, stack[first + at]);
+    atomicAdd(counts + (u64)(number - 1) * (edge_count + 1) + bin, 1ull);
   }
 }

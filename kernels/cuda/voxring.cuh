@@ -18,6 +18,7 @@
 #pragma once
 
 typedef unsigned long long u64;
+typedef long long s64;
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
@@ -79,6 +80,19 @@ INLINE void store(voxel *at, const Voxels &some) {
   for (int i = 0; i < VOXEL / 2; i++)
     ((uint4 *)at)[i] = uint4{some.word[4 * i], some.word[4 * i + 1], some.word[4 * i + 2], some.word[4 * i + 3]};
 #endif
+}
+
+// How many of so many edges, which do not fall, are at most x.
+INLINE int level_of(const s64 *edges, int edge_count, s64 x) {
+  int low = 0, high = edge_count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (edges[middle] <= x)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
 }
 
 // From global memory: with the bias.

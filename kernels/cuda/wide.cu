@@ -7,8 +7,6 @@
 #define WIDE 1
 #include "voxring.cuh"
 
-typedef long long s64;
-
 INLINE s64 signed_voxel(u32 biased) {
 #if SIGNED
   return (s64)biased - (1ll << (8 * VOXEL - 1));
