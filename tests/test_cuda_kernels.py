@@ -197,6 +197,13 @@ def test_boxes_cut_an_image_once_and_read_their_halo(shape, window, border, shar
         assert (seen == 1).all()
 
 
+def test_planes_are_cut_where_their_offsets_would_leave_31_bits():
+    image = np.broadcast_to(np.uint8(0), (2, 60_000, 40_000))
+    parts = [plan for (plan,) in plans.boxes(image, (1, 3, 3), "clip", 2**60, ["reduce"])]
+    assert len(parts) == 4
+    assert all(prod(plan.staged.shape[1:]) < 2**31 for plan in parts)
+
+
 def test_a_row_that_does_not_fit_is_a_memory_error():
     with pytest.raises(MemoryError, match=r"a row of 50 voxels needs \d+ bytes of the device, 99 are free"):
         list(plans.boxes(np.zeros((2, 3, 50), np.uint8), (1, 3, 3), "clip", 99, ["reduce"]))
@@ -214,7 +221,7 @@ def examples(most):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@examples(25)
+@examples(20)
 @given(data=st.data())
 def test_kernels_equal_the_definition(kind, data):
     case = data.draw(cases(kind))
@@ -266,7 +273,7 @@ def test_every_window_equals_the_definition(seed):
 # The PTX
 
 
-@pytest.mark.parametrize("kind", [FLAT[2], FLAT[3], DEEP[0], DEEP[6], DEEP[9], WIDE[0]], ids=str)
+@pytest.mark.parametrize("kind", [FLAT[2], DEEP[0], DEEP[6], DEEP[9], WIDE[0]], ids=str)
 def test_ptx_equals_the_definition_without_a_race(kind):
     for number, (shape, segment) in enumerate([((2, 90, 20), 33), ((3, 9, 300), 4), ((5, 3, 65), 1)]):
         case = example(kind, shape, STYLES[number], number, border=kind.borders[number % 2], segment=segment)
@@ -296,7 +303,7 @@ CONSTANT = re.compile(r"HFMA2(\.MMA)? R\d+, -RZ, RZ, ")
 
 
 def kinds_for_machine_code():
-    return [FLAT[0], FLAT[2], FLAT[3], FLAT[5], *DEEP[:2], *DEEP[4:7], DEEP[8], WIDE[0]]
+    return [FLAT[0], FLAT[3], FLAT[5], *DEEP[:2], *DEEP[4:7], DEEP[8], WIDE[0]]
 
 
 @pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES)
