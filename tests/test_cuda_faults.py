@@ -215,7 +215,7 @@ FAULTS = [
     Fault("bits of another plane", "RINGED", "last - CZ / 2;", "last - (CZ - 1) / 2;", soak=True),
     Fault("bits of another row", "RINGED", "half + CY / 2) * 16", "half + (CY - 1) / 2) * 16", soak=True),
     Fault("moments of planes that others take", "RINGED", "wait >= z0 && wait < z1", "wait < z1", soak=True),
-    Fault("moments of rows that others take", "RINGED", "(u32)(first_own + r)", "first_own + r", soak=True),
+    Fault("moments of rows that others take", "RINGED", "? stop - top : 0", "? rows - top : 0", soak=True),
     Fault("moments of what is in no class", "RINGED", "* 255u;", "| 255u;"),
     Fault("bits in another order", "RINGED", "last * 0x10204080u", "first * 0x10204080u", soak=True),
     # Numbers
