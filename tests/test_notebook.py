@@ -136,11 +136,12 @@ def test_a_result_trains_the_classifier_of_its_document(result, tmp_path):
     assert result.train().classifier == "lda"
 
 
+@pytest.mark.filterwarnings("ignore:the model's study does not say how many axes")
 @pytest.mark.parametrize("flat", [False, True])
 def test_predict_is_the_label_map_of_the_features(result, image, tmp_path, monkeypatch, flat):
     model, voxels = result.train(), image[0][2] if flat else image[0]
     expected = model.labels(feature_maps(voxels, result.study))
-    monkeypatch.setattr("voxring.learn.model._VOXELS", 2 * 9 * 8)  # 5 planes in slabs of 2
+    monkeypatch.setattr("voxring.features.SLAB", 2 * 9 * 8 * len(result.study.feature))  # 5 planes in slabs of 2
     assert np.array_equal(model.predict(voxels), expected)
     assert np.array_equal(model.predict(voxels - 1000, slope=1, intercept=1000), expected)
     np.save(tmp_path / "image.npy", voxels)
@@ -159,6 +160,7 @@ def test_predict_reads_colour_as_the_study_says(tmp_path):
     assert Model.of(study, moments, "lda").predict(tmp_path / "slide.tif").tolist() == [[1, 2, 1], [1, 1, 1]]
 
 
+@pytest.mark.filterwarnings("ignore:the model's study does not say how many axes")
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
