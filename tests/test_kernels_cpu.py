@@ -19,7 +19,7 @@ from scipy import ndimage
 
 import voxring
 from voxring.kernels import BORDERS, Reduction, cpu
-from voxring.kernels.cpu import dots, maps, quotients, regions, rows, streamed, threads, tiles
+from voxring.kernels.cpu import bare, dots, maps, quotients, regions, rows, streamed, threads, tiles
 
 IMAGE_TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 LABEL_TYPES = ("uint8", "int8", "int16", "uint16", "int32", "int64", "uint64")
@@ -297,10 +297,15 @@ def test_window_row_equals_a_sum_of_slices(size):
     assert target[:250].tolist() == [int(source[3 + i : 3 + i + size].sum()) for i in range(250)]
 
 
+def floats(image):
+    """The types of maps that are made of an image: both of the usual images, to compile less."""
+    return ("float32", "float64") if image.dtype.name in {"uint8", "int8", "int16"} else ("float64",)
+
+
 @settings(max_examples=80, deadline=None)
-@given(image=images(most=5), window=windows, border=borders, fill=st.integers(-100, 100), wide=st.booleans())
-def test_mean_and_variance_maps_are_exact_quotients(image, window, border, fill, wide):
-    dtype = "float64" if wide else "float32"
+@given(image=images(most=5), window=windows, border=borders, fill=st.integers(-100, 100), last=st.booleans())
+def test_mean_and_variance_maps_are_exact_quotients(image, window, border, fill, last):
+    dtype = floats(image)[-last]
     means = cpu.mean_map(image, window, border, fill=fill, dtype=dtype)
     narrow = (image % 1000).astype(image.dtype) if image.dtype.itemsize > 1 else image
     variances = cpu.variance_map(narrow, window, border, fill=fill, dtype=dtype, threads=2)
@@ -317,11 +322,17 @@ def test_mean_and_variance_maps_are_exact_quotients(image, window, border, fill,
 
 @pytest.fixture
 def tiny_boxes(monkeypatch):
-    """Images of a few rows and columns are cut along all axes."""
-    monkeypatch.setattr(maps, "WIDE", 2)
-    monkeypatch.setattr(maps, "WIDE_TILE", 2)
-    monkeypatch.setattr(maps, "TALL", 2)
-    monkeypatch.setattr(maps, "CELLS", 1)
+    """Images of a few rows and columns are cut along all axes; or along rows only, and written round the caches."""
+
+    def cut(round_caches):
+        monkeypatch.setattr(maps, "STREAMED", 0 if round_caches else 1 << 30)
+        monkeypatch.setattr(maps, "PART", 19)
+        monkeypatch.setattr(maps, "WIDE", 40 if round_caches else 2)
+        monkeypatch.setattr(maps, "WIDE_TILE", 40 if round_caches else 2)
+        monkeypatch.setattr(maps, "TALL", 2)
+        monkeypatch.setattr(maps, "CELLS", 1)
+
+    return cut
 
 
 def exact_maps(image, window, border, fill):
@@ -343,7 +354,7 @@ def check_maps(image, window, border, fill=0, workers=1):
     sums, means, variances = exact_maps(image, window, border, fill)
     options = {"fill": fill, "threads": workers}
     assert np.array_equal(cpu.window_sums(image, window, border, **options), sums)
-    for dtype in ("float32", "float64"):
+    for dtype in floats(image):
         assert np.array_equal(cpu.mean_map(image, window, border, dtype=dtype, **options), means.astype(dtype))
         assert np.array_equal(cpu.variance_map(image, window, border, dtype=dtype, **options), variances.astype(dtype))
 
@@ -356,8 +367,12 @@ def check_maps(image, window, border, fill=0, workers=1):
     border=borders,
     fill=st.sampled_from([0, -3, 120]),
     workers=st.integers(1, 3),
+    round_caches=st.booleans(),
 )
-def test_maps_cut_into_boxes_are_exact(tiny_boxes, shape, window, dtype, border, fill, workers):
+def test_maps_cut_into_boxes_are_exact(tiny_boxes, shape, window, dtype, border, fill, workers, round_caches):
+    tiny_boxes(round_caches)
+    if round_caches:
+        window = (1, *window[1:])
     image = np.random.default_rng(prod(shape)).integers(0, 100, shape, dtype=dtype)
     check_maps(image, window, border, fill, workers)
 
@@ -383,6 +398,27 @@ def test_lanes_of_maps_hold_their_very_limits(dtype, sizes, border):
             np.random.default_rng(1).choice(np.array(ends, dtype), (2, 3, 40)),
         ):
             check_maps(image, window, border)
+
+
+@numba.njit
+def written_round_caches(target, to, source, n):
+    done = bare.stream(target, np.uint64(to), source, np.uint64(n))
+    bare.fence()
+    return done
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_what_fills_cache_lines_is_written_round_them_and_nothing_beside_it(dtype):
+    source = np.arange(1, 61).astype(dtype)
+    for to, n in itertools.product(range(20), range(60)):  # all places within a line, from none to several of them
+        target = np.zeros(90, dtype)
+        done = written_round_caches(target, to, source, n)
+        end = target.ctypes.data + (to + done) * target.itemsize
+        assert done == n or end % 64 == 0
+        assert n - done < 64 // target.itemsize
+        assert target[to : to + done].tolist() == list(range(1, done + 1))
+        assert not target[:to].any()
+        assert not target[to + done :].any()
 
 
 def test_maps_of_bytes_hold_a_negative_fill():
@@ -415,7 +451,7 @@ def test_products_round_as_quotients_wherever_they_may_be_used():
 def fused_row(out, numerators, by, divisors, near, rest):
     """Each numerator over its divisor, by the fused road."""
     quotients.set_divisors(by, 1, divisors, 0, divisors.size, False, 0)
-    quotients.means_of(out, 0, numerators, by, near, rest, out.size, quotients.FUSED)
+    quotients.means_of(out, 0, numerators, by, near, rest, 0, out.size, quotients.FUSED)
 
 
 def check_fused(numerators, divisors, dtype):

@@ -101,7 +101,7 @@ def change(across: Array, new: Number, old: Number, like: Vector) -> Vector:
     return minus(as_wide_as(load(across, new), like), as_wide_as(load(across, old), like))
 
 
-@inlined
+@inner
 def one_by_one(
     image: Array,
     at: Number,

@@ -289,14 +289,14 @@ def feature_box(
         for j in range(3):
             done[j] = reads.top
         for y in range(y0, y1):
-            done_x = sum_row(x, image, shape, window, maps, box, reads, z, y, done_x, scale.fill, False)
+            done_x = sum_row(x, image, shape, window, maps, box, reads, z, y, done_x, scale.fill, None)
             if spreads:
                 fill = scale.fill_square
                 done_squares = sum_row(lanes[0], image, shape, window, maps, box, reads, z, y, done_squares, fill, True)
             for j in range(3):
                 if layers[j].size > 0:
                     done[j] = sum_row(
-                        lanes[j + 1], layers[j], shape, window, maps, box, reads, z, y, done[j], fills[j], False
+                        lanes[j + 1], layers[j], shape, window, maps, box, reads, z, y, done[j], fills[j], None
                     )
             over = inside[0][z] * inside[1][y]
             if over != over_before:

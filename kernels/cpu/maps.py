@@ -18,15 +18,15 @@ and for variances its square, are below 2^63.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from voxring.kernels.axes import axis_inside, axis_map
 
-from .bare import bare, prefetch
+from .bare import LINE, bare, fence, prefetch, stream
 from .boxes import evenly
-from .jit import Array, Arrays, Number, Shape, inlined, jit, merged
+from .jit import Array, Arrays, Number, Shape, inlined, inner, jit, merged
 from .quotients import (
     DIVIDE,
     FUSED,
@@ -43,6 +43,7 @@ from .running import BYTES, running
 from .threads import in_threads
 
 U = np.uint64
+ONE = np.int64(1)
 
 CELLS = 1 << 16
 """Cells of a tile: with its squares it stays near the L2 cache. Half and twice as many take the same time."""
@@ -56,20 +57,28 @@ WIDE_TILE = 1 << 10
 TALL = 1024
 """Rows of a box without a tile: a band of an image on disk that is in hand at a time."""
 
+PART = 1 << 10
+"""Columns of a row whose results are made at a time: they stay in the L1 cache."""
+
+STREAMED = 1 << 24
+"""Bytes of a map from which on its long rows are written round the caches: smaller ones are read again from there.
+Short rows, and those of a tile, take as long either way: it is not for memory that they wait.
+"""
+
 FEW = 4
 """Sizes up to which a window is summed place by place: beyond, a running sum is faster."""
 
 Box = tuple[int, int, int, int, int, int]
 """z0, z1, y0, y1, x0, x1: planes z0 … z1 − 1, rows y0 … y1 − 1, columns x0 … x1 − 1."""
 
+Squared = Literal[True] | None
+"""Whether a running sum is of squares. Like all that may be None here, it is known when a kernel is compiled, and what
+it rules out is not: most of the time that a map takes at first was for the loops of other maps."""
 
-class Maps(NamedTuple):
-    """Where results go, flat arrays of the image's shape, all but one empty; and what is asked for."""
 
-    sums: Array  # int64 or int32
-    narrow: Array  # float32
-    wide: Array  # float64
-    variances: bool  # or means, in the floats
+class Wanted(NamedTuple):
+    """What is asked for."""
+
     clip: bool  # divide by how many places are inside, not by |W|
     fill: int  # what is read outside
     most: int  # no quotient is larger than this
@@ -97,34 +106,34 @@ class Lane(NamedTuple):
     sums: Array  # and over its columns
 
 
-@merged
-def add(total: Array, to: Number, source: Array, at: Number, n: Number, weight: int, squared: bool) -> None:
+@inner
+def add(total: Array, to: Number, source: Array, at: Number, n: Number, weight: Number, squared: Squared) -> None:
     """total += weight · source, or its squares."""
     to, at = U(to), U(at)
     times = total.dtype.type(weight)
-    if squared:
+    if squared is None:
+        for i in range(U(n)):
+            total[to + i] += times * total.dtype.type(source[at + i])
+    else:
         for i in range(U(n)):
             value = total.dtype.type(source[at + i])
             total[to + i] += times * (value * value)
-    else:
-        for i in range(U(n)):
-            total[to + i] += times * total.dtype.type(source[at + i])
 
 
 @merged
-def swap(total: Array, to: Number, source: Array, come: Number, go: Number, n: Number, squared: bool) -> None:
+def swap(total: Array, to: Number, source: Array, come: Number, go: Number, n: Number, squared: Squared) -> None:
     """total += what comes − what goes, or their squares."""
     to, come, go = U(to), U(come), U(go)
-    if squared:
+    if squared is None:
+        for i in range(U(n)):
+            total[to + i] += total.dtype.type(source[come + i]) - total.dtype.type(source[go + i])
+    else:
         for i in range(U(n)):
             gain, loss = total.dtype.type(source[come + i]), total.dtype.type(source[go + i])
             total[to + i] += gain * gain - loss * loss
-    else:
-        for i in range(U(n)):
-            total[to + i] += total.dtype.type(source[come + i]) - total.dtype.type(source[go + i])
 
 
-@merged
+@inner
 def put(total: Array, to: Number, n: Number, value: int) -> None:
     """total = value."""
     to = U(to)
@@ -132,7 +141,7 @@ def put(total: Array, to: Number, n: Number, value: int) -> None:
         total[to + i] = value
 
 
-@merged
+@inner
 def raise_by(total: Array, to: Number, n: Number, value: int) -> None:
     """total += value."""
     to = U(to)
@@ -141,7 +150,7 @@ def raise_by(total: Array, to: Number, n: Number, value: int) -> None:
             total[to + i] += value
 
 
-@merged
+@inner
 def begin(
     total: Array,
     to: Number,
@@ -151,7 +160,7 @@ def begin(
     reads: Array,
     n: Number,
     outside: int,
-    squared: bool,
+    squared: Squared,
 ) -> None:
     """total = Σ over p of reads[p] · the layer at origin + p · stride, and reads[−1] times what is outside."""
     put(total, to, n, outside * reads[reads.size - 1])
@@ -171,24 +180,40 @@ def move(
     go: int,
     n: Number,
     outside: int,
-    squared: bool,
+    squared: Squared,
 ) -> None:
     """Move a running sum by one place: layer ``come`` enters, ``go`` leaves; below 0 stands for outside."""
     if come >= 0 and go >= 0:
         swap(total, to, source, origin + come * stride, origin + go * stride, n, squared)
     elif come >= 0:
-        add(total, to, source, origin + come * stride, n, 1, squared)
+        add(total, to, source, origin + come * stride, n, ONE, squared)
         raise_by(total, to, n, -outside)
     elif go >= 0:
         raise_by(total, to, n, outside)
-        add(total, to, source, origin + go * stride, n, -1, squared)
+        add(total, to, source, origin + go * stride, n, -ONE, squared)
+
+
+@merged
+def sums_of(out: Array, to: Number, sums: Array, at: Number, n: Number) -> None:
+    """out = the n sums from ``at`` on."""
+    to, at = U(to), U(at)
+    for i in range(U(n)):
+        out[to + i] = sums[at + i]
+
+
+@inner
+def write_rest(out: Array, to: Number, line: Array, n: Number) -> None:
+    """Write what does not fill a cache line."""
+    to = U(to)
+    for i in range(U(n)):
+        out[to + i] = line[i]
 
 
 @merged
 def ahead(target: Array, at: Number, n: Number) -> None:
-    """Ask for the row that is written next, 16 numbers to a cache line, while this one is computed."""
+    """Ask for the row that is written next while this one is computed."""
     if at + n <= target.size:
-        for i in range(0, n, 16):
+        for i in range(0, n, 64 // target.itemsize):
             prefetch(target, U(at + i))
 
 
@@ -239,7 +264,7 @@ def sum_row(
     y: int,
     done: int,
     outside: int,
-    squared: bool,
+    squared: Squared,
 ) -> int:
     """Sum the windows of row y of plane z into ``lane.sums``, after those of the rows and planes of the box before it.
 
@@ -267,9 +292,9 @@ def sum_row(
                 move(lane.tile, cell, image, origin, rows * columns, enter, leave, wide, outside, squared)
             done += 1
         if y == box[2]:
-            begin(row, to, lane.tile, 0, wide, reads.y, wide, outside * cz, False)
+            begin(row, to, lane.tile, 0, wide, reads.y, wide, outside * cz, None)
         else:
-            move(row, to, lane.tile, -top * wide, wide, come, go, wide, outside * cz, False)
+            move(row, to, lane.tile, -top * wide, wide, come, go, wide, outside * cz, None)
     n = box[5] - box[4]
     extend(row, own, edge, maps[2], box[4], n + cx - 1, cx, outside * cz * cy)
     windows_of(lane.sums, row, edge, cx, n)
@@ -284,15 +309,21 @@ def fill_box(
     maps: Arrays,
     inside: Arrays,
     box: Box,
-    out: Maps,
+    wanted: Wanted,
+    sums: Array | None,
+    narrow: Array | None,
+    wide: Array | None,
+    line: Array,
     reads: Reads,
     values: Lane,
     squares: Lane | None,
-    by: Divisors,
+    by: Divisors | None,
 ) -> None:
-    """Fill the maps of ``out`` in a box: at each voxel, what its window sums to in Python integers, or its quotient.
+    """Fill one map in a box: at each voxel, what its window sums to in Python integers, or its quotient.
 
-    ``squares`` are None unless variances are wanted: then their half of the code is not compiled.
+    The map is a flat array of the image's shape: ``sums`` of integers, ``narrow`` of float32 or ``wide`` of float64.
+    If it is to be written round the caches, ``line`` has room for some of its numbers and a cache line, else for none.
+    ``squares`` are None unless variances are wanted, and ``by`` for sums.
     """
     z0, z1, y0, y1, x0, x1 = box
     _, rows, columns = shape
@@ -303,43 +334,68 @@ def fill_box(
     values = Lane(bare(values.tile), bare(values.row), bare(values.sums))
     if squares is not None:
         second = Lane(bare(squares.tile), bare(squares.row), bare(squares.sums))
-    by = Divisors(bare(by.counts), bare(by.near), bare(by.rest), bare(by.near32), bare(by.rest32))
-    to_sums, to_narrow, to_wide = bare(out.sums), bare(out.narrow), bare(out.wide)
+    if by is not None:
+        divide = Divisors(bare(by.counts), bare(by.near), bare(by.rest), bare(by.near32), bare(by.rest32))
+    if sums is not None:
+        out = bare(sums)
+    elif narrow is not None:
+        out = bare(narrow)
+    elif wide is not None:
+        out = bare(wide)
+    line = bare(line)
+    streamed = line.size > 0
     n = x1 - x0
+    part = line.size - LINE // out.itemsize if streamed else n
+    start = held = 0
     over_before = -1
-    multiply, divisor = False, 0
+    multiply, divisor, road = False, 0, DIVIDE
     for z in range(z0, z1):
         done = done2 = reads.top
         for y in range(y0, y1):
-            done = sum_row(values, image, shape, window, maps, box, reads, z, y, done, out.fill, False)
+            done = sum_row(values, image, shape, window, maps, box, reads, z, y, done, wanted.fill, None)
             if squares is not None:
-                fill2 = out.fill * out.fill
+                fill2 = wanted.fill * wanted.fill
                 done2 = sum_row(second, image, shape, window, maps, box, reads, z, y, done2, fill2, True)
             at = (z * rows + y) * columns + x0
-            if to_narrow.size > 0:
-                ahead(to_narrow, at + columns, n)
-            over = z_inside[z] * y_inside[y]
-            if over != over_before:
-                over_before = over
-                multiply, divisor = set_divisors(by, over, x_inside, x0, n, squares is not None, out.most)
-            if squares is not None:
-                if to_narrow.size > 0:
-                    road = MULTIPLY if multiply and out.small else DIVIDE
-                    variances_of(to_narrow, at, values.sums, second.sums, by, n, road, out.small)
-                else:
-                    road = FUSED if divisor <= 1 << 50 and out.small else DIVIDE
-                    variances_of(to_wide, at, values.sums, second.sums, by, n, road, out.small)
-            elif to_sums.size > 0:
-                put(to_sums, at, n, 0)
-                add(to_sums, at, values.sums, 0, n, 1, False)
-            elif to_narrow.size > 0:
-                road = MULTIPLY if multiply else DIVIDE
-                if divisor <= 1 << 21 and (out.largest <= 1 << 24 or at_most(values.sums, n, 1 << 24)):
+            if not streamed:
+                ahead(out, at + columns, n)
+            if by is not None:
+                over = z_inside[z] * y_inside[y]
+                if over != over_before:
+                    over_before = over
+                    multiply, divisor = set_divisors(divide, over, x_inside, x0, n, squares is not None, wanted.most)
+                if wide is not None:
+                    exact = wanted.small if squares is not None else wanted.largest <= 1 << 53
+                    road = FUSED if divisor <= 1 << 50 and exact else DIVIDE
+                elif squares is not None:
+                    road = MULTIPLY if multiply and wanted.small else DIVIDE
+                elif divisor <= 1 << 21 and (wanted.largest <= 1 << 24 or at_most(values.sums, n, 1 << 24)):
                     road = FUSED
-                means_of(to_narrow, at, values.sums, by, by.near32, by.rest32, n, road)
-            else:
-                road = FUSED if divisor <= 1 << 50 and out.largest <= 1 << 53 else DIVIDE
-                means_of(to_wide, at, values.sums, by, by.near, by.rest, n, road)
+                else:
+                    road = MULTIPLY if multiply else DIVIDE
+            for x in range(0, n, part):
+                some = min(part, n - x)
+                if streamed and start + held != at + x:
+                    write_rest(out, start, line, held)
+                    start, held = at + x, 0
+                target, to = (line, held) if streamed else (out, at + x)
+                if sums is not None:
+                    sums_of(target, to, values.sums, x, some)
+                elif squares is not None:
+                    variances_of(target, to, values.sums, second.sums, divide, x, some, road, wanted.small)
+                elif narrow is not None:
+                    means_of(target, to, values.sums, divide, divide.near32, divide.rest32, x, some, road)
+                elif wide is not None:
+                    means_of(target, to, values.sums, divide, divide.near, divide.rest, x, some, road)
+                if streamed:
+                    held += some
+                    written = int(stream(out, U(start), line, U(held)))
+                    start, held = start + written, held - written
+                    for i in range(held):
+                        line[i] = line[written + i]
+    if streamed:
+        write_rest(out, start, line, held)
+        fence()
 
 
 def cut(shape: Shape, window: Shape, workers: int) -> list[Box]:
@@ -415,25 +471,40 @@ def lane_for(kinds: tuple[str, str], box: Box, reads: Reads, window: Shape, tall
     return Lane(np.empty(cells, of_rows), np.empty(row, of_rows), np.empty(n + BYTES, of_windows))
 
 
-def fill_maps(
-    image: Array, window: Shape, border: str, out: Maps, magnitude: int, workers: int, *, divided: bool = True
+def fill_map(
+    out: Array,
+    image: Array,
+    window: Shape,
+    border: str,
+    wanted: Wanted,
+    magnitude: int,
+    workers: int,
+    *,
+    variances: bool = False,
+    divided: bool = True,
 ) -> None:
-    """Fill the maps of ``out``; no value that is read, inside or outside, is larger than ``magnitude``.
+    """Fill ``out``; no value that is read, inside or outside, is larger than ``magnitude``.
 
     Floats that are not ``divided`` are sums over 1.
     """
     shape: Shape = image.shape
     z, y, x = (axis_map(length, size, border) for length, size in zip(shape, window, strict=True))
     maps = z, y, x
-    if out.clip:
+    if not divided:
+        z, y, x = (np.ones(length, np.int64) for length in shape)
+    elif wanted.clip:
         z, y, x = (axis_inside(length, size) for length, size in zip(shape, window, strict=True))
     else:
         z, y, x = (np.full(length, size) for length, size in zip(shape, window, strict=True))
-    if not divided:
-        z, y, x = np.ones_like(z), np.ones_like(y), np.ones_like(x)
     inside = z, y, x
     flat = image.reshape(-1)
-    of_rows, of_windows, of_squares = lanes(image.dtype, magnitude, out.fill, window, out.variances)
+    into = out.reshape(-1)
+    sums = into if out.dtype.kind == "i" else None
+    narrow = into if out.dtype == np.float32 else None
+    wide = into if out.dtype == np.float64 else None
+    large = out.nbytes >= STREAMED and window[0] == 1 and shape[2] >= PART and out.flags.aligned
+    room = PART + LINE // out.itemsize if large else 0
+    of_rows, of_windows, of_squares = lanes(image.dtype, magnitude, wanted.fill, window, variances)
 
     def run(box: Box) -> None:
         reads = reads_of(box, maps, window)
@@ -446,11 +517,15 @@ def fill_maps(
             maps,
             inside,
             box,
-            out,
+            wanted,
+            sums,
+            narrow,
+            wide,
+            np.empty(room, out.dtype),
             reads,
             lane_for((of_rows, of_windows), box, reads, window, tall),
-            lane_for((of_squares, of_squares), box, reads, window, tall) if out.variances else None,
-            divisors(box[5] - box[4]),
+            lane_for((of_squares, of_squares), box, reads, window, tall) if variances else None,
+            divisors(box[5] - box[4]) if sums is None else None,
         )
 
     in_threads(run, cut(shape, window, workers), workers)
@@ -458,18 +533,9 @@ def fill_maps(
 
 def sums_into(out: Array, image: Array, window: Shape, border: str, fill: int, magnitude: int, workers: int) -> None:
     """Window sums, as integers or as floats: rounded to float64, and then to the type of ``out``."""
-    outside = fill if border == "constant" else 0
     most = magnitude * window[0] * window[1] * window[2]
-    wanted = Maps(*places(out), False, border == "clip", outside, most, most, False)
-    fill_maps(image, window, border, wanted, magnitude, workers, divided=False)
-
-
-def places(out: Array) -> tuple[Array, Array, Array]:
-    """Where `Maps` has the results of a type."""
-    flat = out.reshape(-1)
-    if out.dtype.kind == "i":
-        return flat, NARROW, WIDER
-    return (NO_SUMS, flat, WIDER) if out.dtype == np.float32 else (NO_SUMS, NARROW, flat)
+    wanted = Wanted(border == "clip", fill if border == "constant" else 0, most, most, False)
+    fill_map(out, image, window, border, wanted, magnitude, workers, divided=False)
 
 
 def floats_into(
@@ -485,16 +551,11 @@ def floats_into(
 ) -> None:
     """Local means S / |W|, or local variances (|W| Σv² − S²) / |W|²: float64, then rounded to the type of ``out``."""
     size = window[0] * window[1] * window[2]
-    wanted = Maps(
-        *places(out),
-        variances,
+    wanted = Wanted(
         border == "clip",
         fill if border == "constant" else 0,
         magnitude**2 if variances else magnitude,
         magnitude * size,
         (magnitude * size) ** 2 < 2**53,
     )
-    fill_maps(image, window, border, wanted, magnitude, workers)
-
-
-NO_SUMS, NARROW, WIDER = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float64)
+    fill_map(out, image, window, border, wanted, magnitude, workers, variances=variances)

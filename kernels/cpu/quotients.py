@@ -104,20 +104,24 @@ def at_most(values: Array, n: Number, bound: int) -> bool:
 
 
 @merged
-def means_of(out: Array, to: Number, sums: Array, by: Divisors, near: Array, rest: Array, n: Number, road: int) -> None:
-    """out = S / |W|, rounded to float64 and then to the type of ``out``: that of ``near`` and ``rest`` of ``by``."""
-    to = U(to)
+def means_of(
+    out: Array, to: Number, sums: Array, by: Divisors, near: Array, rest: Array, at: Number, n: Number, road: int
+) -> None:
+    """out = S / |W| of the n columns from ``at`` on, rounded to float64 and then to the type of ``out``: that of
+    ``near`` and ``rest`` of ``by``.
+    """
+    to, at = U(to), U(at)
     kind = out.dtype.type
     if road == FUSED:
         for i in range(U(n)):
-            total = kind(sums[i])
-            out[to + i] = fused(total, near[i], total * rest[i])
+            total = kind(sums[at + i])
+            out[to + i] = fused(total, near[at + i], total * rest[at + i])
     elif road == MULTIPLY:
         for i in range(U(n)):
-            out[to + i] = np.float64(sums[i]) * by.near[i]
+            out[to + i] = np.float64(sums[at + i]) * by.near[at + i]
     else:
         for i in range(U(n)):
-            out[to + i] = np.float64(sums[i]) / by.counts[i]
+            out[to + i] = np.float64(sums[at + i]) / by.counts[at + i]
 
 
 @merged
@@ -127,33 +131,36 @@ def variances_of(
     sums: Array,
     squares: Array,
     by: Divisors,
+    at: Number,
     n: Number,
     road: int,
     small: bool,
 ) -> None:
-    """out = (|W| Q − S²) / |W|², the numerator exact.
+    """out = (|W| Q − S²) / |W|² of the n columns from ``at`` on, the numerator exact.
 
     ``small`` says that |W| Q and S² are below 2^53: then float64 holds them, and their difference, exactly. Otherwise
     both are below 2^63, and the road is to divide. |W|² is below 2^53 wherever it matters: beyond, it is rounded once,
     as the definition does. To be fused, ``out`` must be float64.
     """
-    to = U(to)
+    to, at = U(to), U(at)
     counts = by.counts
     if road == MULTIPLY:
         for i in range(U(n)):
-            total = np.float64(sums[i])
-            out[to + i] = fused(np.float64(squares[i]), counts[i], -(total * total)) * by.near[i]
+            total = np.float64(sums[at + i])
+            out[to + i] = fused(np.float64(squares[at + i]), counts[at + i], -(total * total)) * by.near[at + i]
     elif road == FUSED:
         for i in range(U(n)):
-            total = np.float64(sums[i])
-            numerator = fused(np.float64(squares[i]), counts[i], -(total * total))
-            out[to + i] = fused(numerator, by.near[i], numerator * by.rest[i])
+            total = np.float64(sums[at + i])
+            numerator = fused(np.float64(squares[at + i]), counts[at + i], -(total * total))
+            out[to + i] = fused(numerator, by.near[at + i], numerator * by.rest[at + i])
     elif small:
         for i in range(U(n)):
-            total = np.float64(sums[i])
-            out[to + i] = fused(np.float64(squares[i]), counts[i], -(total * total)) / (counts[i] * counts[i])
+            total = np.float64(sums[at + i])
+            out[to + i] = fused(np.float64(squares[at + i]), counts[at + i], -(total * total)) / (
+                counts[at + i] * counts[at + i]
+            )
     else:
         for i in range(U(n)):
-            whole = np.int64(sums[i])
-            numerator = np.int64(counts[i]) * np.int64(squares[i]) - whole * whole
-            out[to + i] = np.float64(numerator) / (counts[i] * counts[i])
+            whole = np.int64(sums[at + i])
+            numerator = np.int64(counts[at + i]) * np.int64(squares[at + i]) - whole * whole
+            out[to + i] = np.float64(numerator) / (counts[at + i] * counts[at + i])
