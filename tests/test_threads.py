@@ -129,10 +129,13 @@ def test_a_forked_worker_takes_the_share_it_is_told():
 UNEVEN = [PART // 10 * 3, PART // 10 * 3, PART // 2, PART // 20 * 9, PART // 10 * 4]
 """Of which the last three end within one stretch of PART voxels."""
 
+LATE = [PART // 10 * 4, PART // 10 * 9, PART // 20 * 3]
+"""Of which the last two end within one stretch of PART / 2, and the first of them begins long before it."""
+
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize(
-    "sizes", [[7], [1 << 21] * 50, [1, 1 << 24, 3, 1 << 22] * 9, [PART // 2] * 6, [PART, PART], UNEVEN]
+    "sizes", [[7], [1 << 21] * 50, [1, 1 << 24, 3, 1 << 22] * 9, [PART // 2] * 6, [PART, PART], UNEVEN, LATE]
 )
 def test_parts_are_dealt_out_whole_in_order_and_in_calls_of_no_more_than_is_proven(sizes, workers):
     parts = np.arange(2 * len(sizes)).reshape(-1, 2)

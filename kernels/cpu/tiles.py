@@ -262,7 +262,9 @@ def dealt(parts: Array, sizes: Array, workers: int) -> Calls:
         return Calls([parts] * len(parts), workers)
     done = np.cumsum(sizes)
     most = min(PART // 2, -(-int(done[-1]) // (4 * workers if workers > 1 else 1)))
-    return Calls(np.split(parts, np.flatnonzero(np.diff(done // (most + 1))) + 1), workers)
+    alone = sizes > PART // 2  # the first of a call may begin before the stretch in which the call's parts end
+    cuts = (np.diff(done // (most + 1)) > 0) | alone[1:] | alone[:-1]
+    return Calls(np.split(parts, np.flatnonzero(cuts) + 1), workers)
 
 
 def reduce_class(
