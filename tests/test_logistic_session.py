@@ -28,7 +28,7 @@ from voxring.learn.logistic import LOGISTIC, Fitted, Newton, begin, fit, fitted_
 from voxring.report import result_report
 from voxring.result import Result
 from voxring.ring.disclosure import disclosure
-from voxring.ring.message import step_name
+from voxring.ring.message import decode, encode, step_name
 from voxring.ring.sheet import logistic_warnings, moduli, sheet
 from voxring.session import Account, Ledger, bodies, run_researcher
 from voxring.session import plan as plans
@@ -519,6 +519,46 @@ def test_a_long_vector_of_a_step_goes_in_chunks(monkeypatch):
     names = [step_name(number) for number in range(1, expected.steps + 1)]
     assert run.researcher.view.in_chunks == ("voxels", "sum", "sdsum", "statistics", *names)
     assert run.parties["c"].heard().view.in_chunks == run.researcher.view.in_chunks
+
+
+def heard_by_the_researcher(network, kind):
+    """The answers of a kind that were ever under way to the researcher."""
+    messages = [decode(frame, limit=10**7) for frame in network.seen]
+    return [one for one in messages if (one.kind, one.receiver) == (kind, "researcher")]
+
+
+def test_doors_that_come_again_in_a_later_sum_open_nothing(monkeypatch, run):
+    monkeypatch.setattr(plans, "IN_CHUNKS", 0)
+    again, replayed = network(a_study(), sealed=True), set()
+    while not again.researcher.done:
+        again.ask()
+        again.deliver()
+        streamed = again.researcher.streamed
+        if streamed is not None and streamed.agreed.name not in replayed:
+            replayed.add(streamed.agreed.name)
+            for door in heard_by_the_researcher(again, "door"):
+                again.researcher.take(door.sender, encode(door))
+    assert {"voxels", "sum", "step 1", "step 2"} <= replayed
+    assert fitted_of(again.researcher.view.learned, again.study) == fitted_of(run.researcher.view.learned, run.study)
+
+
+def test_shares_that_come_again_in_a_later_sum_are_no_shares_of_it(run):
+    again, replayed = network(a_study()), set()
+    while not again.researcher.done:
+        again.ask()
+        again.deliver()
+        step = again.researcher.step
+        stepped = {name for name, party in again.parties.items() if party.state == "stepped"}
+        if step == "stepping" and stepped and len(replayed) < 3:
+            for old in heard_by_the_researcher(again, "status"):
+                share = bodies.read_status(old.body).share
+                if share and old.sender in stepped and share not in replayed:
+                    replayed.add(share)
+                    now = bodies.write_status(bodies.Status(state="stepped", share=share))
+                    again.researcher.take(old.sender, encode(msgspec.structs.replace(old, body=now)))
+                    assert again.researcher.step == step
+    assert len(replayed) > 2
+    assert fitted_of(again.researcher.view.learned, again.study) == fitted_of(run.researcher.view.learned, run.study)
 
 
 def test_frames_have_room_for_the_largest_step_and_its_weights():
