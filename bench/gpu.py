@@ -246,7 +246,7 @@ def study_of(**tables):
         name="bench",
         classes={"a": 1, "b": 2},
         feature=[{"kind": "intensity"}, {"kind": "gradient"}, *windowed],
-        window={"border": "mirror"},
+        window={"border": "mirror", "axes": 3},
         standardise={"fraction_bits": FRACTION_BITS},
         bounds={"intensity": 2**16},
         **tables,
