@@ -38,7 +38,7 @@ from .quotients import (
     set_divisors,
     variances_of,
 )
-from .rows import few_taps
+from .rows import copy, few_taps
 from .running import BYTES, running
 from .threads import in_threads
 
@@ -199,14 +199,6 @@ def sums_of(out: Array, to: Number, sums: Array, at: Number, n: Number) -> None:
     to, at = U(to), U(at)
     for i in range(U(n)):
         out[to + i] = sums[at + i]
-
-
-@inner
-def write_rest(out: Array, to: Number, line: Array, n: Number) -> None:
-    """Write what does not fill a cache line."""
-    to = U(to)
-    for i in range(U(n)):
-        out[to + i] = line[i]
 
 
 @merged
@@ -376,7 +368,7 @@ def fill_box(
             for x in range(0, n, part):
                 some = min(part, n - x)
                 if streamed and start + held != at + x:
-                    write_rest(out, start, line, held)
+                    copy(out, start, line, 0, held)
                     start, held = at + x, 0
                 target, to = (line, held) if streamed else (out, at + x)
                 if sums is not None:
@@ -391,10 +383,9 @@ def fill_box(
                     held += some
                     written = int(stream(out, U(start), line, U(held)))
                     start, held = start + written, held - written
-                    for i in range(held):
-                        line[i] = line[written + i]
+                    copy(line, 0, line, written, held)
     if streamed:
-        write_rest(out, start, line, held)
+        copy(out, start, line, 0, held)
         fence()
 
 
